@@ -1,0 +1,28 @@
+"""What a part must be: the abstract classes people extend and the data that flows between them."""
+
+from tokenflex.contracts.component import Component, ComponentConfig
+from tokenflex.contracts.host import HostAdapter, HostInputs, PaddingSide, Spliced
+from tokenflex.contracts.policy import Policy
+from tokenflex.contracts.router import Router
+from tokenflex.contracts.scaler import Scaler
+from tokenflex.contracts.tensors import Ballots, Decision, Grid, Instruction, ScaledTokens, VisualTokens
+from tokenflex.contracts.voter import Voter
+
+__all__ = [
+    "Ballots",
+    "Component",
+    "ComponentConfig",
+    "Decision",
+    "Grid",
+    "HostAdapter",
+    "HostInputs",
+    "Instruction",
+    "PaddingSide",
+    "Policy",
+    "Router",
+    "ScaledTokens",
+    "Scaler",
+    "Spliced",
+    "VisualTokens",
+    "Voter",
+]

@@ -1,0 +1,112 @@
+"""``Component``: what scalers, routers, voters and policies have in common."""
+
+import dataclasses
+import inspect
+from abc import ABC
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from tokenflex.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComponentConfig:
+    """Frozen, keyword-only settings of one component: plain data, so that they can live in a JSON file.
+
+    Sizes that depend on the host (``dim``, ``num_levels``, ...) are no settings; they are given to `build`.
+    """
+
+    _owner: ClassVar[type["Component"]]
+
+    def build(self, **sizes: Any) -> Any:
+        """Make the component.
+
+        Args:
+            sizes: the sizes known at run time: ``dim`` (width of the language model), ``num_levels``,
+                ``grid`` (tokens of one view of the host), ``segments`` (layout of the voters on that grid).
+                A component's constructor names those it needs and gets only these.
+
+        Raises:
+            ConfigError: a size the constructor asks for isn't given.
+        """
+        parameters = inspect.signature(self._owner.__init__).parameters
+        wanted = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+        missing = [n for n in wanted if n not in sizes and parameters[n].default is inspect.Parameter.empty]
+        if missing:
+            raise ConfigError(
+                f"{self._owner.__name__} needs the size(s) {missing} to be built, got {sorted(sizes)}. "
+                f"Give them to build(), e.g. build({missing[0]}=...)."
+            )
+        return self._owner(self, **{name: sizes[name] for name in wanted if name in sizes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from `to_dict`'s data; lists become tuples, as in a fresh config.
+
+        Raises:
+            ConfigError: a key isn't a setting of this component.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(data) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"unknown setting(s) {unknown} for {cls._owner.__name__}; it knows {known}. "
+                "Correct the spelling, or install the version of the package that wrote them."
+            )
+        return cls(**{key: _tuples(value) for key, value in data.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+class Component(nn.Module, ABC):
+    """Base of every pluggable part. Subclasses are abstract (the four kinds) or final (the parts).
+
+    A part nests a frozen dataclass named ``Config`` that extends `ComponentConfig`; its constructor takes
+    that config and, as keywords, the sizes it needs:
+
+        class Keep(Scaler):
+            @dataclass(frozen=True, kw_only=True)
+            class Config(ComponentConfig):
+                every: int = 2
+
+            def __init__(self, config: "Keep.Config", *, dim: int) -> None: ...
+    """
+
+    Config: ClassVar[type[ComponentConfig]] = ComponentConfig
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Wire ``Config`` to its component, refusing configs that aren't frozen keyword-only data."""
+        super().__init_subclass__(**kwargs)
+        config = cls.__dict__.get("Config")
+        if config is None:
+            return
+        params = getattr(config, "__dataclass_params__", None)
+        if not issubclass(config, ComponentConfig) or "__dataclass_params__" not in config.__dict__:
+            raise TypeError(
+                f"{cls.__name__}.Config must extend ComponentConfig and be decorated with "
+                "@dataclass(frozen=True, kw_only=True)"
+            )
+        if not (params.frozen and params.kw_only):
+            raise TypeError(f"{cls.__name__}.Config must be @dataclass(frozen=True, kw_only=True)")
+        config._owner = cls
+
+    def __init__(self, config: ComponentConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def extra_repr(self) -> str:
+        """The settings that differ from their defaults."""
+        shown: list[str] = []
+        for field in dataclasses.fields(self.config):
+            value = getattr(self.config, field.name)
+            if value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return ", ".join(shown)

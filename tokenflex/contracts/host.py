@@ -1,0 +1,109 @@
+"""``HostAdapter``: reads from and writes to an unmodified host model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from tokenflex.contracts.tensors import Grid, Instruction, ScaledTokens, VisualTokens
+
+HostInputs = Mapping[str, Any]
+"""A batch as the host's processor made it: ``input_ids``, ``attention_mask``, ``pixel_values``, ..."""
+
+PaddingSide = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """A shortened batch for the unmodified host.
+
+    Attributes:
+        inputs: keyword arguments for the host's ``forward`` or ``generate``.
+        tokens: visual tokens per image that the host will see, separators included.
+        index: ``(rows, new_length)``, position of every new token in the caller's sequence; -1 for padding
+            and for visual tokens (their places don't correspond one to one).
+    """
+
+    inputs: dict[str, Any]
+    tokens: tuple[int, ...]
+    index: Tensor
+
+
+class HostAdapter(ABC):
+    """Everything that is particular to one family of hosts. The host is called, never edited.
+
+    Args:
+        host: the model to serve, as loaded by its own class (a PEFT wrapper around it is fine).
+    """
+
+    model_types: tuple[str, ...] = ()
+
+    def __init__(self, host: nn.Module) -> None:
+        self.host = host
+
+    @classmethod
+    @abstractmethod
+    def refusal(cls, host: nn.Module) -> str | None:
+        """None when this adapter serves ``host``, else the reason why not, as a sentence."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of the language model's embeddings."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> Grid:
+        """The grid of one view; for hosts of dynamic resolution, the canonical one parts are sized for."""
+
+    @abstractmethod
+    def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
+        """Run the vision tower once and give every image's tokens, in batch order.
+
+        Raises:
+            InputError: placeholders in the text don't match the images.
+        """
+
+    @abstractmethod
+    def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
+        """One instruction per row of the batch: the request's words, never an answer."""
+
+    @abstractmethod
+    def count(self, inputs: HostInputs, kept: Sequence[Grid | int]) -> Tensor:
+        """Visual tokens each image would cost, before features exist.
+
+        Args:
+            kept: per level the grid (or number) of tokens kept per view.
+
+        Returns:
+            ``(images, levels)`` integers on the CPU, separators included.
+        """
+
+    @abstractmethod
+    def splice(
+        self,
+        inputs: HostInputs,
+        images: Sequence[VisualTokens],
+        scaled: Sequence[ScaledTokens],
+        padding_side: PaddingSide | None = None,
+    ) -> Spliced:
+        """The same batch with the chosen tokens in place of the full ones.
+
+        Args:
+            padding_side: where shortened rows are padded; None keeps the side the batch already has.
+        """
+
+    @abstractmethod
+    def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
+        """The host's parameters as ``vision_tower``, ``projector`` and ``language_model``; disjoint, complete."""
+
+
+def no_words(dim: int, like: Tensor) -> Instruction:
+    """An empty instruction on the device and in the type of ``like``."""
+    embeddings: Float[Tensor, "words dim"] = like.new_zeros(0, dim)
+    mask: Bool[Tensor, " words"] = torch.zeros(0, dtype=torch.bool, device=like.device)
+    return Instruction(embeddings, mask)

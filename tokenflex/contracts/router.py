@@ -1,0 +1,27 @@
+"""``Router``: looks at image and instruction and lets voters vote."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from tokenflex.contracts.component import Component
+from tokenflex.contracts.tensors import Ballots, Grid, Instruction, ScaledTokens
+
+
+class Router(Component):
+    """Casts ballots over the levels of a pyramid."""
+
+    @abstractmethod
+    def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
+        """Layout of the voters for a pyramid whose levels are laid out as ``grids``.
+
+        Kept tokens without a grid count as one row: ``Grid(1, kept)``.
+        """
+
+    @abstractmethod
+    def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
+        """Vote.
+
+        Args:
+            pyramid: the image at every level, coarse to fine; features ``(*batch, views, kept, dim)``.
+            instruction: embeddings ``(*batch, words, dim)``; ``words`` may be 0.
+        """

@@ -1,0 +1,38 @@
+"""``Scaler``: an image's tokens at several granularities."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from tokenflex.contracts.component import Component
+from tokenflex.contracts.tensors import Grid, ScaledTokens, VisualTokens
+
+
+class Scaler(Component):
+    """Offers the tokens of an image at ``num_levels`` levels, level 0 keeping fewest.
+
+    Views (and stacked images) are scaled independently of one another. The last level is the finest.
+    """
+
+    differentiable: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def num_levels(self) -> int:
+        """Number of levels; the same on every grid."""
+
+    @abstractmethod
+    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
+        """Per level, the grid of the tokens kept per view, or their number when they form no grid."""
+
+    def granularities(self, grid: Grid) -> tuple[int, ...]:
+        """Tokens kept per view at each level, known before any feature exists; never decreasing."""
+        return tuple(kept if isinstance(kept, int) else kept.tokens for kept in self.layouts(grid))
+
+    @abstractmethod
+    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
+        """The tokens at one level.
+
+        Args:
+            tokens: features ``(*batch, views, tokens, dim)``.
+            level: 0 .. ``num_levels - 1``.
+        """

@@ -1,0 +1,110 @@
+"""The data that parts hand to one another, and the axis words used in every shape of the library.
+
+batch   items of equal geometry, stacked; absent for a single item
+views   crops of one image, the whole image first, or frames
+tokens  visual tokens of one view, row-major
+kept    tokens of one view after scaling
+words   prompt tokens: no padding, no image placeholders, no answers
+voters  tokens that cast ballots
+levels  granularities; level 0 keeps fewest
+dim     width of the language model's embeddings
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A rectangle of tokens, counted in tokens.
+
+    A grid lays tokens out row-major: token ``i`` lies at ``divmod(i, cols)``.
+    """
+
+    rows: int
+    cols: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in the grid."""
+        return self.rows * self.cols
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The projected tokens of one image (or of a stack of images of equal geometry).
+
+    Attributes:
+        features: ``(*batch, views, tokens, dim)``, after the vision-language projector.
+        grid: layout of the tokens of each view.
+        row: row of the host batch the image belongs to; -1 for a stack.
+        planes: further features of the same shape that are added deeper in the host (DeepStack).
+    """
+
+    features: Float[Tensor, "*batch views tokens dim"]
+    grid: Grid
+    row: int = -1
+    planes: tuple[Float[Tensor, "*batch views tokens dim"], ...] = ()
+
+
+@dataclass(frozen=True)
+class ScaledTokens:
+    """The tokens of one image at one level.
+
+    Attributes:
+        features: ``(*batch, views, kept, dim)``.
+        assignment: ``(*batch, views, tokens)``, index of the kept token each source token went into, -1 if
+            it was dropped.
+        grid: layout of the kept tokens, or None when they no longer form a grid.
+    """
+
+    features: Float[Tensor, "*batch views kept dim"]
+    assignment: Int[Tensor, "*batch views tokens"]
+    grid: Grid | None
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """The words of the user's request, as input embeddings of the host's language model.
+
+    Attributes:
+        embeddings: ``(*batch, words, dim)``; ``words`` may be 0.
+        mask: ``(*batch, words)``, False where a stack of instructions had to be padded.
+    """
+
+    embeddings: Float[Tensor, "*batch words dim"]
+    mask: Bool[Tensor, "*batch words"]
+
+
+@dataclass(frozen=True)
+class Ballots:
+    """One vote per voter and level.
+
+    Attributes:
+        logits: ``(*batch, views, voters, levels)``.
+        mask: ``(*batch, views, voters)``, False for voters that must not count.
+        segments: how the voters axis is laid out: successive grids whose tokens add up to ``voters``.
+    """
+
+    logits: Float[Tensor, "*batch views voters levels"]
+    mask: Bool[Tensor, "*batch views voters"]
+    segments: tuple[Grid, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided for one image.
+
+    Attributes:
+        level: chosen level, 0 = fewest tokens.
+        scores: the voter's scores ``(levels,)``, detached; None when the level was forced.
+        tokens: visual tokens the language model sees for this image, separators included.
+        of: visual tokens the unmodified host would have seen.
+    """
+
+    level: int
+    scores: Float[Tensor, " levels"] | None
+    tokens: int
+    of: int

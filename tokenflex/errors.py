@@ -1,0 +1,36 @@
+"""Every error TokenFlex raises on purpose. Each names the value, the rule and the remedy."""
+
+
+class TokenFlexError(Exception):
+    """Base of all errors raised by TokenFlex."""
+
+
+class ConfigError(TokenFlexError, ValueError):
+    """A setting, recipe key or saved file says something that can't be honoured."""
+
+
+class InputError(TokenFlexError, ValueError):
+    """A batch given to a model doesn't fit together (images, placeholders, levels, labels)."""
+
+
+class DataError(TokenFlexError, ValueError):
+    """A row of a data set can't be used; the message names the row."""
+
+
+class UnsupportedHostError(TokenFlexError, ValueError):
+    """No host adapter serves this model, or the one that does declines it."""
+
+
+class UnknownComponentError(TokenFlexError, KeyError):
+    """No component of this kind is registered under this name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class DuplicateComponentError(TokenFlexError, ValueError):
+    """Two providers offer a component of the same kind under the same name."""
+
+
+class BrokenPluginError(TokenFlexError, ImportError):
+    """A registered component exists but can't be imported, or isn't what its kind requires."""

@@ -1,0 +1,97 @@
+"""Where an anyres image's tokens go in the prompt: LLaVA-NeXT's packing as index arithmetic.
+
+The whole image (view 0) comes first, row-major. The local tiles are stitched to their canvas, the rows and
+columns that hold only padding are cut off, and every remaining row ends with a newline.
+
+Cutting (``unpad``):
+    ``geometric``  the padding is found on the unpooled canvas and carried over to pooled cells, so no cell
+                   that shows part of the picture is lost. On an unpooled canvas this is what transformers does.
+    ``released``   the padding is found on the pooled canvas as if its cells were square, as in the published
+                   AVG-LLaVA code, which crops real rows at 1:2 cells (72 and 288 tokens).
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tokenflex.contracts import Grid
+
+NEWLINE = -1
+Unpad = Literal["geometric", "released"]
+Span = tuple[int, int]
+
+
+def visible_span(canvas: Grid, image_size: tuple[int, int], *, digits: int | None = 7) -> tuple[Span, Span]:
+    """Half-open (rows, cols) of ``canvas`` that show the picture.
+
+    Args:
+        image_size: (height, width) of the picture before it was fitted into the canvas, in pixels.
+        digits: decimals the fitted side is rounded to before it is truncated (transformers); None truncates
+            at once (the published code).
+    """
+    height, width = image_size
+
+    def fitted(side: int, scale: float) -> int:
+        return int(side * scale if digits is None else round(side * scale, digits))
+
+    if width / height > canvas.cols / canvas.rows:
+        padding = (canvas.rows - fitted(height, canvas.cols / width)) // 2
+        return (padding, canvas.rows - padding), (0, canvas.cols)
+    padding = (canvas.cols - fitted(width, canvas.rows / height)) // 2
+    return (0, canvas.rows), (padding, canvas.cols - padding)
+
+
+def _pooled_span(span: Span, side: int, kept: int) -> Span:
+    """The pooled cells that a span of unpooled ones touches; sides are per tile."""
+
+    def cell(index: int) -> int:
+        return index // side * kept + index % side * kept // side
+
+    start, end = span
+    return (cell(start), cell(end - 1) + 1) if end > start else (0, 0)
+
+
+def kept_spans(
+    tiles: Grid, grid: Grid, kept: Grid, image_size: tuple[int, int], unpad: Unpad
+) -> tuple[Span, Span]:
+    """Half-open (rows, cols) of the pooled canvas that stay.
+
+    Args:
+        tiles: how many local tiles, down and across.
+        grid: tokens of one tile before pooling.
+        kept: tokens of one tile after pooling.
+    """
+    if unpad == "released":
+        canvas = Grid(tiles.rows * kept.rows, tiles.cols * kept.cols)
+        return visible_span(canvas, image_size, digits=None)
+    canvas = Grid(tiles.rows * grid.rows, tiles.cols * grid.cols)
+    rows, cols = visible_span(canvas, image_size)
+    return _pooled_span(rows, grid.rows, kept.rows), _pooled_span(cols, grid.cols, kept.cols)
+
+
+def anyres_count(tiles: Grid, grid: Grid, kept: Grid | int, image_size: tuple[int, int], unpad: Unpad) -> int:
+    """Tokens an image costs, newlines included, without making the order."""
+    if isinstance(kept, int):
+        return (tiles.tokens + 1) * kept + 1
+    (top, bottom), (left, right) = kept_spans(tiles, grid, kept, image_size, unpad)
+    return kept.tokens + max(bottom - top, 0) * (max(right - left, 0) + 1)
+
+
+def anyres_order(
+    tiles: Grid, grid: Grid, kept: Grid | int, image_size: tuple[int, int], unpad: Unpad
+) -> Int[Tensor, " packed"]:
+    """The packed order as indices into the flattened ``(views, kept)`` tokens, ``NEWLINE`` for newlines.
+
+    Tokens that form no grid are all kept, tile after tile, with one newline at the end.
+    """
+    if isinstance(kept, int):
+        return torch.cat([torch.arange((tiles.tokens + 1) * kept), torch.tensor([NEWLINE])])
+    local = torch.arange(kept.tokens, kept.tokens * (tiles.tokens + 1))
+    canvas = local.view(tiles.rows, tiles.cols, kept.rows, kept.cols).transpose(1, 2)
+    canvas = canvas.reshape(tiles.rows * kept.rows, tiles.cols * kept.cols)
+    (top, bottom), (left, right) = kept_spans(tiles, grid, kept, image_size, unpad)
+    cut = canvas[top:bottom, left:right]
+    lines = torch.cat([cut, cut.new_full((cut.shape[0], 1), NEWLINE)], dim=1)
+    return torch.cat([torch.arange(kept.tokens), lines.flatten()])

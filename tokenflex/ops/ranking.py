@@ -1,0 +1,64 @@
+"""The RGLF losses (AVG-LLaVA, section 3.3): rank granularities by the LMM's own losses."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def best_first(losses: Float[Tensor, "samples levels"]) -> Int[Tensor, "samples levels"]:
+    """Levels by ascending loss; equal losses keep the coarser level first."""
+    return losses.argsort(dim=-1, stable=True)
+
+
+def ranking_loss(
+    scores: Float[Tensor, "samples levels"], losses: Float[Tensor, "samples levels"], margin: float = 1.0
+) -> Float[Tensor, ""]:
+    """Pairwise hinge: a better level must lead by ``margin`` x rank distance x difference in loss.
+
+    sum over j = 1..G-1 of the mean over samples and i = 1..G-j of
+    max(0, s[i+j] - s[i] + margin * j * (l[i+j] - l[i])), with s the log-softmax of the scores and both s
+    and l sorted by ascending loss. At zero the gradient of the hinge is 1/2, as published.
+
+    Args:
+        scores: the router's logits.
+        losses: mean negative log-likelihood of the answer at each level, in nats per token.
+    """
+    order = best_first(losses)
+    s = F.log_softmax(scores, dim=-1).gather(-1, order)
+    ranked = losses.gather(-1, order)
+    total = scores.new_zeros(())
+    for j in range(1, scores.shape[-1]):
+        gap = s[:, j:] - s[:, :-j] + margin * j * (ranked[:, j:] - ranked[:, :-j])
+        total = total + torch.maximum(gap, torch.zeros_like(gap)).mean()
+    return total
+
+
+def feedback_cross_entropy(
+    scores: Float[Tensor, "samples levels"], losses: Float[Tensor, "samples levels"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy towards the level of least loss; samples whose losses are all equal give no label."""
+    informative = losses.amax(-1) > losses.amin(-1)
+    per_sample = F.cross_entropy(scores, best_first(losses)[:, 0], reduction="none")
+    return (per_sample * informative).sum() / informative.sum().clamp(min=1)
+
+
+def rglf_loss(
+    scores: Float[Tensor, "samples levels"],
+    losses: Float[Tensor, "samples levels"],
+    *,
+    margin: float = 1.0,
+    rank_weight: float = 1.0,
+    ce_weight: float = 0.1,
+) -> Float[Tensor, ""]:
+    """``rank_weight`` x `ranking_loss` + ``ce_weight`` x `feedback_cross_entropy`.
+
+    Samples with a loss that isn't finite (no answer tokens) are left out; with none left the result is a
+    zero that still belongs to the graph.
+    """
+    valid: Bool[Tensor, " samples"] = losses.isfinite().all(-1)
+    if not bool(valid.any()):
+        return scores.sum() * 0.0
+    scores, losses = scores[valid].float(), losses[valid].float()
+    rank = ranking_loss(scores, losses, margin)
+    return rank_weight * rank + ce_weight * feedback_cross_entropy(scores, losses)

@@ -1,0 +1,37 @@
+"""Which words of an instruction have most to do with an image (AVG-LLaVA, section 3.2: the text filter)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+EPS = 1e-8
+
+
+def relevance(
+    image: Float[Tensor, "*batch tokens dim"], words: Float[Tensor, "*batch words dim"]
+) -> Float[Tensor, "*batch words"]:
+    """Mean cosine similarity of each word with the image's tokens, in float32.
+
+    The mean of cosines equals the cosine with the mean of the normalised tokens, so nothing of size
+    tokens x words x dim is made. A zero vector has similarity 0.
+    """
+    mean = F.normalize(image.float(), dim=-1, eps=EPS).mean(-2)
+    return torch.einsum("...wd,...d->...w", F.normalize(words.float(), dim=-1, eps=EPS), mean)
+
+
+def most_relevant(
+    words: Float[Tensor, "*batch words dim"],
+    scores: Float[Tensor, "*batch words"],
+    mask: Bool[Tensor, "*batch words"],
+    k: int,
+) -> Float[Tensor, "*batch k dim"]:
+    """The ``k`` best-scoring words in descending order of score; ties keep the order of the text.
+
+    Masked words are never taken; where fewer than ``k`` are left, zero rows follow.
+    """
+    order = scores.masked_fill(~mask, float("-inf")).argsort(-1, descending=True, stable=True)[..., :k]
+    taken = mask.gather(-1, order)
+    rows = words.gather(-2, order[..., None].expand(*order.shape, words.shape[-1]))
+    rows = torch.where(taken[..., None], rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+    return F.pad(rows, (0, 0, 0, k - rows.shape[-2]))

@@ -1,0 +1,37 @@
+"""Always one level, whatever the scores say."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenflex.contracts import ComponentConfig, Policy
+from tokenflex.errors import InputError
+
+
+class ConstantPolicy(Policy):
+    """Ignores the scores."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ComponentConfig):
+        """Attributes: ``level`` to pick; negative counts from the finest, -1."""
+
+        level: int = -1
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.level = config.level
+
+    def forward(
+        self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]
+    ) -> Int[Tensor, " images"]:
+        """The same level for every image.
+
+        Raises:
+            InputError: there is no such level.
+        """
+        levels = scores.shape[-1]
+        if not -levels <= self.level < levels:
+            raise InputError(f"level={self.level}; with {levels} levels use 0..{levels - 1} or -1.")
+        return torch.full(scores.shape[:1], self.level % levels, dtype=torch.long, device=scores.device)

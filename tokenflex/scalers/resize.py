@@ -1,0 +1,44 @@
+"""Bilinear resizing of the token grid: the baseline of simply using a smaller picture."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
+from tokenflex.ops.assignment import over_views
+from tokenflex.ops.pooling import PYRAMID, Windows, check_windows, pooled_grid, resample_grid
+
+
+class ResizeScaler(Scaler):
+    """Resamples the token grid (bilinear, antialiased) to the size average pooling would leave."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ComponentConfig):
+        """Attributes: ``windows``, whose grids are the targets, coarse to fine."""
+
+        windows: Windows = PYRAMID
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        check_windows(config.windows)
+        self.windows = config.windows
+
+    @property
+    def num_levels(self) -> int:
+        """One level per window."""
+        return len(self.windows)
+
+    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
+        """The grid that each window leaves."""
+        return tuple(pooled_grid(grid, window) for window in self.windows)
+
+    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
+        """Resample to the grid of ``level``; a source token is assigned to the cell it lies in."""
+        grid, target = tokens.grid, pooled_grid(tokens.grid, self.windows[level])
+        rows = torch.arange(grid.rows) * target.rows // grid.rows
+        cols = torch.arange(grid.cols) * target.cols // grid.cols
+        return ScaledTokens(
+            features=resample_grid(tokens.features, grid, target),
+            assignment=over_views((rows[:, None] * target.cols + cols).flatten(), tokens.features),
+            grid=target,
+        )
