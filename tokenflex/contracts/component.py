@@ -94,7 +94,8 @@ class Component(nn.Module, ABC):
                 f"{cls.__name__}.Config must extend ComponentConfig and be decorated with "
                 "@dataclass(frozen=True, kw_only=True)"
             )
-        if not (params.frozen and params.kw_only):
+        keyword_only = all(field.kw_only for field in dataclasses.fields(config))
+        if params is None or not params.frozen or not keyword_only:
             raise TypeError(f"{cls.__name__}.Config must be @dataclass(frozen=True, kw_only=True)")
         config._owner = cls
 

@@ -52,6 +52,16 @@ class HostAdapter(ABC):
 
     @property
     @abstractmethod
+    def options(self) -> Mapping[str, Any]:
+        """The constructor's settings besides the host, as JSON-ready data; saved with the parts."""
+
+    @property
+    @abstractmethod
+    def model_type(self) -> str:
+        """The host's ``model_type``; parts trained for one are refused by another."""
+
+    @property
+    @abstractmethod
     def dim(self) -> int:
         """Width of the language model's embeddings."""
 

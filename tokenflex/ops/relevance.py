@@ -30,7 +30,7 @@ def most_relevant(
 
     Masked words are never taken; where fewer than ``k`` are left, zero rows follow.
     """
-    order = scores.masked_fill(~mask, float("-inf")).argsort(-1, descending=True, stable=True)[..., :k]
+    order = scores.masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True)[..., :k]
     taken = mask.gather(-1, order)
     rows = words.gather(-2, order[..., None].expand(*order.shape, words.shape[-1]))
     rows = torch.where(taken[..., None], rows, torch.zeros((), dtype=rows.dtype, device=rows.device))

@@ -1,1 +1,11 @@
-"""Built-in routers; look them up by name with ``tokenflex.routers`` of the package's front door."""
+"""Built-in routers, and the registry of all of them: ``names``, ``get``, ``register``, ``temporary``."""
+
+from tokenflex.registry import routers as _registry
+
+get = _registry.get
+names = _registry.names
+provider = _registry.provider
+register = _registry.register
+temporary = _registry.temporary
+
+__all__ = ["get", "names", "provider", "register", "temporary"]

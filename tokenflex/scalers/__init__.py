@@ -1,1 +1,11 @@
-"""Built-in scalers; look them up by name with ``tokenflex.scalers`` of the package's front door."""
+"""Built-in scalers, and the registry of all of them: ``names``, ``get``, ``register``, ``temporary``."""
+
+from tokenflex.registry import scalers as _registry
+
+get = _registry.get
+names = _registry.names
+provider = _registry.provider
+register = _registry.register
+temporary = _registry.temporary
+
+__all__ = ["get", "names", "provider", "register", "temporary"]

@@ -1,0 +1,45 @@
+"""TokenFlex: a large multimodal model chooses how many visual tokens it needs."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenflex.model import FlexConfig, FlexModel, load_parts, wrap
+    from tokenflex import hosts, policies, routers, scalers, voters
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FlexConfig",
+    "FlexModel",
+    "hosts",
+    "load_parts",
+    "policies",
+    "routers",
+    "scalers",
+    "voters",
+    "wrap",
+]
+
+_HOMES = {
+    "FlexConfig": "tokenflex.model",
+    "FlexModel": "tokenflex.model",
+    "load_parts": "tokenflex.model",
+    "wrap": "tokenflex.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used, so that ``import tokenflex`` stays light."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in __all__:
+        return import_module(f"tokenflex.{name}")
+    raise AttributeError(f"module 'tokenflex' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
+import_module("tokenflex.auto").register_when_loaded()

@@ -1,0 +1,68 @@
+"""Which tokens of a prompt are the user's instruction: one definition for training and inference.
+
+``last-turn``: the words after the last turn marker, up to the answer. ``prompt``: the published behaviour,
+every word of the prompt (AVG-LLaVA's code uses all unmasked prompt tokens). Answers never count: a token whose
+label is set is an answer, and with ``last-turn`` nothing after the last answer's start counts either.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tokenflex.hosts.placeholders import IGNORE
+
+Scope = Literal["last-turn", "prompt"]
+
+
+def instruction_mask(
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Tensor | None,
+    labels: Int[Tensor, "rows length"] | None,
+    *,
+    image_token_id: int,
+    scope: Scope = "last-turn",
+    marker: tuple[int, ...] = (),
+) -> Bool[Tensor, "rows length"]:
+    """True for the tokens that make up each row's instruction.
+
+    Args:
+        labels: when given, supervised positions are answers.
+        marker: ids of the text that opens a user turn in the chat template, e.g. those of ``USER:``. Without a
+            marker turns can't be told apart, and ``last-turn`` takes all text before the last answer.
+    """
+    words = input_ids != image_token_id
+    if attention_mask is not None:
+        words = words & (attention_mask != 0)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    if labels is not None:
+        answers = labels.to(input_ids.device) != IGNORE
+        if scope == "prompt":
+            return words & ~answers
+        words = words & (positions < _last_run_start(answers)[:, None])
+    if scope == "prompt" or not marker:
+        return words
+    return words & (positions >= _after_last_marker(input_ids, words, marker)[:, None])
+
+
+def _last_run_start(answers: Bool[Tensor, "rows length"]) -> Int[Tensor, " rows"]:
+    """Where the last run of answer tokens begins; the row's length if it has none."""
+    begins = answers & ~torch.cat([torch.zeros_like(answers[:, :1]), answers[:, :-1]], dim=1)
+    positions = torch.arange(answers.shape[1], device=answers.device)
+    last = torch.where(begins, positions, -1).amax(-1)
+    return torch.where(last < 0, answers.shape[1], last)
+
+
+def _after_last_marker(
+    input_ids: Int[Tensor, "rows length"], words: Bool[Tensor, "rows length"], marker: tuple[int, ...]
+) -> Int[Tensor, " rows"]:
+    """The position after the last marker that lies within ``words``; 0 if there is none."""
+    rows, length = input_ids.shape
+    if length < len(marker):
+        return torch.zeros(rows, dtype=torch.long, device=input_ids.device)
+    windows = input_ids.unfold(1, len(marker), 1)
+    hits = (windows == torch.tensor(marker, device=input_ids.device)).all(-1)
+    hits = hits & words.unfold(1, len(marker), 1).all(-1)
+    ends = torch.arange(hits.shape[1], device=input_ids.device) + len(marker)
+    return torch.where(hits, ends, 0).amax(-1)

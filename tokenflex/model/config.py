@@ -1,0 +1,31 @@
+"""Configuration of a saved `FlexModel`: the host's own configuration and the description of the parts."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+class FlexConfig(PreTrainedConfig):
+    """What ``config.json`` of a host saved together with its parts holds.
+
+    Attributes:
+        host: the host's configuration.
+        parts: the description `tokenflex.checkpoint.describe` gives; ``tokenflex.json`` holds the same.
+    """
+
+    model_type = "tokenflex"
+    sub_configs_defaults = {"host": SubConfigSpec(config_class=AutoConfig, model_type="llava_next")}
+
+    host: PreTrainedConfig | dict[str, Any] | None = None
+    parts: dict[str, Any] | None = None
+
+    @property
+    def keys_to_ignore_at_inference(self) -> list[str]:
+        """Outputs that aren't predictions: the host's list and the decisions."""
+        return [*getattr(self.host, "keys_to_ignore_at_inference", []), "decisions"]
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The host's text configuration."""
+        host: Any = self.host
+        return host.get_text_config(*args, **kwargs)

@@ -1,0 +1,262 @@
+"""``FlexModel``: decides how many visual tokens each image needs, then calls the unmodified host."""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from tokenflex import checkpoint
+from tokenflex.compressor import Compressor
+from tokenflex.contracts import (
+    Decision,
+    HostAdapter,
+    HostInputs,
+    Instruction,
+    PaddingSide,
+    Spliced,
+    VisualTokens,
+)
+from tokenflex.errors import InputError
+from tokenflex.model import generation
+from tokenflex.model.config import FlexConfig
+
+Levels = int | Sequence[int] | None
+Objective = Callable[["FlexModel", HostInputs], ModelOutput]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch after one pass through the vision tower.
+
+    Attributes:
+        images: one item per image, in batch order.
+        instructions: one per image: that of its row.
+        counts: ``(images, levels)``, visual tokens each level costs, on the CPU.
+    """
+
+    images: tuple[VisualTokens, ...]
+    instructions: tuple[Instruction, ...]
+    counts: Int[Tensor, "images levels"]
+
+
+class FlexModel(PreTrainedModel, GenerationMixin):
+    """A host and the parts that shorten its input, as one transformers model.
+
+    ``flex.host`` is the host itself and works as before; nothing of it is changed. Make one with
+    `tokenflex.wrap` or `tokenflex.load_parts`, or load one that `save_pretrained` wrote, with
+    ``AutoModelForImageTextToText.from_pretrained`` after ``import tokenflex``.
+    """
+
+    config_class = FlexConfig
+    base_model_prefix = "tokenflex"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["compressor"]
+
+    def __init__(
+        self,
+        config: FlexConfig,
+        host: nn.Module | None = None,
+        compressor: Compressor | None = None,
+        adapter: HostAdapter | None = None,
+    ) -> None:
+        super().__init__(config)
+        spec: Any = config.parts
+        if host is None:
+            host = AutoModelForImageTextToText.from_config(copy.deepcopy(config.host))
+        self.host: Any = host
+        self.adapter = adapter or checkpoint.adapter_for(host, spec["host"]["options"])
+        self.compressor = compressor or checkpoint.assemble(spec, self.adapter)
+        self.accepts_loss_kwargs = getattr(host, "accepts_loss_kwargs", False)
+        self.generation_config = getattr(host, "generation_config", self.generation_config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Host and parts initialise themselves when they are built."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The host's."""
+        return self.host.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """The host's."""
+        self.host.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The host's."""
+        return self.host.get_output_embeddings()
+
+    def encode(self, inputs: HostInputs) -> Encoded:
+        """Run the vision tower once.
+
+        Raises:
+            InputError: images and placeholders don't match.
+        """
+        images = self.adapter.encode(inputs)
+        rows = self.adapter.instructions(inputs) if images else ()
+        layouts = self.compressor.scaler.layouts(self.adapter.grid)
+        counts = self.adapter.count(inputs, layouts)
+        return Encoded(images, tuple(rows[image.row] for image in images), counts)
+
+    def scores(self, encoded: Encoded) -> Float[Tensor, "images levels"]:
+        """The voter's scores, with gradients to router and voter."""
+        return self.compressor.scores(encoded.images, encoded.instructions)
+
+    def at_levels(
+        self,
+        inputs: HostInputs,
+        encoded: Encoded,
+        levels: Sequence[int],
+        padding_side: PaddingSide | None = None,
+    ) -> Spliced:
+        """The batch with each image at its level, ready for the host."""
+        scaled = self.compressor.scale(encoded.images, levels)
+        return self.adapter.splice(inputs, encoded.images, scaled, padding_side)
+
+    def prepare(
+        self, inputs: HostInputs, level: Levels = None, padding_side: PaddingSide | None = None
+    ) -> tuple[Spliced, tuple[Decision, ...]]:
+        """Encode, decide, apply.
+
+        Args:
+            level: one for all images, or one per image; None lets the router decide.
+        """
+        encoded = self.encode(inputs)
+        decisions = self._decide(encoded, level)
+        levels = [decision.level for decision in decisions]
+        return self.at_levels(inputs, encoded, levels, padding_side), decisions
+
+    def _decide(self, encoded: Encoded, level: Levels) -> tuple[Decision, ...]:
+        if not encoded.images:
+            return ()
+        scores: list[Tensor | None] = [None] * len(encoded.images)
+        if level is None:
+            with torch.no_grad():
+                table = self.scores(encoded)
+                chosen = self.compressor.choose(table, encoded.counts)
+            scores = list(table.cpu())
+        else:
+            chosen = _forced(level, len(encoded.images), self.compressor.num_levels)
+        return tuple(
+            Decision(level=pick, scores=row, tokens=int(counts[pick]), of=int(counts[-1]))
+            for pick, row, counts in zip(chosen, scores, encoded.counts, strict=True)
+        )
+
+    @torch.no_grad()
+    def decide(self, *, level: Levels = None, **inputs: Any) -> list[Decision]:
+        """What would be done with each image, without running the language model.
+
+        Args:
+            inputs: the batch as the host's processor made it.
+            level: forces a level, for its token counts.
+
+        Raises:
+            InputError: the batch has no images.
+        """
+        encoded = self.encode(inputs)
+        if not encoded.images:
+            raise InputError(
+                "the batch has no images, so there is nothing to decide. Pass pixel_values and image_sizes as "
+                "the processor made them."
+            )
+        return list(self._decide(encoded, level))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        level: Levels = None,
+        objective: Objective | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """The host's own output on the shortened batch, plus ``decisions``.
+
+        Logits belong to the shortened sequence; labels are shortened alike, so the loss is the host's loss.
+        Text-only rows and batches pass through.
+
+        Args:
+            input_ids: ``(rows, length)`` with the processor's full placeholders.
+            labels: ``(rows, length)``, -100 where nothing is supervised.
+            level: one for all images, or one per image, 0 = fewest tokens; None lets the router decide.
+            objective: a training objective to evaluate instead, given this model and the batch. Going through
+                ``forward`` keeps wrappers such as DistributedDataParallel in charge.
+
+        Raises:
+            InputError: images, placeholders and levels don't fit together.
+        """
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, **inputs}
+        batch = {key: value for key, value in batch.items() if value is not None}
+        if objective is not None:
+            return objective(self, batch)
+        if input_ids is None or generation.continues_cache(batch):
+            return self.host(**batch)
+        spliced, decisions = self.prepare(batch, level)
+        output = self.host(**spliced.inputs)
+        if isinstance(output, ModelOutput):
+            output["decisions"] = decisions
+        return output
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *, level: Levels = None, **kwargs: Any) -> Any:
+        """The host's ``generate`` on the shortened batch.
+
+        Returns the caller's prompt ids followed by the new tokens, as the host does. With
+        ``return_dict_in_generate=True`` the output also has ``decisions``, and ``compact_sequences`` and
+        ``compact_attention_mask``: the ids that match the returned cache, to continue a conversation from it.
+
+        Args:
+            level: one for all images, or one per image, 0 = fewest tokens; None lets the router decide.
+            kwargs: the batch, and anything the host's ``generate`` takes. ``max_length`` and ``min_length``
+                count the caller's prompt.
+
+        Raises:
+            InputError: images, placeholders and levels don't fit together, or ``past_key_values`` comes with
+                images, whose tokens the cache already holds.
+        """
+        if inputs is not None:
+            kwargs["input_ids"] = inputs
+        kwargs.setdefault("generation_config", self.generation_config)
+        batch, options = generation.split(kwargs)
+        if "input_ids" not in batch or generation.continues_cache(batch):
+            return self.host.generate(**batch, **options)
+        spliced, decisions = self.prepare(batch, level, padding_side="left")
+        ids = spliced.inputs["input_ids"]
+        options = generation.lengths(options, dropped=batch["input_ids"].shape[1] - ids.shape[1])
+        output = self.host.generate(**spliced.inputs, **options)
+        return generation.restore(output, batch["input_ids"], spliced, decisions)
+
+    def save_parts(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``tokenflex.json`` and ``tokenflex.safetensors``; the host is not saved.
+
+        Raises:
+            ConfigError: a part isn't registered under a name.
+        """
+        spec = checkpoint.describe(self.compressor, self.adapter)
+        checkpoint.save(folder, spec, self.compressor.state_dict())
+
+
+def _forced(level: int | Sequence[int] | Tensor, images: int, num_levels: int) -> list[int]:
+    levels = level.tolist() if isinstance(level, Tensor) else level
+    levels = [levels] * images if isinstance(levels, int) else list(levels)
+    if len(levels) != images:
+        raise InputError(f"level has {len(levels)} entries for {images} images; give one per image, or a single int.")
+    for one in levels:
+        if not -num_levels <= one < num_levels:
+            raise InputError(
+                f"level {one} is out of range: this scaler has {num_levels} levels, 0 (fewest tokens) to "
+                f"{num_levels - 1} (all tokens; -1 for short)."
+            )
+    return [one % num_levels for one in levels]
