@@ -1,0 +1,1 @@
+"""The ``tokenflex`` command: one module per sub-command."""

@@ -1,0 +1,151 @@
+"""Pictures and questions of the embedded task, made from data that ships inside Python packages.
+
+Handwritten digits (scikit-learn) in coloured ink lie on a washed crop of a photograph (scikit-image). A picture
+has no digit, one, or a block of four in each half. Coarse questions (which photograph, which wash, how many
+digits) survive heavy pooling; fine ones ask about one digit among eight and don't.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from skimage import data as photographs
+from sklearn.datasets import load_digits
+
+CELL = 16
+ROWS, COLS = 4, 8
+INKS = {
+    "red": (255, 40, 40),
+    "green": (40, 230, 60),
+    "blue": (70, 110, 255),
+    "yellow": (250, 235, 40),
+    "cyan": (40, 235, 235),
+    "pink": (255, 80, 230),
+    "white": (255, 255, 255),
+    "orange": (255, 150, 20),
+}
+WASHES = {"crimson": (220, 30, 60), "olive": (130, 140, 20), "navy": (30, 40, 160), "teal": (20, 150, 150)}
+PHOTOS = ("brick", "grass", "coins", "page", "moon", "camera")
+CROWD = (0.25, 0.25, 0.5)
+COUNTS = ("none", "one", "many")
+FINE_KINDS = ("digit", "ink")
+COARSE_KINDS = ("photo", "wash", "count")
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one picture; ``fine`` questions need detail."""
+
+    kind: str
+    question: str
+    answer: str
+
+    @property
+    def fine(self) -> bool:
+        """Whether the kind needs fine detail."""
+        return self.kind in FINE_KINDS
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, what can be asked about it, and what each 16-pixel cell shows.
+
+    Attributes:
+        cells: ``(ROWS, COLS, 2)``, digit (10: none) and ink (8: none) per cell.
+        photo, wash: indices into ``PHOTOS`` and ``WASHES``.
+    """
+
+    image: Image.Image
+    questions: tuple[Question, ...]
+    cells: np.ndarray
+    photo: int
+    wash: int
+
+
+@cache
+def _digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """(scans 0..1 at 14 x 14, labels): every fifth scan is a test scan."""
+    bunch = load_digits()
+    test = np.arange(len(bunch.target)) % 5 == 0
+    chosen = test if split == "test" else ~test
+    scans = [
+        np.asarray(Image.fromarray((scan * 255 / 16).astype(np.uint8)).resize((14, 14), Image.Resampling.BICUBIC))
+        for scan in bunch.images[chosen]
+    ]
+    return np.stack(scans).astype(np.float32) / 255, bunch.target[chosen]
+
+
+@cache
+def _photo(name: str) -> np.ndarray:
+    """Greyscale photograph, 0..1, its shorter side 200 pixels."""
+    picture = Image.fromarray(getattr(photographs, name)()).convert("L")
+    scale = 200 / min(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
+
+
+def _background(rng: np.random.Generator, photo: int, wash: int) -> np.ndarray:
+    """A random crop of the photograph, washed with a colour: ``(64, 128, 3)``, 0..255."""
+    source = _photo(PHOTOS[photo])
+    top = rng.integers(0, source.shape[0] - ROWS * CELL + 1)
+    left = rng.integers(0, source.shape[1] - COLS * CELL + 1)
+    crop = source[top : top + ROWS * CELL, left : left + COLS * CELL, None]
+    return 110 * crop + 0.55 * np.array(list(WASHES.values())[wash], dtype=np.float32)
+
+
+def _places(rng: np.random.Generator, count: str) -> list[tuple[int, int]]:
+    """Cells of the digits: none, one anywhere, or an aligned 2 x 2 block in each half."""
+    if count == "none":
+        return []
+    if count == "one":
+        return [(int(rng.integers(ROWS)), int(rng.integers(COLS)))]
+    blocks = [(2 * int(rng.integers(2)), half + 2 * int(rng.integers(2))) for half in (0, 4)]
+    full = [(r + i, c + j) for r, c in blocks for i in (0, 1) for j in (0, 1)]
+    size = int(rng.choice((2, 4, 8), p=CROWD))
+    return [full[i] for i in rng.permutation(8)[:size]]
+
+
+def draw(rng: np.random.Generator, split: Split) -> Picture:
+    """One random picture, 128 x 64 pixels, with everything that can be asked about it."""
+    count = COUNTS[rng.choice(3, p=(0.15, 0.15, 0.7))]
+    photo, wash = int(rng.integers(len(PHOTOS))), int(rng.integers(len(WASHES)))
+    pixels = _background(rng, photo, wash)
+    places = _places(rng, count)
+    scans, labels = _digits(split)
+    values, inks = rng.permutation(10)[: len(places)], rng.permutation(len(INKS))[: len(places)]
+    cells = np.stack([np.full((ROWS, COLS), 10), np.full((ROWS, COLS), len(INKS))], axis=-1)
+    for (row, col), value, ink in zip(places, values, inks, strict=True):
+        scan = scans[rng.choice(np.flatnonzero(labels == value))]
+        chip = np.zeros((CELL, CELL, 3), dtype=np.float32)
+        chip[1:15, 1:15] = scan[..., None] * np.array(list(INKS.values())[ink], dtype=np.float32)
+        pixels[row * CELL : (row + 1) * CELL, col * CELL : (col + 1) * CELL] = chip
+        cells[row, col] = value, ink
+    names = list(INKS)
+    asked = [
+        Question("photo", "which photo", PHOTOS[photo]),
+        Question("wash", "which wash", list(WASHES)[wash]),
+        Question("count", "how many", count),
+    ]
+    if count != "none":
+        for value, ink in zip(values, inks, strict=True):
+            asked.append(Question("digit", f"digit {names[ink]}", str(value)))
+            asked.append(Question("ink", f"ink {value}", names[ink]))
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return Picture(image, tuple(asked), cells, photo, wash)
+
+
+def pictures(seed: int, split: Split, count: int) -> Iterator[Picture]:
+    """``count`` pictures; the splits share no scan of a digit and no random numbers."""
+    rng = np.random.default_rng((seed, ("train", "test").index(split)))
+    for _ in range(count):
+        yield draw(rng, split)
+
+
+def words() -> tuple[str, ...]:
+    """Every word that questions and answers use."""
+    asked: Sequence[str] = ("which", "photo", "wash", "how", "many", "digit", "ink", "none", "one")
+    return tuple(dict.fromkeys([*asked, *map(str, range(10)), *INKS, *WASHES, *PHOTOS]))

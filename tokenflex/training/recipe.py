@@ -1,0 +1,177 @@
+"""A training run as a YAML file: any stage, any host, checked key by key."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, set_seed
+
+from tokenflex.errors import ConfigError
+from tokenflex.model import FlexModel, load_parts, wrap
+from tokenflex.training.collate import FlexCollator
+from tokenflex.training.data import ChatDataset, read_rows
+from tokenflex.training.objectives import RGLFObjective
+from tokenflex.training.stages import STAGES, Stage
+from tokenflex.training.trainer import FlexTrainer, FlexTrainingArguments, default_objective
+
+
+@dataclass
+class Recipe:
+    """What to train on what; everything else is an option of ``Trainer``."""
+
+    stage: int = field(metadata={"help": "Training stage, 1 to 4.", "choices": [1, 2, 3, 4]})
+    host: str = field(metadata={"help": "Folder or hub id of the host, or of a saved FlexModel."})
+    data: str = field(metadata={"help": ".json, .jsonl or .parquet file, or a saved datasets folder."})
+    image_folder: str | None = field(default=None, metadata={"help": "Where relative image paths start."})
+    parts: str | None = field(default=None, metadata={"help": "Folder of trained parts; default: fresh parts."})
+    scaler: str = field(default="average-pool", metadata={"help": "Name of the scaler of fresh parts."})
+    router: str = field(default="avg", metadata={"help": "Name of the router of fresh parts."})
+    voter: str = field(default="position-weighted", metadata={"help": "Name of the voter of fresh parts."})
+    scaler_config: dict | str | None = field(default=None, metadata={"help": "Settings of the scaler (mapping)."})
+    router_config: dict | str | None = field(default=None, metadata={"help": "Settings of the router (mapping)."})
+    voter_config: dict | str | None = field(default=None, metadata={"help": "Settings of the voter (mapping)."})
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Type the host is loaded in.", "choices": ["float32", "bfloat16", "float16", "auto"]},
+    )
+    max_length: int | None = field(default=4096, metadata={"help": "Longest row, in tokens with full placeholders."})
+    on_bad_sample: Literal["raise", "skip"] = field(
+        default="raise", metadata={"help": "What to do with a row that can't be used."}
+    )
+    vision_tower_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the vision tower; 0 freezes it; default: the stage's."}
+    )
+    projector_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the projector; 0 freezes it; default: the stage's."}
+    )
+    language_model_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the LLM; 0 freezes it; default: the stage's."}
+    )
+    scaler_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the scaler; 0 freezes it; default: the stage's."}
+    )
+    router_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of router and voter; default: the stage's."}
+    )
+    margin: float = field(default=1.0, metadata={"help": "Stage 4: scale of the ranking margins, per nat."})
+    rank_weight: float = field(default=1.0, metadata={"help": "Stage 4: weight of the ranking loss."})
+    ce_weight: float = field(default=0.1, metadata={"help": "Stage 4: weight of the cross-entropy loss."})
+
+    def preset(self) -> Stage:
+        """The stage with this recipe's rates."""
+        groups = ("vision_tower", "projector", "language_model", "scaler", "router")
+        return STAGES[self.stage].with_rates(**{group: getattr(self, f"{group}_rate") for group in groups})
+
+
+def parser() -> HfArgumentParser:
+    """All fields, with their help; the file's keys and the command line's options are the same names."""
+    made = HfArgumentParser((Recipe, FlexTrainingArguments), prog="tokenflex train", allow_abbrev=False)  # pyright: ignore[reportArgumentType]
+    made.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    return made
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, FlexTrainingArguments]:
+    """A recipe from a YAML file, with options of the command line on top.
+
+    Raises:
+        ConfigError: the file isn't a YAML mapping, a key is unknown or missing, or ``learning_rate`` is set.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise ConfigError(f"recipe {str(path)!r} doesn't exist; give a YAML file. 'tokenflex train --help' lists its keys.")
+    try:
+        data = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {str(path)!r} isn't valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"recipe {str(path)!r} holds a {type(data).__name__}; expected 'key: value' lines.")
+    given = [item.split("=", 1)[0].removeprefix("--") for item in overrides if item.startswith("--")]
+    _check_names([*map(str, data), *given], str(path))
+    words = [word for key, value in data.items() for word in _words(str(key), value)]
+    missing = [f.name for f in dataclasses.fields(Recipe) if _required(f) and f.name not in [*data, *given]]
+    if missing:
+        raise ConfigError(f"recipe {str(path)!r} lacks {', '.join(missing)}. Add e.g. '{missing[0]}: ...'.")
+    recipe, arguments = parser().parse_args_into_dataclasses(args=[*words, *overrides])
+    return recipe, arguments
+
+
+def run(recipe: Recipe, arguments: FlexTrainingArguments) -> FlexTrainer:
+    """Load everything, train, and save the result to ``output_dir``."""
+    set_seed(arguments.seed)
+    flex, processor = load(recipe)
+    stage = recipe.preset()
+    objective = default_objective(stage)
+    if stage.loss == "rglf":
+        objective = RGLFObjective(recipe.margin, recipe.rank_weight, recipe.ce_weight)
+    trainer = FlexTrainer(
+        flex,
+        arguments,
+        stage=stage,
+        objective=objective,
+        train_dataset=ChatDataset(read_rows(recipe.data), recipe.image_folder, recipe.on_bad_sample),
+        data_collator=FlexCollator(processor, recipe.max_length),
+    )
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        processor.save_pretrained(arguments.output_dir)
+        flex.save_parts(arguments.output_dir)
+    return trainer
+
+
+def load(recipe: Recipe) -> tuple[FlexModel, Any]:
+    """The model and its processor."""
+    dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    host = AutoModelForImageTextToText.from_pretrained(recipe.host, dtype=dtype)
+    processor = AutoProcessor.from_pretrained(recipe.host)
+    if isinstance(host, FlexModel):
+        if recipe.parts is None:
+            return host, processor
+        host = host.host
+    if recipe.parts is not None:
+        return load_parts(recipe.parts, host=host), processor
+    return wrap(host, **{kind: _part(recipe, kind) for kind in ("scaler", "router", "voter")}), processor
+
+
+def _part(recipe: Recipe, kind: str) -> Any:
+    from tokenflex.checkpoint import KINDS
+
+    name, settings = getattr(recipe, kind), getattr(recipe, f"{kind}_config")
+    settings = json.loads(settings) if isinstance(settings, str) else settings or {}
+    return KINDS[kind].get(name).Config.from_dict(settings)
+
+
+def _required(one: "dataclasses.Field[Any]") -> bool:
+    return one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    known = [f.name for kind in (Recipe, FlexTrainingArguments) for f in dataclasses.fields(kind) if f.init]
+    for name in names:
+        if name == "learning_rate":
+            raise ConfigError(
+                f"recipe {where!r}: learning_rate would rule all groups; set vision_tower_rate, projector_rate, "
+                "language_model_rate, scaler_rate or router_rate instead."
+            )
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"recipe {where!r}: unknown key {name!r}.{hint} 'tokenflex train --help' lists all keys.")
+
+
+def _words(key: str, value: Any) -> list[str]:
+    """A YAML entry as command-line words."""
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        return [f"--{key}", json.dumps(value)]
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={value}"]

@@ -1,0 +1,190 @@
+"""transformers' ``Trainer`` with a stage: which parameters train, at which rates, on which objective."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from tokenflex import checkpoint
+from tokenflex.errors import ConfigError
+from tokenflex.model import FlexModel
+from tokenflex.training.objectives import (
+    IGNORE,
+    LanguageObjective,
+    MultiGranularityObjective,
+    RGLFObjective,
+)
+from tokenflex.training.stages import STAGES, Stage, select
+
+HOST_GROUPS = ("vision_tower", "projector", "language_model")
+
+
+@dataclass
+class FlexTrainingArguments(TrainingArguments):
+    """``TrainingArguments`` with the defaults of the published runs.
+
+    ``learning_rate`` is set by the stage; change rates through the stage.
+    """
+
+    output_dir: str = field(default="runs", metadata={"help": "Folder for checkpoints and the result."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False: rows go to the collator."})
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluate the loss only."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rates."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up: steps, or below 1 a share of all steps."})
+    report_to: str = field(default="none", metadata={"help": "Trackers: none, tensorboard, trackio, ..."})
+
+
+class FlexTrainer(Trainer):
+    """Trains a `FlexModel` through one stage.
+
+    Args:
+        model: the model; what the stage doesn't train is frozen.
+        args: as for ``Trainer``.
+        stage: 1 to 4, or a `Stage` with other rates.
+        objective: what to minimise; by default what the stage's ``loss`` names.
+        others: ``train_dataset``, ``data_collator`` and what else ``Trainer`` takes.
+    """
+
+    def __init__(
+        self,
+        model: FlexModel,
+        args: FlexTrainingArguments,
+        *,
+        stage: int | Stage,
+        objective: Any = None,
+        **others: Any,
+    ) -> None:
+        if isinstance(stage, int) and stage not in STAGES:
+            raise ConfigError(f"stage {stage} doesn't exist; choose from {sorted(STAGES)}.")
+        self.stage = STAGES[stage] if isinstance(stage, int) else stage
+        self.objective = objective or default_objective(self.stage)
+        self.samples_without_answers = 0
+        self._groups = select(model, self.stage)
+        args.learning_rate = max(group["lr"] for group in self._groups)
+        super().__init__(model=model, args=args, **others)
+        if self.stage.loss == "rglf":
+            self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """One optimizer group per parameter group of the stage, at its own rate."""
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(self.model))
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            groups = [
+                {
+                    "params": [p for p in group["params"] if (names.get(p) in decayed) == decays],
+                    "lr": group["lr"],
+                    "weight_decay": self.args.weight_decay if decays else 0.0,
+                }
+                for group in self._groups
+                for decays in (True, False)
+            ]
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind([group for group in groups if group["params"]], **settings)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective, evaluated inside the model's ``forward``."""
+        self._count_answers(inputs["labels"])
+        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+            inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
+        output = model(**inputs, objective=self.objective)
+        loss = output.loss
+        if self.args.average_tokens_across_devices and "num_items_in_batch" in inputs:
+            loss = loss * self.accelerator.num_processes
+        return (loss, output) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, None, None]:
+        """The objective on a batch of the evaluation set."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach().mean(), None, None
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As ``Trainer``, with the number of samples that had no answer tokens when there were any."""
+        if self.samples_without_answers:
+            logs["samples_without_answers"] = float(self.samples_without_answers)
+        super().log(logs, *args, **kwargs)
+
+    @property
+    def trains_host(self) -> bool:
+        """Whether the stage changes the host; otherwise checkpoints hold the parts only."""
+        return any(group in self.stage.rates for group in HOST_GROUPS)
+
+    def _count_answers(self, labels: Tensor) -> None:
+        self.samples_without_answers += int((labels[:, 1:] == IGNORE).all(-1).sum())
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        if self.trains_host:
+            super()._save(output_dir, state_dict)
+            return
+        folder = output_dir or self.args.output_dir
+        if self.args.should_save:
+            assert folder is not None
+            unwrapped: FlexModel = self.accelerator.unwrap_model(self.model)
+            unwrapped.save_parts(folder)
+            torch.save(self.args, Path(folder, "training_args.bin"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not os.path.exists(os.path.join(resume_from_checkpoint, checkpoint.JSON_NAME)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        unwrapped: Any = self.accelerator.unwrap_model(model or self.model)
+        unwrapped.compressor.load_state_dict(checkpoint.load(resume_from_checkpoint)[1])
+
+
+class MultiGranularityTrainer(FlexTrainer):
+    """Stage 3: all levels at once, one pass through the vision tower per step."""
+
+    def __init__(self, model: FlexModel, args: FlexTrainingArguments, *, stage: int | Stage = 3, **others: Any) -> None:
+        super().__init__(model, args, stage=stage, objective=MultiGranularityObjective(), **others)
+
+
+class RGLFTrainer(FlexTrainer):
+    """Stage 4: the router learns to rank levels as the frozen LMM's losses do.
+
+    Args:
+        margin, rank_weight, ce_weight: see `RGLFObjective`.
+    """
+
+    def __init__(
+        self,
+        model: FlexModel,
+        args: FlexTrainingArguments,
+        *,
+        stage: int | Stage = 4,
+        margin: float = 1.0,
+        rank_weight: float = 1.0,
+        ce_weight: float = 0.1,
+        **others: Any,
+    ) -> None:
+        objective = RGLFObjective(margin=margin, rank_weight=rank_weight, ce_weight=ce_weight)
+        super().__init__(model, args, stage=stage, objective=objective, **others)
+
+
+def default_objective(stage: Stage) -> Any:
+    """The objective a stage's ``loss`` names, with its published settings."""
+    objectives = {
+        "language": LanguageObjective(),
+        "multi-granularity": MultiGranularityObjective(),
+        "rglf": RGLFObjective(),
+    }
+    return objectives[stage.loss]
