@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenflex.model import FlexConfig, FlexModel, load_parts, wrap
     from tokenflex import hosts, policies, routers, scalers, voters
+    from tokenflex.model import FlexConfig, FlexModel, load_parts, wrap
 
 __version__ = "0.1.0"
 

@@ -61,9 +61,7 @@ class Compressor(nn.Module):
                 rows[i] = row.float()
         return torch.stack([row for row in rows if row is not None])
 
-    def choose(
-        self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]
-    ) -> list[int]:
+    def choose(self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]) -> list[int]:
         """The policy's level per image; the only place where a decision leaves the device."""
         return self.policy(scores, tokens.to(scores.device)).tolist()
 
@@ -102,9 +100,7 @@ def _groups(keys: Iterable[object]) -> list[list[int]]:
     return list(members.values())
 
 
-def _stack(
-    images: Sequence[VisualTokens], detach: bool = False, dtype: torch.dtype | None = None
-) -> VisualTokens:
+def _stack(images: Sequence[VisualTokens], detach: bool = False, dtype: torch.dtype | None = None) -> VisualTokens:
     def joined(tensors: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack([t.detach() if detach else t for t in tensors])
         return stacked if dtype is None else stacked.to(dtype)

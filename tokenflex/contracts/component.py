@@ -18,7 +18,7 @@ class ComponentConfig:
     Sizes that depend on the host (``dim``, ``num_levels``, ...) are no settings; they are given to `build`.
     """
 
-    _owner: ClassVar[type["Component"]]
+    owner: ClassVar[type["Component"]]
 
     def build(self, **sizes: Any) -> Any:
         """Make the component.
@@ -31,15 +31,15 @@ class ComponentConfig:
         Raises:
             ConfigError: a size the constructor asks for isn't given.
         """
-        parameters = inspect.signature(self._owner.__init__).parameters
+        parameters = inspect.signature(self.owner.__init__).parameters
         wanted = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
         missing = [n for n in wanted if n not in sizes and parameters[n].default is inspect.Parameter.empty]
         if missing:
             raise ConfigError(
-                f"{self._owner.__name__} needs the size(s) {missing} to be built, got {sorted(sizes)}. "
+                f"{self.owner.__name__} needs the size(s) {missing} to be built, got {sorted(sizes)}. "
                 f"Give them to build(), e.g. build({missing[0]}=...)."
             )
-        return self._owner(self, **{name: sizes[name] for name in wanted if name in sizes})
+        return self.owner(self, **{name: sizes[name] for name in wanted if name in sizes})
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready data."""
@@ -56,14 +56,17 @@ class ComponentConfig:
         unknown = sorted(set(data) - set(known))
         if unknown:
             raise ConfigError(
-                f"unknown setting(s) {unknown} for {cls._owner.__name__}; it knows {known}. "
+                f"unknown setting(s) {unknown} for {cls.owner.__name__}; it knows {known}. "
                 "Correct the spelling, or install the version of the package that wrote them."
             )
         return cls(**{key: _tuples(value) for key, value in data.items()})
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    items: tuple[Any, ...] = tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return tuple(_tuples(item) for item in items)
 
 
 class Component(nn.Module, ABC):
@@ -97,7 +100,7 @@ class Component(nn.Module, ABC):
         keyword_only = all(field.kw_only for field in dataclasses.fields(config))
         if params is None or not params.frozen or not keyword_only:
             raise TypeError(f"{cls.__name__}.Config must be @dataclass(frozen=True, kw_only=True)")
-        config._owner = cls
+        config.owner = cls
 
     def __init__(self, config: ComponentConfig) -> None:
         super().__init__()

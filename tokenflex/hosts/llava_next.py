@@ -57,7 +57,9 @@ class LlavaNextAdapter(HostAdapter):
             raise ConfigError(f"unpad={unpad!r}; use 'geometric', or 'released' for published checkpoints.")
         if scope not in ("last-turn", "prompt"):
             raise ConfigError(f"scope={scope!r}; use 'last-turn' or 'prompt'.")
-        self.unpad, self.scope, self.marker = unpad, scope, tuple(marker)
+        self.unpad: Unpad = unpad
+        self.scope: Scope = scope
+        self.marker = tuple(marker)
 
     @classmethod
     def refusal(cls, host: nn.Module) -> str | None:
@@ -210,9 +212,7 @@ class LlavaNextAdapter(HostAdapter):
         """``(views, tokens, dim)`` from the host's packing of a picture without padding."""
         grid, tiles = self.grid, self._tiles(size)
         lines = packed[grid.tokens :].view(tiles.rows * grid.rows, tiles.cols * grid.cols + 1, -1)[:, :-1]
-        local = rearrange(
-            lines, "(tr r) (tc c) d -> (tr tc) (r c) d", tr=tiles.rows, tc=tiles.cols, r=grid.rows
-        )
+        local = rearrange(lines, "(tr r) (tc c) d -> (tr tc) (r c) d", tr=tiles.rows, tc=tiles.cols, r=grid.rows)
         return torch.cat([packed[None, : grid.tokens], local])
 
     def _pack(self, scaled: ScaledTokens, size: tuple[int, int]) -> Tensor:

@@ -143,9 +143,7 @@ def _row(
     return torch.cat([*pieces, text[attended[text]]])
 
 
-def apply(
-    plan: Plan, inputs: Mapping[str, Any], pad_token_id: int, length: int | None = None
-) -> dict[str, Any]:
+def apply(plan: Plan, inputs: Mapping[str, Any], pad_token_id: int, length: int | None = None) -> dict[str, Any]:
     """Ids, mask, labels and token types of the shorter batch; other keys are left out.
 
     Labels on placeholders become -100, so the number of supervised tokens doesn't depend on the level.
@@ -160,7 +158,12 @@ def apply(
     source, real, visual = (t.to(ids.device) for t in (plan.source, plan.real, plan.visual))
     out["input_ids"] = ids.gather(1, source).masked_fill(~real, pad_token_id)
     out["attention_mask"] = real.to(torch.long)
-    for key, fill in (("labels", IGNORE), ("token_type_ids", 0), ("mm_token_type_ids", 0), ("position_ids", 0)):
+    for key, fill in (
+        ("labels", IGNORE),
+        ("token_type_ids", 0),
+        ("mm_token_type_ids", 0),
+        ("position_ids", 0),
+    ):
         value = inputs.get(key)
         if value is not None:
             out[key] = value.gather(1, source.to(value.device)).masked_fill(~real.to(value.device), fill)

@@ -1,6 +1,6 @@
 """Configuration of a saved `FlexModel`: the host's own configuration and the description of the parts."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -15,7 +15,7 @@ class FlexConfig(PreTrainedConfig):
     """
 
     model_type = "tokenflex"
-    sub_configs_defaults = {"host": SubConfigSpec(config_class=AutoConfig, model_type="llava_next")}
+    sub_configs_defaults: ClassVar = {"host": SubConfigSpec(config_class=AutoConfig, model_type="llava_next")}
 
     host: PreTrainedConfig | dict[str, Any] | None = None
     parts: dict[str, Any] | None = None

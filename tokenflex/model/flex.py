@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -57,13 +57,13 @@ class FlexModel(PreTrainedModel, GenerationMixin):
     config_class = FlexConfig
     base_model_prefix = "tokenflex"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities: ClassVar = ("image", "text")  # pyright: ignore[reportIncompatibleVariableOverride]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["compressor"]
+    _keep_in_fp32_modules_strict: ClassVar = ["compressor"]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class FlexModel(PreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config)
         spec: Any = config.parts
-        if host is None:
-            host = AutoModelForImageTextToText.from_config(copy.deepcopy(config.host))
         self.host: Any = host
-        self.adapter = adapter or checkpoint.adapter_for(host, spec["host"]["options"])
+        if host is None:
+            self.host = AutoModelForImageTextToText.from_config(copy.deepcopy(config.host))
+        self.adapter = adapter or checkpoint.adapter_for(self.host, spec["host"]["options"])
         self.compressor = compressor or checkpoint.assemble(spec, self.adapter)
-        self.accepts_loss_kwargs = getattr(host, "accepts_loss_kwargs", False)
-        self.generation_config = getattr(host, "generation_config", self.generation_config)
+        self.accepts_loss_kwargs = getattr(self.host, "accepts_loss_kwargs", False)
+        self.generation_config = getattr(self.host, "generation_config", self.generation_config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

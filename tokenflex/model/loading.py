@@ -2,6 +2,7 @@
 
 import copy
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,9 +46,7 @@ def wrap(
     return _joined(host, parts.to(dtype), adapter)
 
 
-def load_parts(
-    folder: str | os.PathLike[str], *, host: nn.Module, adapter: HostAdapter | None = None
-) -> FlexModel:
+def load_parts(folder: str | os.PathLike[str], *, host: nn.Module, adapter: HostAdapter | None = None) -> FlexModel:
     """Put parts that `FlexModel.save_parts` wrote onto a host.
 
     Args:
@@ -67,7 +66,7 @@ def load_parts(
     return _joined(host, parts, adapter)
 
 
-def _joined(host: nn.Module, parts: Compressor, adapter: HostAdapter) -> FlexModel:
+def _joined(host: Any, parts: Compressor, adapter: HostAdapter) -> FlexModel:
     device = next(adapter.host.parameters()).device
     embeddings = getattr(host, "get_input_embeddings", None)
     if embeddings is not None:

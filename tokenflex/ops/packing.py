@@ -53,9 +53,7 @@ def _pooled_span(span: Span, side: int, kept: int) -> Span:
     return (cell(start), cell(end - 1) + 1) if end > start else (0, 0)
 
 
-def kept_spans(
-    tiles: Grid, grid: Grid, kept: Grid, image_size: tuple[int, int], unpad: Unpad
-) -> tuple[Span, Span]:
+def kept_spans(tiles: Grid, grid: Grid, kept: Grid, image_size: tuple[int, int], unpad: Unpad) -> tuple[Span, Span]:
     """Half-open (rows, cols) of the pooled canvas that stay.
 
     Args:

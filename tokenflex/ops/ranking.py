@@ -6,6 +6,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+def forgive(losses: Float[Tensor, "samples levels"], tolerance: float) -> Float[Tensor, "samples levels"]:
+    """Losses in which every level within ``tolerance`` nats per token of the best counts as equally good."""
+    best = losses.amin(-1, keepdim=True)
+    return torch.where(losses - best <= tolerance, best, losses)
+
+
 def best_first(losses: Float[Tensor, "samples levels"]) -> Int[Tensor, "samples levels"]:
     """Levels by ascending loss; equal losses keep the coarser level first."""
     return losses.argsort(dim=-1, stable=True)
@@ -35,11 +41,12 @@ def ranking_loss(
 
 
 def feedback_cross_entropy(
-    scores: Float[Tensor, "samples levels"], losses: Float[Tensor, "samples levels"]
+    scores: Float[Tensor, "samples levels"], losses: Float[Tensor, "samples levels"], tolerance: float = 0.0
 ) -> Float[Tensor, ""]:
     """Cross-entropy towards the level of least loss; samples whose losses are all equal give no label."""
     informative = losses.amax(-1) > losses.amin(-1)
-    per_sample = F.cross_entropy(scores, best_first(losses)[:, 0], reduction="none")
+    label = best_first(forgive(losses, tolerance))[:, 0]
+    per_sample = F.cross_entropy(scores, label, reduction="none")
     return (per_sample * informative).sum() / informative.sum().clamp(min=1)
 
 
@@ -50,8 +57,12 @@ def rglf_loss(
     margin: float = 1.0,
     rank_weight: float = 1.0,
     ce_weight: float = 0.1,
+    tolerance: float = 0.0,
 ) -> Float[Tensor, ""]:
     """``rank_weight`` x `ranking_loss` + ``ce_weight`` x `feedback_cross_entropy`.
+
+    With a ``tolerance`` (0 as published), levels that lose no more than that many nats per answer token
+    against the best tie with it, and ties go to the coarser level.
 
     Samples with a loss that isn't finite (no answer tokens) are left out; with none left the result is a
     zero that still belongs to the graph.
@@ -60,5 +71,5 @@ def rglf_loss(
     if not bool(valid.any()):
         return scores.sum() * 0.0
     scores, losses = scores[valid].float(), losses[valid].float()
-    rank = ranking_loss(scores, losses, margin)
-    return rank_weight * rank + ce_weight * feedback_cross_entropy(scores, losses)
+    rank = ranking_loss(scores, forgive(losses, tolerance), margin)
+    return rank_weight * rank + ce_weight * feedback_cross_entropy(scores, losses, tolerance)

@@ -8,7 +8,7 @@ digits) survive heavy pooling; fine ones ask about one digit among eight and don
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,14 @@ INKS = {
     "orange": (255, 150, 20),
 }
 WASHES = {"crimson": (220, 30, 60), "olive": (130, 140, 20), "navy": (30, 40, 160), "teal": (20, 150, 150)}
-PHOTOS = ("brick", "grass", "coins", "page", "moon", "camera")
+PHOTOS = {
+    "brick": "brick",
+    "coins": "coins",
+    "page": "page",
+    "cameraman": "camera",
+    "cat": "chelsea",
+    "galaxies": "hubble_deep_field",
+}
 CROWD = (0.25, 0.25, 0.5)
 COUNTS = ("none", "one", "many")
 FINE_KINDS = ("digit", "ink")
@@ -69,7 +76,7 @@ class Picture:
 @cache
 def _digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """(scans 0..1 at 14 x 14, labels): every fifth scan is a test scan."""
-    bunch = load_digits()
+    bunch: Any = load_digits()
     test = np.arange(len(bunch.target)) % 5 == 0
     chosen = test if split == "test" else ~test
     scans = [
@@ -81,16 +88,16 @@ def _digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _photo(name: str) -> np.ndarray:
-    """Greyscale photograph, 0..1, its shorter side 200 pixels."""
-    picture = Image.fromarray(getattr(photographs, name)()).convert("L")
-    scale = 200 / min(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    """Greyscale photograph, 0..1, a little larger than a picture."""
+    photo = Image.fromarray(getattr(photographs, PHOTOS[name])()).convert("L")
+    scale = max(1.2 * ROWS * CELL / photo.height, 1.2 * COLS * CELL / photo.width)
+    size = (round(photo.width * scale), round(photo.height * scale))
+    return np.asarray(photo.resize(size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
 
 
 def _background(rng: np.random.Generator, photo: int, wash: int) -> np.ndarray:
     """A random crop of the photograph, washed with a colour: ``(64, 128, 3)``, 0..255."""
-    source = _photo(PHOTOS[photo])
+    source = _photo(list(PHOTOS)[photo])
     top = rng.integers(0, source.shape[0] - ROWS * CELL + 1)
     left = rng.integers(0, source.shape[1] - COLS * CELL + 1)
     crop = source[top : top + ROWS * CELL, left : left + COLS * CELL, None]
@@ -126,10 +133,11 @@ def draw(rng: np.random.Generator, split: Split) -> Picture:
         cells[row, col] = value, ink
     names = list(INKS)
     asked = [
-        Question("photo", "which photo", PHOTOS[photo]),
+        Question("photo", "which photo", list(PHOTOS)[photo]),
         Question("wash", "which wash", list(WASHES)[wash]),
-        Question("count", "how many", count),
     ]
+    if len(places) != 2:
+        asked.append(Question("count", "how many", count))
     if count != "none":
         for value, ink in zip(values, inks, strict=True):
             asked.append(Question("digit", f"digit {names[ink]}", str(value)))

@@ -51,8 +51,8 @@ class AVGRouter(Router):
         self.text_tokens, self.attend = config.text_tokens, config.attend
         self.merger = nn.TransformerEncoderLayer(dim, config.heads, dim_feedforward=dim, dropout=config.dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_levels))
-        for linear in (self.mlp[0], self.mlp[2]):
-            nn.init.kaiming_normal_(linear.weight, mode="fan_in", nonlinearity="relu")
+        for linear in self.mlp[::2]:
+            nn.init.kaiming_normal_(linear.get_parameter("weight"), mode="fan_in", nonlinearity="relu")
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
         """The levels' grids, then the words as one row."""

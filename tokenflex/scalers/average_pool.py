@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
 from tokenflex.ops.assignment import over_views
-from tokenflex.ops.pooling import PYRAMID, Windows, check_windows, pool_windows, pooled_grid, window_assignment
+from tokenflex.ops.pooling import (
+    PYRAMID,
+    Windows,
+    check_windows,
+    pool_windows,
+    pooled_grid,
+    window_assignment,
+)
 
 
 class AveragePoolScaler(Scaler):

@@ -28,11 +28,22 @@ TEMPLATE = (
 
 def tiny_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over a few words, left padding, with a chat template."""
-    vocabulary = [*SPECIAL.values(), "<image>", "user", "assistant", ":", *words, *(f"w{i}" for i in range(40))]
+    vocabulary = [
+        *SPECIAL.values(),
+        "<image>",
+        "user",
+        "assistant",
+        ":",
+        *words,
+        *(f"w{i}" for i in range(40)),
+    ]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, padding_side="left", extra_special_tokens={"image_token": "<image>"}, **SPECIAL
+        tokenizer_object=tokenizer,
+        padding_side="left",
+        extra_special_tokens={"image_token": "<image>"},
+        **SPECIAL,
     )
     fast.chat_template = TEMPLATE
     return fast

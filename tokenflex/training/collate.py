@@ -1,6 +1,6 @@
 """Conversations to batches, through the host's own processor, with labels on the answers only."""
 
-import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from transformers.utils.chat_template_utils import render_jinja_template
+
 from tokenflex.errors import DataError
 from tokenflex.training.data import Sample
 
 IGNORE = -100
-logger = logging.getLogger(__name__)
 
 
 class FlexCollator:
@@ -54,7 +55,15 @@ class FlexCollator:
     def _conversation(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
         """The whole text, and where its answers are: half-open character spans."""
         messages = list(sample.messages)
-        text: str = self.processor.apply_chat_template(messages, tokenize=False)
+        template = self.processor.chat_template
+        if re.search(r"{%-?\s*generation", template):
+            names = self.processor.tokenizer.special_tokens_map
+            rendered: Any = render_jinja_template(
+                [messages], chat_template=template, return_assistant_tokens_mask=True, **names
+            )
+            (text,), (marked,) = rendered
+            return text, [self._until_eos(text, first, last) for first, last in marked]
+        text = self.processor.apply_chat_template(messages, tokenize=False)
         spans = []
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -66,10 +75,14 @@ class FlexCollator:
                     f"{sample.name}: the chat template writes earlier turns differently once later ones follow, "
                     "so answers can't be located. Use a template that only appends."
                 )
-            end = after.rfind(self.processor.tokenizer.eos_token or "\0", len(before))
-            end = len(after) if end < 0 else end + len(self.processor.tokenizer.eos_token)
-            spans.append((len(before), end))
+            spans.append(self._until_eos(text, len(before), len(after)))
         return text, spans
+
+    def _until_eos(self, text: str, first: int, last: int) -> tuple[int, int]:
+        """An answer's span, cut after its last end-of-sequence token: what follows is the template's."""
+        eos: str = self.processor.tokenizer.eos_token
+        end = text.rfind(eos, first, last) if eos else -1
+        return first, last if end < 0 else end + len(eos)
 
     def _labels(
         self,

@@ -130,7 +130,9 @@ def read_rows(path: str | Path) -> Rows:
     """
     source = Path(path)
     if not source.exists():
-        raise DataError(f"data {str(path)!r} doesn't exist; give a .json, .jsonl or .parquet file or a datasets folder.")
+        raise DataError(
+            f"data {str(path)!r} doesn't exist; give a .json, .jsonl or .parquet file or a datasets folder."
+        )
     if source.suffix == ".jsonl":
         lines = source.read_text(encoding="utf-8").splitlines()
         return [_parsed(line, f"{source}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]

@@ -67,11 +67,14 @@ class RGLFObjective:
     Attributes:
         margin: scale of the ranking margins, in log-probability per nat.
         rank_weight, ce_weight: weights of the ranking and the cross-entropy term.
+        tolerance: losses within so many nats per answer token of the best level tie with it, and ties go to the
+            coarser level; 0 as published.
     """
 
     margin: float = 1.0
     rank_weight: float = 1.0
     ce_weight: float = 0.1
+    tolerance: float = 0.0
 
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``, and per image ``feedback`` and ``scores``, both ``(images, levels)``."""
@@ -84,14 +87,17 @@ class RGLFObjective:
             return ModelOutput(loss=sum(p.sum() for p in flex.compressor.parameters()) * 0.0)
         scores = flex.scores(encoded)
         loss = rglf_loss(
-            scores, feedback, margin=self.margin, rank_weight=self.rank_weight, ce_weight=self.ce_weight
+            scores,
+            feedback,
+            margin=self.margin,
+            rank_weight=self.rank_weight,
+            ce_weight=self.ce_weight,
+            tolerance=self.tolerance,
         )
         return ModelOutput(loss=loss, feedback=feedback, scores=scores.detach())
 
 
-def level_feedback(
-    flex: FlexModel, batch: Mapping[str, Any], encoded: Encoded
-) -> Float[Tensor, "images levels"]:
+def level_feedback(flex: FlexModel, batch: Mapping[str, Any], encoded: Encoded) -> Float[Tensor, "images levels"]:
     """The host's mean answer loss at every level, per image (that of its row), longest level first."""
     columns: list[Tensor] = []
     for level in reversed(range(flex.compressor.num_levels)):

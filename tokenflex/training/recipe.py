@@ -39,23 +39,29 @@ class Recipe:
     voter_config: dict | str | None = field(default=None, metadata={"help": "Settings of the voter (mapping)."})
     dtype: str = field(
         default="float32",
-        metadata={"help": "Type the host is loaded in.", "choices": ["float32", "bfloat16", "float16", "auto"]},
+        metadata={
+            "help": "Type the host is loaded in.",
+            "choices": ["float32", "bfloat16", "float16", "auto"],
+        },
     )
     max_length: int | None = field(default=4096, metadata={"help": "Longest row, in tokens with full placeholders."})
     on_bad_sample: Literal["raise", "skip"] = field(
         default="raise", metadata={"help": "What to do with a row that can't be used."}
     )
     vision_tower_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the vision tower; 0 freezes it; default: the stage's."}
+        default=None,
+        metadata={"help": "Peak learning rate of the vision tower; 0 freezes it; default: the stage's."},
     )
     projector_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the projector; 0 freezes it; default: the stage's."}
+        default=None,
+        metadata={"help": "Peak learning rate of the projector; 0 freezes it; default: the stage's."},
     )
     language_model_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the LLM; 0 freezes it; default: the stage's."}
     )
     scaler_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the scaler; 0 freezes it; default: the stage's."}
+        default=None,
+        metadata={"help": "Peak learning rate of the scaler; 0 freezes it; default: the stage's."},
     )
     router_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of router and voter; default: the stage's."}
@@ -63,6 +69,9 @@ class Recipe:
     margin: float = field(default=1.0, metadata={"help": "Stage 4: scale of the ranking margins, per nat."})
     rank_weight: float = field(default=1.0, metadata={"help": "Stage 4: weight of the ranking loss."})
     ce_weight: float = field(default=0.1, metadata={"help": "Stage 4: weight of the cross-entropy loss."})
+    tolerance: float = field(
+        default=0.0, metadata={"help": "Stage 4: loss, in nats per token, that a coarser level may cost for free."}
+    )
 
     def preset(self) -> Stage:
         """The stage with this recipe's rates."""
@@ -85,7 +94,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, FlexT
     """
     source = Path(path)
     if not source.is_file():
-        raise ConfigError(f"recipe {str(path)!r} doesn't exist; give a YAML file. 'tokenflex train --help' lists its keys.")
+        raise ConfigError(
+            f"recipe {str(path)!r} doesn't exist; give a YAML file. 'tokenflex train --help' lists its keys."
+        )
     try:
         data = yaml.safe_load(source.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -109,7 +120,7 @@ def run(recipe: Recipe, arguments: FlexTrainingArguments) -> FlexTrainer:
     stage = recipe.preset()
     objective = default_objective(stage)
     if stage.loss == "rglf":
-        objective = RGLFObjective(recipe.margin, recipe.rank_weight, recipe.ce_weight)
+        objective = RGLFObjective(recipe.margin, recipe.rank_weight, recipe.ce_weight, recipe.tolerance)
     trainer = FlexTrainer(
         flex,
         arguments,

@@ -1,7 +1,6 @@
 """transformers' ``Trainer`` with a stage: which parameters train, at which rates, on which objective."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,9 @@ class FlexTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """One optimizer group per parameter group of the stage, at its own rate."""
         if self.optimizer is None:
-            decayed = set(self.get_decay_parameter_names(self.model))
-            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            flex: Any = self.model
+            decayed = set(self.get_decay_parameter_names(flex))
+            names = {parameter: name for name, parameter in flex.named_parameters()}
             groups = [
                 {
                     "params": [p for p in group["params"] if (names.get(p) in decayed) == decays],
@@ -85,7 +85,7 @@ class FlexTrainer(Trainer):
                 for group in self._groups
                 for decays in (True, False)
             ]
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, flex)
             self.optimizer = kind([group for group in groups if group["params"]], **settings)
         return self.optimizer
 
@@ -132,7 +132,7 @@ class FlexTrainer(Trainer):
     def _count_answers(self, labels: Tensor) -> None:
         self.samples_without_answers += int((labels[:, 1:] == IGNORE).all(-1).sum())
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.trains_host:
             super()._save(output_dir, state_dict)
             return
@@ -162,7 +162,7 @@ class RGLFTrainer(FlexTrainer):
     """Stage 4: the router learns to rank levels as the frozen LMM's losses do.
 
     Args:
-        margin, rank_weight, ce_weight: see `RGLFObjective`.
+        margin, rank_weight, ce_weight, tolerance: see `RGLFObjective`.
     """
 
     def __init__(
@@ -174,9 +174,10 @@ class RGLFTrainer(FlexTrainer):
         margin: float = 1.0,
         rank_weight: float = 1.0,
         ce_weight: float = 0.1,
+        tolerance: float = 0.0,
         **others: Any,
     ) -> None:
-        objective = RGLFObjective(margin=margin, rank_weight=rank_weight, ce_weight=ce_weight)
+        objective = RGLFObjective(margin, rank_weight, ce_weight, tolerance)
         super().__init__(model, args, stage=stage, objective=objective, **others)
 
 

@@ -40,7 +40,11 @@ class PositionWeightedVoter(Voter):
         with torch.autocast(logits.device.type, enabled=False):
             tally = torch.einsum("...vl,v->...l", logits, self._weights(ballots.segments)).mean(-2)
             return F.layer_norm(
-                tally, self.norm.normalized_shape, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps
+                tally,
+                self.norm.normalized_shape,
+                self.norm.weight.float(),
+                self.norm.bias.float(),
+                self.norm.eps,
             )
 
     def _weights(self, segments: Sequence[Grid]) -> Float[Tensor, " voters"]:
@@ -52,9 +56,7 @@ class PositionWeightedVoter(Voter):
                 f"{len(self.segments)}; build it for this router and scaler, or use the voter 'mean'."
             )
         pieces = self.weight.float().split([grid.tokens for grid in self.segments])
-        return torch.cat(
-            [_resampled(*piece) for piece in zip(pieces, self.segments, segments, strict=True)]
-        )
+        return torch.cat([_resampled(*piece) for piece in zip(pieces, self.segments, segments, strict=True)])
 
 
 def _resampled(weight: Float[Tensor, " voters"], learned: Grid, actual: Grid) -> Float[Tensor, " actual"]:

@@ -1,0 +1,1 @@
+"""Conformance checks for parts and hosts, and tiny random hosts to run them on."""
