@@ -36,16 +36,22 @@ PHOTOS = {
     "cat": "chelsea",
     "galaxies": "hubble_deep_field",
 }
-CROWD = (0.25, 0.25, 0.5)
+CROWD = (2, 4, 8)
+CROWD_SHARES = (0.25, 0.25, 0.5)
 COUNTS = ("none", "one", "many")
 FINE_KINDS = ("digit", "ink")
 COARSE_KINDS = ("photo", "wash", "count")
 Split = Literal["train", "test"]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture; ``fine`` questions need detail."""
+    """One question about one picture.
+
+    The fine kinds ask about one digit among eight. The same questions about fewer digits (``digit-few``,
+    ``ink-few``) are practice: they are easier, and only training uses them.
+    """
 
     kind: str
     question: str
@@ -53,7 +59,7 @@ class Question:
 
     @property
     def fine(self) -> bool:
-        """Whether the kind needs fine detail."""
+        """Whether answering needs detail."""
         return self.kind in FINE_KINDS
 
 
@@ -112,7 +118,7 @@ def _places(rng: np.random.Generator, count: str) -> list[tuple[int, int]]:
         return [(int(rng.integers(ROWS)), int(rng.integers(COLS)))]
     blocks = [(2 * int(rng.integers(2)), half + 2 * int(rng.integers(2))) for half in (0, 4)]
     full = [(r + i, c + j) for r, c in blocks for i in (0, 1) for j in (0, 1)]
-    size = int(rng.choice((2, 4, 8), p=CROWD))
+    size = int(rng.choice(CROWD, p=CROWD_SHARES))
     return [full[i] for i in rng.permutation(8)[:size]]
 
 
@@ -136,12 +142,13 @@ def draw(rng: np.random.Generator, split: Split) -> Picture:
         Question("photo", "which photo", list(PHOTOS)[photo]),
         Question("wash", "which wash", list(WASHES)[wash]),
     ]
-    if len(places) != 2:
+    if len(places) != CROWD[0]:
         asked.append(Question("count", "how many", count))
     if count != "none":
+        few = "" if len(places) == CROWD[-1] else "-few"
         for value, ink in zip(values, inks, strict=True):
-            asked.append(Question("digit", f"digit {names[ink]}", str(value)))
-            asked.append(Question("ink", f"ink {value}", names[ink]))
+            asked.append(Question(f"digit{few}", f"digit {names[ink]}", str(value)))
+            asked.append(Question(f"ink{few}", f"ink {value}", names[ink]))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     return Picture(image, tuple(asked), cells, photo, wash)
 
@@ -151,6 +158,50 @@ def pictures(seed: int, split: Split, count: int) -> Iterator[Picture]:
     rng = np.random.default_rng((seed, ("train", "test").index(split)))
     for _ in range(count):
         yield draw(rng, split)
+
+
+def practice(seed: int, stock: Sequence[Picture], count: int, turns: int, *, coarse: bool) -> list[Row]:
+    """Conversations of several turns about pictures drawn from ``stock``, in random order.
+
+    Args:
+        turns: questions per picture, at most.
+        coarse: ask all coarse questions too; otherwise only about digits and inks, where there are any.
+    """
+    rng = np.random.default_rng((seed, count, turns))
+    rows = []
+    for _ in range(count):
+        picture = stock[int(rng.integers(len(stock)))]
+        plain = [q for q in picture.questions if q.kind in COARSE_KINDS]
+        detail = [q for q in picture.questions if q.kind not in COARSE_KINDS]
+        always = plain if coarse or not detail else []
+        chosen = [detail[i] for i in rng.permutation(len(detail))[: turns - len(always)]] + always
+        rows.append(row(picture, [chosen[i] for i in rng.permutation(len(chosen))]))
+    return rows
+
+
+def exam(seed: int, split: Split, count: int) -> list[tuple[Picture, Question]]:
+    """``count`` single questions about as many new pictures, one third of them fine, kinds in equal parts."""
+    rng = np.random.default_rng((seed, ("train", "test").index(split), count))
+    asked = []
+    for i in range(count):
+        kinds = FINE_KINDS if i % 3 == 0 else COARSE_KINDS
+        kind = kinds[(i // 3 if i % 3 == 0 else i) % len(kinds)]
+        fitting: list[Question] = []
+        while not fitting:
+            picture = draw(rng, split)
+            fitting = [q for q in picture.questions if q.kind == kind]
+        asked.append((picture, fitting[rng.integers(len(fitting))]))
+    return asked
+
+
+def row(picture: Picture, questions: Sequence[Question]) -> Row:
+    """A row in chat format."""
+    messages = []
+    for i, question in enumerate(questions):
+        parts = [{"type": "image"}] * (i == 0) + [{"type": "text", "text": question.question}]
+        messages.append({"role": "user", "content": parts})
+        messages.append({"role": "assistant", "content": question.answer})
+    return {"image": picture.image, "messages": messages}
 
 
 def words() -> tuple[str, ...]:

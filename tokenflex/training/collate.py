@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tokenflex.errors import DataError

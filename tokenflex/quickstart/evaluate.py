@@ -1,0 +1,91 @@
+"""The exam: every held-out question answered with ``generate``, at every level and routed."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import LlavaNextProcessor
+
+from tokenflex.contracts import Decision
+from tokenflex.model import FlexModel
+from tokenflex.quickstart.pictures import COARSE_KINDS, FINE_KINDS, Picture, Question, row
+
+BATCH, SHUFFLES = 96, 200
+Exam = Sequence[tuple[Picture, Question]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One setting's answers to the whole exam, in order."""
+
+    texts: tuple[str, ...]
+    right: np.ndarray
+    tokens: np.ndarray
+    levels: np.ndarray
+
+
+def answer(
+    flex: FlexModel, processor: LlavaNextProcessor, exam: Exam, level: int | None, tick: Callable[[], None]
+) -> Answers:
+    """Generate an answer to every question.
+
+    Args:
+        level: None lets the router decide.
+        tick: called after every batch.
+    """
+    texts: list[str] = []
+    decisions: list[Decision] = []
+    for start in range(0, len(exam), BATCH):
+        batch = exam[start : start + BATCH]
+        prompts = [row(picture, [question])["messages"][:1] for picture, question in batch]
+        written = [processor.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+        images = [picture.image for picture, _ in batch]
+        options: Any = {"padding": True, "return_tensors": "pt"}
+        inputs: Any = processor(images=images, text=written, **options).to(flex.device)
+        output = flex.generate(**inputs, level=level, max_new_tokens=3, return_dict_in_generate=True)
+        new = output.sequences[:, inputs["input_ids"].shape[1] :]
+        texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+        decisions += output.decisions
+        tick()
+    right = np.array([text == question.answer for text, (_, question) in zip(texts, exam, strict=True)])
+    return Answers(tuple(texts), right, np.array([d.tokens for d in decisions]), np.array([d.level for d in decisions]))
+
+
+def summarise(right: np.ndarray, tokens: np.ndarray, exam: Exam) -> dict[str, Any]:
+    """Mean tokens, accuracy, and accuracy by kind."""
+    kinds = np.array([question.kind for _, question in exam])
+    return {
+        "tokens_mean": round(float(tokens.mean()), 3),
+        "accuracy": round(float(right.mean()), 4),
+        "accuracy_by_kind": {
+            kind: round(float(right[kinds == kind].mean()), 4) for kind in (*FINE_KINDS, *COARSE_KINDS)
+        },
+    }
+
+
+def compare(levels: Sequence[Answers], routed: Answers, exam: Exam, seed: int) -> dict[str, Any]:
+    """Every fixed level, the router, the router's own choices dealt out at random, and the oracle.
+
+    The random router is the mean over 200 shuffles of the router's choices among the questions; the oracle takes
+    the coarsest level that answers right (the coarsest of all where none does).
+    """
+    table = np.stack([answers.right for answers in levels])
+    costs = np.stack([answers.tokens for answers in levels])
+    places = np.arange(len(exam))
+    best = np.where(table.any(0), table.argmax(0), 0)
+    rng = np.random.default_rng(seed)
+    shuffles = [rng.permutation(routed.levels) for _ in range(SHUFFLES)]
+    chance = np.mean([table[deal, places] for deal in shuffles], axis=0)
+    chance_tokens = np.mean([costs[deal, places] for deal in shuffles], axis=0)
+    choices: dict[str, Counter[int]] = defaultdict(Counter)
+    for level, (_, question) in zip(routed.levels.tolist(), exam, strict=True):
+        choices[question.kind][level] += 1
+    counts = {kind: [count[level] for level in range(len(levels))] for kind, count in sorted(choices.items())}
+    return {
+        "levels": [summarise(answers.right, answers.tokens, exam) for answers in levels],
+        "router": {**summarise(routed.right, routed.tokens, exam), "choices_by_kind": counts},
+        "random_router": summarise(chance, chance_tokens, exam),
+        "oracle": summarise(table[best, places], costs[best, places], exam),
+    }
