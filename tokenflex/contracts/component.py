@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from abc import ABC
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -46,7 +46,7 @@ class ComponentConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any]) -> "ComponentConfig":
         """Rebuild from `to_dict`'s data; lists become tuples, as in a fresh config.
 
         Raises:

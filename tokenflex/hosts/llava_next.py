@@ -48,8 +48,8 @@ class LlavaNextAdapter(HostAdapter):
         self,
         host: nn.Module,
         *,
-        unpad: Unpad = "geometric",
-        scope: Scope = "last-turn",
+        unpad: str = "geometric",
+        scope: str = "last-turn",
         marker: Sequence[int] = (),
     ) -> None:
         super().__init__(host)
@@ -57,8 +57,8 @@ class LlavaNextAdapter(HostAdapter):
             raise ConfigError(f"unpad={unpad!r}; use 'geometric', or 'released' for published checkpoints.")
         if scope not in ("last-turn", "prompt"):
             raise ConfigError(f"scope={scope!r}; use 'last-turn' or 'prompt'.")
-        self.unpad: Unpad = unpad
-        self.scope: Scope = scope
+        self.unpad: Unpad = "released" if unpad == "released" else "geometric"
+        self.scope: Scope = "prompt" if scope == "prompt" else "last-turn"
         self.marker = tuple(marker)
 
     @classmethod

@@ -57,7 +57,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
     config_class = FlexConfig
     base_model_prefix = "tokenflex"
     main_input_name = "input_ids"
-    input_modalities: ClassVar = ("image", "text")  # pyright: ignore[reportIncompatibleVariableOverride]
+    input_modalities: ClassVar = ("image", "text")  # pyright: ignore[reportAssignmentType]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True

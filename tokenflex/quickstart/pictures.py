@@ -184,8 +184,10 @@ def exam(seed: int, split: Split, count: int) -> list[tuple[Picture, Question]]:
     rng = np.random.default_rng((seed, ("train", "test").index(split), count))
     asked = []
     for i in range(count):
-        kinds = FINE_KINDS if i % 3 == 0 else COARSE_KINDS
-        kind = kinds[(i // 3 if i % 3 == 0 else i) % len(kinds)]
+        third, place = divmod(i, 3)
+        kind = FINE_KINDS[third % len(FINE_KINDS)]
+        if place > 0:
+            kind = COARSE_KINDS[(2 * third + place - 1) % len(COARSE_KINDS)]
         fitting: list[Question] = []
         while not fitting:
             picture = draw(rng, split)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import LlavaNextProcessor, TrainerCallback
+from transformers import LlavaNextProcessor, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from tokenflex.contracts import Component
@@ -54,12 +54,12 @@ class Plan:
     pretrain_steps: int = 200
     pretrain_rate: float = 3e-3
     phases: tuple[Phase, ...] = (
-        Phase(STAGES[1].with_rates(projector=4e-3, language_model=4e-3), 16, 600, 60.0),
-        Phase(STAGES[2].with_rates(vision_tower=0.0, projector=2e-3, language_model=2e-3), 16, 250, 25.0),
+        Phase(STAGES[1].with_rates(projector=4e-3, language_model=4e-3), 16, 800, 75.0),
+        Phase(STAGES[2].with_rates(vision_tower=0.0, projector=2e-3, language_model=2e-3), 16, 300, 25.0),
         Phase(
-            STAGES[3].with_rates(vision_tower=2.5e-4, projector=2e-3, language_model=2e-3, scaler=0.0), 16, 250, 70.0
+            STAGES[3].with_rates(vision_tower=2.5e-4, projector=2e-3, language_model=2e-3, scaler=0.0), 16, 300, 75.0
         ),
-        Phase(STAGES[4].with_rates(router=2e-3), 64, 250, 60.0),
+        Phase(STAGES[4].with_rates(router=2e-3), 32, 300, 70.0),
     )
 
 
@@ -84,8 +84,8 @@ def run(out: str | Path, *, seed: int = 0, device: str = "auto", plan: Plan | No
             stock = list(pictures(seed, "train", plan.stock))
             questions = exam(seed, "test", plan.questions)
             tick()
-        host, processor = seeded(seed)
-        host = torch.nn.Module.to(host, where)
+        made, processor = seeded(seed)
+        host: Any = torch.nn.Module.to(made, where)
         with progress.phase("stage 0: vision tower", 15.0, plan.pretrain_steps, seconds) as tick:
             tower, rate = host.model.vision_tower, plan.pretrain_rate
             pretrain(tower, processor, stock, steps=plan.pretrain_steps, rate=rate, seed=seed, tick=tick)
@@ -150,6 +150,7 @@ def train(
         data_collator=FlexCollator(processor),
         callbacks=[_Tick(tick)],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
 
 

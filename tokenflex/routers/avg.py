@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from einops import rearrange
@@ -37,7 +36,7 @@ class AVGRouter(Router):
 
         text_tokens: int = 32
         heads: int = 8
-        attend: Literal["tiles", "tokens"] = "tiles"
+        attend: str = "tiles"
         dropout: float = 0.1
 
     def __init__(self, config: Config, *, dim: int, num_levels: int) -> None:

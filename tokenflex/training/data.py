@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 IMAGE_MARK = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-OnBadSample = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class ChatDataset:
     """
 
     def __init__(
-        self, rows: Rows, image_folder: str | Path | None = None, on_bad_sample: OnBadSample = "raise"
+        self, rows: Rows, image_folder: str | Path | None = None, on_bad_sample: str = "raise"
     ) -> None:
         if on_bad_sample not in ("raise", "skip"):
             raise DataError(f"on_bad_sample={on_bad_sample!r}; use 'raise' or 'skip'.")
