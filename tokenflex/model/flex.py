@@ -238,6 +238,15 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         output = self.host.generate(**spliced.inputs, **options)
         return generation.restore(output, batch["input_ids"], spliced, decisions)
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write host and parts as one transformers model.
+
+        Raises:
+            ConfigError: a part isn't registered under a name.
+        """
+        self.config.parts = checkpoint.describe(self.compressor, self.adapter)
+        super().save_pretrained(save_directory, **kwargs)
+
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
         """Write ``tokenflex.json`` and ``tokenflex.safetensors``; the host is not saved.
 
