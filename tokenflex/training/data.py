@@ -60,9 +60,7 @@ class ChatDataset:
             logged once and listed in ``skipped``.
     """
 
-    def __init__(
-        self, rows: Rows, image_folder: str | Path | None = None, on_bad_sample: str = "raise"
-    ) -> None:
+    def __init__(self, rows: Rows, image_folder: str | Path | None = None, on_bad_sample: str = "raise") -> None:
         if on_bad_sample not in ("raise", "skip"):
             raise DataError(f"on_bad_sample={on_bad_sample!r}; use 'raise' or 'skip'.")
         if len(rows) == 0:
