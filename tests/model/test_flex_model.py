@@ -10,13 +10,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, pipeline
 
 import tokenflex
+from tests.conftest import picture
 from tokenflex.errors import ConfigError, UnknownComponentError
 from tokenflex.model import FlexModel
 from tokenflex.policies.constant import ConstantPolicy
 from tokenflex.routers.avg import AVGRouter
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing.tiny_hosts import tiny_llava_next
-from tests.conftest import picture
 
 
 def test_wrap_defaults_are_the_published_assembly(flex):
@@ -251,7 +251,7 @@ def test_images_of_one_size_go_through_the_router_together(flex, batch, monkeypa
     handle = flex.compressor.router.register_forward_hook(lambda *a: calls.append(1))
     inputs = batch("w1 <image>", "w2 <image> w3", first=2)
     encoded = flex.encode(inputs)
-    same = [image for image in encoded.images[:1]] * 6
+    same = list(encoded.images[:1]) * 6
     flex.compressor.scores(same, [encoded.instructions[0]] * 6)
     handle.remove()
     assert calls == [1]

@@ -13,9 +13,16 @@ def register(commands: Any) -> None:
         description="Build a small LLaVA-NeXT, train it through all stages on pictures made here, and evaluate it "
         "at every level, routed, and routed at random. No network, no downloads.",
     )
-    parser.add_argument("--out", default="quickstart", help="folder for report.json, report.html and model/")
-    parser.add_argument("--seed", type=int, default=0, help="of data, weights and training")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--out", default="quickstart", help="folder for report.json, report.html and model/ (default: quickstart)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and training (default: 0)")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to train; CUDA_VISIBLE_DEVICES chooses among several GPUs",
+    )
     parser.set_defaults(run=run, takes_overrides=False)
 
 

@@ -13,6 +13,7 @@ import matplotlib
 from jinja2 import Environment, select_autoescape
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +32,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [
         *levels,
         ("router", result["router"]),
-        ("random router, same mix", result["random_router"]),
+        ("random router", result["random_router"]),
         ("oracle", result["oracle"]),
     ]
 
@@ -39,16 +40,20 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     """Print the table."""
     finest = result["levels"][-1]["tokens_mean"]
-    share = f"{100 * result['fine_share']:.0f} % of the questions need fine detail"
-    table = Table(title=f"{result['questions']} held-out questions, answered with generate; {share}")
-    table.add_column("setting")
-    for head in ("visual tokens", "of finest", "accuracy", *KINDS):
-        table.add_column(head, justify="right")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("setting", no_wrap=True)
+    for head in ("tokens", "share", "accuracy", *KINDS):
+        table.add_column(head, justify="right", no_wrap=True)
     for name, summary in rows(result):
         kinds = (f"{summary['accuracy_by_kind'][kind]:.2f}" for kind in KINDS)
         tokens = summary["tokens_mean"]
         table.add_row(name, f"{tokens:.1f}", f"{100 * tokens / finest:.0f} %", f"{summary['accuracy']:.3f}", *kinds)
     console.print(table)
+    console.print(
+        f"{result['questions']} held-out questions, answered with generate; {100 * result['fine_share']:.0f} % of them "
+        f"need fine detail ({', '.join(FINE_KINDS)}). Tokens: visual tokens per picture, mean. Random router: the "
+        "router's own choices, dealt out at random."
+    )
     spent = sum(result["seconds"].values())
     console.print(f"{spent:.0f} s on {result['device']}. Wrote report.json, report.html and model/ to {folder}")
 
@@ -85,7 +90,7 @@ def plot(result: dict[str, Any]) -> str:
         )
         for key, label, marker, colour in (
             ("router", "router", "*", "#dc2626"),
-            ("random_router", "random router, same mix", "x", "#ca8a04"),
+            ("random_router", "random router", "x", "#ca8a04"),
             ("oracle", "oracle", "D", "#16a34a"),
         ):
             point = result[key]
@@ -148,6 +153,7 @@ def _embedded(image: Image.Image) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as scratch:
-        scratch.write(text)
-    os.replace(scratch.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        scratch = Path(folder, path.name)
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)

@@ -1,5 +1,6 @@
 """``tokenflex quickstart``: build, train through all stages, evaluate, report."""
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def run(out: str | Path, *, seed: int = 0, device: str = "auto", plan: Plan | No
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
-    with _quiet(), _progress(console, plan) as progress:
+    with _quiet(), _progress(console, plan) as progress, tempfile.TemporaryDirectory() as scratch:
         with progress.phase("pictures", 5.0, 1, seconds) as tick:
             stock = list(pictures(seed, "train", plan.stock))
             questions = exam(seed, "test", plan.questions)
@@ -93,7 +94,7 @@ def run(out: str | Path, *, seed: int = 0, device: str = "auto", plan: Plan | No
         for phase in plan.phases:
             number, summary = phase.stage.number, phase.stage.summary
             with progress.phase(f"stage {number}: {summary}", phase.seconds, phase.steps, seconds) as tick:
-                train(flex, processor, phase, _rows(phase, stock, seed), plan, folder, seed, tick)
+                train(flex, processor, phase, _rows(phase, stock, seed), plan, scratch, seed, tick)
         flex.eval()
         batches = -(-len(questions) // evaluate.BATCH)
         levels = flex.compressor.num_levels
@@ -122,13 +123,13 @@ def train(
     phase: Phase,
     rows: list[Row],
     plan: Plan,
-    folder: Path,
+    scratch: str,
     seed: int,
     tick: Callable[[], None],
 ) -> None:
     """One stage with the library's own trainer."""
     arguments = FlexTrainingArguments(
-        output_dir=str(folder / "runs"),
+        output_dir=scratch,
         per_device_train_batch_size=phase.rows,
         max_steps=phase.steps,
         adam_beta2=0.98,
