@@ -4,6 +4,8 @@ The published pyramid (AVG-LLaVA, arXiv 2410.02745, section 3.1) is one average 
 stride = window; on CLIP-L/14-336's 24 x 24 grid it keeps 36, 72, 144, 288 and 576 tokens.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -30,9 +32,11 @@ def check_windows(windows: Windows) -> None:
     for window in windows:
         if len(window) != 2 or any(not isinstance(side, int) or side < 1 for side in window):
             raise ConfigError(f"window {window!r} is not a (rows, cols) pair of integers >= 1.")
-    areas = [rows * cols for rows, cols in windows]
-    if areas != sorted(areas, reverse=True):
-        raise ConfigError(f"windows {windows} must go from coarse to fine; their areas are {areas}.")
+    for coarse, fine in itertools.pairwise(windows):
+        if fine[0] > coarse[0] or fine[1] > coarse[1]:
+            raise ConfigError(
+                f"windows {windows} must go from coarse to fine: {fine} is taller or wider than {coarse} before it."
+            )
 
 
 def pooled_grid(grid: Grid, window: tuple[int, int]) -> Grid:

@@ -75,9 +75,10 @@ class AVGRouter(Router):
         """Attention over the views, row by row. A word is the same in all views, so it attends to itself."""
         leading, views = tokens.shape[:-3], tokens.shape[-3]
         rows = rearrange(tokens.flatten(0, -4) if leading else tokens[None], "b v t d -> v (b t) d")
-        rows = rearrange(self.merger(rows), "v (b t) d -> b v t d", b=math.prod(leading))
-        text = self.merger(words.reshape(1, -1, words.shape[-1])).view(-1, 1, *words.shape[-2:])
-        merged = torch.cat([rows, text.expand(-1, views, -1, -1)], dim=-2)
+        merged = rearrange(self.merger(rows), "v (b t) d -> b v t d", b=math.prod(leading))
+        if self.text_tokens:
+            text = self.merger(words.reshape(1, -1, words.shape[-1])).view(-1, 1, *words.shape[-2:])
+            merged = torch.cat([merged, text.expand(-1, views, -1, -1)], dim=-2)
         return merged.view(*leading, *merged.shape[1:])
 
     def _across_tokens(

@@ -1,0 +1,156 @@
+"""The laws of scalers."""
+
+from dataclasses import replace
+
+import torch
+
+from tokenflex.contracts import Grid, Scaler
+from tokenflex.testing.bench import GRIDS, Bench, Check, Skip, same, stacked
+
+
+def _levels(scaler: Scaler) -> range:
+    return range(scaler.num_levels)
+
+
+def one_count_per_level(bench: Bench) -> None:
+    """On every grid."""
+    scaler = bench.build()
+    assert scaler.num_levels >= 1, f"num_levels is {scaler.num_levels}; at least one level is needed"
+    for grid in GRIDS:
+        counts = scaler.granularities(grid)
+        assert len(counts) == scaler.num_levels, f"{scaler.num_levels} levels, but on {grid} granularities {counts}"
+
+
+def coarse_to_fine(bench: Bench) -> None:
+    """On every grid, between 1 and all tokens."""
+    scaler = bench.build()
+    for grid in GRIDS:
+        counts = list(scaler.granularities(grid))
+        assert counts == sorted(counts), f"on {grid} granularities {counts} are not coarse to fine"
+        assert min(counts) >= 1, f"on {grid} granularities {counts} keep nothing at a level"
+
+
+def counts_known_in_advance(bench: Bench) -> None:
+    """``layouts`` against what ``scale`` gives."""
+    scaler = bench.build()
+    for grid in GRIDS:
+        for level, layout in zip(_levels(scaler), scaler.layouts(grid), strict=True):
+            scaled = scaler.scale(bench.image(grid), level)
+            promised, given = (layout, layout.tokens) if isinstance(layout, Grid) else (None, layout)
+            kept = scaled.features.shape[-2]
+            assert kept == given, f"on {grid} level {level} promises {given} tokens and gives {kept}"
+            assert scaled.grid == promised, f"on {grid} level {level} promises layout {layout} and gives {scaled.grid}"
+
+
+def assignment_is_valid(bench: Bench) -> None:
+    """Indices of kept tokens or -1, and every kept token comes from somewhere."""
+    scaler = bench.build()
+    for grid in GRIDS:
+        image = bench.image(grid)
+        for level in _levels(scaler):
+            scaled = scaler.scale(image, level)
+            where = f"on {grid}, level {level}"
+            expected = tuple(image.features.shape[:-1])
+            assert tuple(scaled.assignment.shape) == expected, (
+                f"{where} the assignment has shape {tuple(scaled.assignment.shape)}, expected {expected}"
+            )
+            kept = scaled.features.shape[-2]
+            inside = bool(((scaled.assignment >= -1) & (scaled.assignment < kept)).all())
+            assert inside, f"{where} the assignment leaves -1..{kept - 1}"
+            for view in scaled.assignment:
+                used = torch.bincount(view[view >= 0], minlength=kept)
+                assert bool((used > 0).all()), f"{where} some kept token has no source in the assignment"
+
+
+def views_are_independent(bench: Bench) -> None:
+    """Three views at once are three views one by one."""
+    scaler = bench.build()
+    image = bench.image()
+    for level in _levels(scaler):
+        whole = scaler.scale(image, level).features
+        for view in range(image.features.shape[0]):
+            alone = scaler.scale(replace(image, features=image.features[view : view + 1]), level).features[0]
+            same(whole[view], alone, f"level {level}: a view alone and among others")
+
+
+def batch_equals_singles(bench: Bench) -> None:
+    """A stack of images is each of its images."""
+    scaler = bench.build()
+    images = [bench.image(seed=seed) for seed in (0, 1)]
+    for level in _levels(scaler):
+        together = scaler.scale(stacked(*images), level)
+        for i, image in enumerate(images):
+            alone = scaler.scale(image, level)
+            same(together.features[i], alone.features, f"level {level}: an image alone and in a batch")
+            assert torch.equal(together.assignment[i], alone.assignment), f"level {level}: assignments differ"
+
+
+def dtype_is_kept(bench: Bench) -> None:
+    """bfloat16 in, bfloat16 out, without parameters of another type getting in the way."""
+    scaler = bench.build().to(torch.bfloat16)
+    image = bench.image()
+    image = replace(image, features=image.features.bfloat16())
+    for level in _levels(scaler):
+        given = scaler.scale(image, level).features.dtype
+        assert given == torch.bfloat16, f"level {level} turns bfloat16 into {given}"
+
+
+def repeats_itself(bench: Bench) -> None:
+    """The same image twice gives the same tokens twice, whatever the global random state."""
+    scaler = bench.build()
+    for level in _levels(scaler):
+        first, second = (scaler.scale(bench.image(), level).features for _ in range(2))
+        same(first, second, f"level {level}: two calls on one image", 0.0)
+
+
+def input_is_left_alone(bench: Bench) -> None:
+    """Features aren't changed in place."""
+    scaler = bench.build()
+    image = bench.image()
+    before = image.features.clone()
+    for level in _levels(scaler):
+        scaler.scale(image, level)
+        assert torch.equal(before, image.features), f"level {level} changes its input in place"
+
+
+def stays_finite(bench: Bench) -> None:
+    """Also on zeros and constants."""
+    scaler = bench.build()
+    image = bench.image()
+    for value in (0.0, 7.0):
+        for level in _levels(scaler):
+            flat = replace(image, features=torch.full_like(image.features, value))
+            finite = bool(scaler.scale(flat, level).features.isfinite().all())
+            assert finite, f"level {level} gives NaN or infinity on an image of {value}"
+
+
+def gradients_flow(bench: Bench) -> None:
+    """Back to the features, at every level."""
+    scaler = bench.build()
+    if not scaler.differentiable:
+        raise Skip("the scaler declares differentiable = False")
+    for level in _levels(scaler):
+        image = bench.image()
+        image.features.requires_grad_()
+        features = scaler.scale(image, level).features
+        assert features.requires_grad, f"level {level} cuts the graph; say differentiable = False if that is meant"
+        features.square().sum().backward()
+        gradient = image.features.grad
+        assert gradient is not None, f"level {level} sends no gradient back"
+        assert bool(gradient.abs().sum() > 0), f"level {level} sends no gradient back"
+
+
+CHECKS = (
+    Check("one-count-per-level", "granularities has one count per level on any grid", one_count_per_level),
+    Check("coarse-to-fine", "level 0 keeps fewest tokens, at least one", coarse_to_fine),
+    Check("counts-known-in-advance", "layouts says what scale will give", counts_known_in_advance),
+    Check("assignment-is-valid", "every source token is assigned or dropped, every kept one has a source",
+          assignment_is_valid),
+    Check("views-are-independent", "a view's tokens don't depend on the other views", views_are_independent),
+    Check("batch-equals-singles", "an image's tokens don't depend on its batch", batch_equals_singles),
+    Check("dtype-is-kept", "features keep their type", dtype_is_kept),
+    Check("repeats-itself", "the same image gives the same tokens", repeats_itself),
+    Check("input-is-left-alone", "nothing is changed in place", input_is_left_alone),
+    Check("stays-finite", "constant images give finite tokens", stays_finite),
+    Check("gradients-flow", "gradients reach the features", gradients_flow),
+)  # fmt: skip
