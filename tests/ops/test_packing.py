@@ -1,0 +1,88 @@
+"""Anyres packing against transformers, worked counts, and its own laws."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+from tokenflex.contracts import Grid
+from tokenflex.ops.packing import NEWLINE, anyres_count, anyres_order, kept_spans, visible_span
+from tokenflex.ops.pooling import PYRAMID, pooled_grid
+
+CLIP = Grid(24, 24)
+TILES = st.sampled_from([Grid(1, 1), Grid(1, 2), Grid(2, 1), Grid(2, 2), Grid(1, 3), Grid(3, 1)])
+SIZES = st.tuples(st.integers(20, 2000), st.integers(20, 2000))
+LEVELS = st.sampled_from(PYRAMID)
+
+
+def counts(size, tiles, unpad):
+    return [anyres_count(tiles, CLIP, pooled_grid(CLIP, window), size, unpad) for window in PYRAMID]
+
+
+@pytest.mark.parametrize(
+    ("size", "unpad", "expected"),
+    [
+        ((480, 640), "geometric", [166, 306, 594, 1188, 2340]),
+        ((480, 640), "released", [166, 202, 594, 738, 2340]),
+        ((672, 672), "geometric", [192, 384, 744, 1488, 2928]),
+        ((672, 672), "released", [192, 228, 744, 888, 2928]),
+    ],
+)
+def test_known_counts(size, unpad, expected):
+    assert counts(size, Grid(2, 2), unpad) == expected
+
+
+@given(TILES, SIZES)
+def test_unpooled_canvas_is_cut_as_transformers_does(tiles, size):
+    canvas = Grid(tiles.rows * 24, tiles.cols * 24)
+    (top, bottom), (left, right) = visible_span(canvas, size)
+    cells = torch.arange(canvas.tokens).view(1, canvas.rows, canvas.cols)
+    assert torch.equal(unpad_image(cells, size)[0], cells[0, top:bottom, left:right])
+
+
+@given(TILES, SIZES, LEVELS, st.sampled_from(["geometric", "released"]))
+def test_counts_known_in_advance(tiles, size, window, unpad):
+    kept = pooled_grid(CLIP, window)
+    order = anyres_order(tiles, CLIP, kept, size, unpad)
+    assert len(order) == anyres_count(tiles, CLIP, kept, size, unpad)
+
+
+@given(TILES, SIZES, LEVELS, st.sampled_from(["geometric", "released"]))
+def test_every_token_at_most_once_and_the_whole_image_first(tiles, size, window, unpad):
+    kept = pooled_grid(CLIP, window)
+    order = anyres_order(tiles, CLIP, kept, size, unpad)
+    assert order[: kept.tokens].tolist() == list(range(kept.tokens))
+    tokens = order[order != NEWLINE]
+    assert len(tokens.unique()) == len(tokens)
+    assert int(tokens.max()) < kept.tokens * (tiles.tokens + 1)
+
+
+@given(TILES, SIZES, LEVELS)
+def test_geometric_keeps_every_cell_that_shows_the_picture(tiles, size, window):
+    kept = pooled_grid(CLIP, window)
+    rows, cols = kept_spans(tiles, CLIP, kept, size, "geometric")
+    fine = visible_span(Grid(tiles.rows * 24, tiles.cols * 24), size)
+    assume(all(end > start for start, end in fine))
+    for coarse, exact, step in ((rows, fine[0], window[0]), (cols, fine[1], window[1])):
+        assert coarse[0] * step <= exact[0]
+        assert coarse[1] * step >= exact[1]
+        assert coarse[0] * step > exact[0] - step
+        assert coarse[1] * step < exact[1] + step
+
+
+@given(TILES, st.tuples(st.integers(100, 2000), st.integers(100, 2000)))
+def test_coarser_levels_cost_fewer_tokens(tiles, size):
+    found = counts(size, tiles, "geometric")
+    assert found == sorted(found)
+
+
+def test_tokens_without_a_grid_are_all_kept():
+    order = anyres_order(Grid(1, 2), CLIP, 5, (300, 600), "geometric")
+    assert order.tolist() == [*range(15), NEWLINE]
+    assert anyres_count(Grid(1, 2), CLIP, 5, (300, 600), "geometric") == 16
+
+
+def test_local_tiles_are_stitched_row_by_row():
+    order = anyres_order(Grid(1, 2), Grid(2, 2), Grid(2, 2), (100, 200), "geometric")
+    assert order.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, NEWLINE, 6, 7, 10, 11, NEWLINE]
