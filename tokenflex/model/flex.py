@@ -228,13 +228,15 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         """
         if inputs is not None:
             kwargs["input_ids"] = inputs
-        kwargs.setdefault("generation_config", self.generation_config)
+        if self.generation_config is not self.host.generation_config:
+            kwargs.setdefault("generation_config", self.generation_config)
         batch, options = generation.split(kwargs)
         if "input_ids" not in batch or generation.continues_cache(batch):
             return self.host.generate(**batch, **options)
         spliced, decisions = self.prepare(batch, level, padding_side="left")
         ids = spliced.inputs["input_ids"]
-        options = generation.lengths(options, dropped=batch["input_ids"].shape[1] - ids.shape[1])
+        dropped = batch["input_ids"].shape[1] - ids.shape[1]
+        options = generation.lengths(options, self.host.generation_config, dropped)
         output = self.host.generate(**spliced.inputs, **options)
         return generation.restore(output, batch["input_ids"], spliced, decisions)
 

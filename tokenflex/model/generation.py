@@ -57,22 +57,26 @@ def continues_cache(batch: Mapping[str, Any]) -> bool:
     return True
 
 
-def lengths(options: Mapping[str, Any], dropped: int) -> dict[str, Any]:
-    """``max_length`` and ``min_length`` less the tokens that were dropped from the prompt."""
+def lengths(options: Mapping[str, Any], default: Any, dropped: int) -> dict[str, Any]:
+    """``max_length`` and ``min_length`` less the tokens that were dropped from the prompt.
+
+    Args:
+        default: the model's own generation config, in force where ``options`` has none.
+    """
     out = dict(options)
-    config = out.get("generation_config")
+    given = out.get("generation_config")
+    config = default if given is None else given
     for key, newer in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if out.get(newer) is not None or getattr(config, newer, None) is not None:
             continue
         wanted = out.get(key) if out.get(key) is not None else getattr(config, key, None)
         if wanted is None or dropped == 0:
             continue
-        if out.get(key) is not None:
+        if out.get(key) is not None or given is None:
             out[key] = max(wanted - dropped, 0)
         else:
-            config = copy.deepcopy(config)
-            setattr(config, key, max(wanted - dropped, 0))
-            out["generation_config"] = config
+            given = out["generation_config"] = copy.deepcopy(given)
+            setattr(given, key, max(wanted - dropped, 0))
     return out
 
 
