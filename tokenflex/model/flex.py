@@ -1,6 +1,7 @@
 """``FlexModel``: decides how many visual tokens each image needs, then calls the unmodified host."""
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             self.host = AutoModelForImageTextToText.from_config(copy.deepcopy(config.host))
         self.adapter = adapter or checkpoint.adapter_for(self.host, spec["host"]["options"])
         self.compressor = compressor or checkpoint.assemble(spec, self.adapter)
-        self.accepts_loss_kwargs = getattr(self.host, "accepts_loss_kwargs", False)
+        self.accepts_loss_kwargs = _accepts_loss_kwargs(self.host)
         self.generation_config = getattr(self.host, "generation_config", self.generation_config)
         self.post_init()
 
@@ -243,10 +244,14 @@ class FlexModel(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write host and parts as one transformers model.
 
+        Weights keep the names they have in memory, so that a training checkpoint can be resumed; ask for
+        ``save_original_format=True`` to give the host's the names of its original release.
+
         Raises:
             ConfigError: a part isn't registered under a name.
         """
         self.config.parts = checkpoint.describe(self.compressor, self.adapter)
+        kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **kwargs)
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
@@ -257,6 +262,15 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         """
         spec = checkpoint.describe(self.compressor, self.adapter)
         checkpoint.save(folder, spec, self.compressor.state_dict())
+
+
+def _accepts_loss_kwargs(host: Any) -> bool:
+    """Whether the host's loss can be a mean over all answer tokens of a step; ``Trainer`` asks the same way."""
+    inner = host.get_base_model() if hasattr(host, "get_base_model") else host
+    told = getattr(inner, "accepts_loss_kwargs", None)
+    if told is not None:
+        return bool(told)
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(inner.forward).parameters.values())
 
 
 def _forced(level: int | Sequence[int] | Tensor, images: int, num_levels: int) -> list[int]:

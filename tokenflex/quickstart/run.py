@@ -55,12 +55,12 @@ class Plan:
     pretrain_steps: int = 200
     pretrain_rate: float = 3e-3
     phases: tuple[Phase, ...] = (
-        Phase(STAGES[1].with_rates(projector=4e-3, language_model=4e-3), 16, 800, 75.0),
+        Phase(STAGES[1].with_rates(projector=2e-3, language_model=2e-3), 16, 900, 80.0),
         Phase(STAGES[2].with_rates(vision_tower=0.0, projector=2e-3, language_model=2e-3), 16, 300, 25.0),
         Phase(
-            STAGES[3].with_rates(vision_tower=2.5e-4, projector=2e-3, language_model=2e-3, scaler=0.0), 16, 300, 75.0
+            STAGES[3].with_rates(vision_tower=2.5e-4, projector=2e-3, language_model=2e-3, scaler=0.0), 16, 450, 105.0
         ),
-        Phase(STAGES[4].with_rates(router=2e-3), 32, 300, 70.0),
+        Phase(STAGES[4].with_rates(router=2e-3), 32, 300, 50.0),
     )
 
 

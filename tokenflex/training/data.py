@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -38,6 +38,7 @@ class Sample:
     messages: tuple[dict[str, Any], ...]
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Anything with a length and rows that are mappings: a list, or a ``datasets.Dataset``."""
 

@@ -1,0 +1,78 @@
+"""Labels stand on answers, and nowhere else."""
+
+import pytest
+
+from tests.training.conftest import ROWS, turns
+from tokenflex.errors import DataError
+from tokenflex.testing.tiny_hosts import tiny_llava_next_processor
+from tokenflex.training import ChatDataset, FlexCollator
+
+MARKED = (
+    "{% for m in messages %}{{ m.role }} : {% if m.role == 'assistant' %}{% generation %}"
+    "{% for p in m.content %}{{ p.text }}{% endfor %} </s>{% endgeneration %} {% else %}"
+    "{% for p in m.content %}{% if p.type == 'image' %}<image> {% else %}{{ p.text }}{% endif %}{% endfor %} "
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
+def supervised(batch, processor, row):
+    labels = batch["labels"][row]
+    return processor.tokenizer.convert_ids_to_tokens(labels[labels != -100])
+
+
+@pytest.mark.parametrize("template", [None, MARKED])
+def test_labels_are_the_answers_and_their_ends(template):
+    processor = tiny_llava_next_processor()
+    processor.chat_template = template or processor.chat_template
+    dataset = ChatDataset(ROWS)
+    batch = FlexCollator(processor)([dataset[i] for i in range(4)])
+    assert supervised(batch, processor, 0) == ["w3", "w4", "</s>"]
+    assert supervised(batch, processor, 1) == ["w6", "</s>", "w9", "w10", "w11", "</s>"]
+    assert supervised(batch, processor, 2) == ["w14", "</s>"]
+    assert supervised(batch, processor, 3) == ["w15", "</s>"]
+
+
+def test_labels_stand_where_the_tokens_are(training_batch):
+    labels, ids = training_batch["labels"], training_batch["input_ids"]
+    chosen = labels != -100
+    assert (labels[chosen] == ids[chosen]).all()
+    assert (training_batch["attention_mask"][chosen] == 1).all()
+
+
+def test_rows_are_padded_on_the_right(training_batch):
+    mask = training_batch["attention_mask"]
+    assert (mask[:, 0] == 1).all()
+    assert (mask[:, -1] == 0).any()
+
+
+def test_batches_of_text_alone(collator):
+    batch = collator([ChatDataset(ROWS)[2]])
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_text_is_cut_but_placeholders_never(processor):
+    sample = ChatDataset(ROWS)[1]
+    whole = FlexCollator(processor)([sample])
+    length = whole["input_ids"].shape[1]
+    cut = FlexCollator(processor, max_length=length - 3)([sample])
+    assert cut["input_ids"].shape == cut["labels"].shape == (1, length - 3)
+    assert (cut["labels"] == whole["labels"][:, : length - 3]).all()
+    with pytest.raises(DataError, match=r"row 1 \(id 'b'\).*beyond max_length=20; raise it to"):
+        FlexCollator(processor, max_length=20)([sample])
+
+
+def test_templates_that_rewrite_earlier_turns_are_refused():
+    processor = tiny_llava_next_processor()
+    processor.chat_template = (
+        "{{ messages|length }} {% for m in messages %}{% for p in m.content %}{{ p.text }} {% endfor %}{% endfor %}"
+    )
+    sample = ChatDataset([{"messages": turns("w1", "w2", "w3", "w4")}])[0]
+    with pytest.raises(DataError, match="row 0: the chat template writes earlier turns differently"):
+        FlexCollator(processor)([sample])
+
+
+def test_processors_without_a_template_are_refused():
+    processor = tiny_llava_next_processor()
+    processor.chat_template = None
+    with pytest.raises(DataError, match="has no chat template"):
+        FlexCollator(processor)

@@ -1,0 +1,209 @@
+"""Stages train exactly their parameters, and a run that was stopped goes on as if it hadn't been."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import tokenflex
+from tests.training.conftest import ROWS
+from tokenflex.errors import ConfigError
+from tokenflex.testing.tiny_hosts import tiny_llava_next
+from tokenflex.training import (
+    STAGES,
+    ChatDataset,
+    FlexCollator,
+    FlexTrainer,
+    MultiGranularityTrainer,
+    RGLFTrainer,
+)
+from tokenflex.training.stages import parameter_groups, select
+
+TRAINED = {
+    1: {"projector"},
+    2: {"vision_tower", "projector", "language_model"},
+    3: {"vision_tower", "projector", "language_model"},
+    4: {"router"},
+}
+
+
+def trainer_for(flex, arguments, collator, stage, cls=FlexTrainer, rows=ROWS, **others):
+    return cls(flex, arguments, stage=stage, train_dataset=ChatDataset(rows), data_collator=collator, **others)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_a_stage_trains_exactly_its_parameters(fresh, arguments, collator, stage):
+    flex = fresh()
+    before = {name: p.detach().clone() for name, p in flex.named_parameters()}
+    trainer = trainer_for(flex, arguments(max_steps=3, warmup_steps=0.0), collator, stage)
+    trainer.train()
+    groups = parameter_groups(flex)
+    names = {id(p): name for name, p in flex.named_parameters()}
+    assert sorted(id(p) for group in groups.values() for p in group) == sorted(names)
+    for group, parameters in groups.items():
+        changed = [names[id(p)] for p in parameters if not torch.equal(p, before[names[id(p)]])]
+        assert bool(changed) == (group in TRAINED[stage]), group
+        assert all(p.requires_grad == (group in TRAINED[stage]) for p in parameters)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_gradients_reach_every_trained_parameter(fresh, training_batch, arguments, collator, stage):
+    flex = fresh(router=tokenflex.routers.get("avg").Config(dropout=0.0))
+    trainer = trainer_for(flex, arguments(), collator, stage)
+    trainer.compute_loss(flex, training_batch).backward()
+    groups = parameter_groups(flex)
+    unused = {id(p) for p in unused_parameters(flex)}
+    for group, parameters in groups.items():
+        for parameter in parameters:
+            if id(parameter) in unused:
+                continue
+            reached = parameter.grad is not None and bool((parameter.grad != 0).any())
+            assert reached == (group in TRAINED[stage])
+
+
+def unused_parameters(flex):
+    """The tower's last layers, which `vision_feature_layer` = -2 skips, and rows without words get no image."""
+    tower = flex.host.model.vision_tower
+    yield from tower.post_layernorm.parameters()
+    yield from tower.encoder.layers[-1].parameters()
+    for name, parameter in tower.named_parameters():
+        if name.endswith("k_proj.bias"):
+            yield parameter
+    for name, parameter in flex.named_parameters():
+        if name.endswith("k_proj.bias"):
+            yield parameter
+
+
+def test_rates_and_groups(fresh, arguments, collator):
+    stage = STAGES[3].with_rates(vision_tower=0.0, projector=3e-4)
+    trainer = trainer_for(fresh(), arguments(), collator, stage)
+    optimizer = trainer.create_optimizer()
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == [1e-5, 3e-4]
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    assert trainer.args.learning_rate == 3e-4
+
+
+def test_published_presets():
+    assert {n: (s.loss, dict(s.rates), s.global_batch) for n, s in STAGES.items()} == {
+        1: ("language", {"projector": 1e-3}, 256),
+        2: ("language", {"vision_tower": 2e-6, "projector": 2e-5, "language_model": 2e-5}, 128),
+        3: (
+            "multi-granularity",
+            {"vision_tower": 2e-5, "projector": 1e-5, "language_model": 1e-5, "scaler": 1e-5},
+            128,
+        ),
+        4: ("rglf", {"router": 1e-3}, 128),
+    }
+
+
+def test_bad_stages_are_refused(fresh, arguments, collator):
+    with pytest.raises(ConfigError, match=r"stage 5 doesn't exist; choose from \[1, 2, 3, 4\]"):
+        trainer_for(fresh(), arguments(), collator, 5)
+    with pytest.raises(ConfigError, match="groups are vision_tower"):
+        STAGES[1].with_rates(tower=1e-3)
+    with pytest.raises(ConfigError, match="rates are >= 0"):
+        STAGES[1].with_rates(projector=-1.0)
+    with pytest.raises(ConfigError, match="stage 4 trains router, and this model has no trainable"):
+        select(fresh(router="constant", voter="mean"), STAGES[4])
+
+
+def state_after(trainer, **options):
+    trainer.train(**options)
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("stage", [3, 4])
+def test_resuming_is_bit_exact(fresh, arguments, collator, tmp_path, stage):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "warmup_steps": 0.0, "seed": 3}
+    rates = {3: {}, 4: {}}[stage]
+    chosen = STAGES[stage].with_rates(**rates)
+    rows = ROWS * 3
+    whole = arguments(**settings, output_dir=str(tmp_path / "whole"))
+    expected = state_after(trainer_for(fresh(), whole, collator, chosen, rows=rows))
+    stopped = arguments(**settings, output_dir=str(tmp_path / "stopped"))
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2
+
+    state_after(trainer_for(fresh(), stopped, collator, chosen, rows=rows, callbacks=[Stop()]))
+    checkpoint = tmp_path / "stopped" / "checkpoint-2"
+    assert (checkpoint / "tokenflex.json").exists() == (stage == 4)
+    assert (checkpoint / "model.safetensors").exists() == (stage == 3)
+    again = trainer_for(fresh(), stopped, collator, chosen, rows=rows)
+    found = state_after(again, resume_from_checkpoint=str(checkpoint))
+    assert again.state.global_step == 4
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_samples_without_answers_are_counted(fresh, arguments, processor):
+    class Forgetful(FlexCollator):
+        def __call__(self, samples):
+            batch = super().__call__(samples)
+            for row, sample in enumerate(samples):
+                if sample.name.startswith("row 1"):
+                    batch["labels"][row] = -100
+            return batch
+
+    flex = fresh()
+    trainer = trainer_for(flex, arguments(max_steps=2, logging_strategy="steps", logging_steps=1),
+                          Forgetful(processor), 3)  # fmt: skip
+    trainer.train()
+    assert trainer.samples_without_answers == 1
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(entry["loss"] == entry["loss"] for entry in logged)
+    assert logged[-1]["samples_without_answers"] == 1.0
+
+
+def test_accumulation_equals_one_big_batch(fresh, arguments, collator):
+    """The loss is a mean over all answer tokens of a step, however the step is cut into batches."""
+    results = []
+    for size, accumulate in ((4, 1), (1, 4)):
+        settings = {"max_steps": 1, "per_device_train_batch_size": size, "gradient_accumulation_steps": accumulate}
+        flex = fresh()
+        trainer = trainer_for(
+            flex, arguments(**settings, warmup_steps=0.0, optim="sgd", max_grad_norm=0.0), collator,
+            STAGES[2].with_rates(vision_tower=1e-2, projector=1e-2, language_model=1e-2),
+        )  # fmt: skip
+        results.append(state_after(trainer))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, msg=name)
+
+
+def test_named_trainers(fresh, arguments, training_batch):
+    for cls, stage in ((MultiGranularityTrainer, 3), (RGLFTrainer, 4)):
+        trainer = cls(fresh(), arguments())
+        assert trainer.stage.number == stage
+        assert bool(trainer.compute_loss(trainer.model, training_batch).isfinite())
+    assert RGLFTrainer(fresh(), arguments(), margin=0.5).objective.margin == 0.5
+
+
+def test_evaluation_reports_the_objective(fresh, arguments, collator):
+    trainer = trainer_for(fresh(), arguments(), collator, 3, eval_dataset=ChatDataset(ROWS))
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_lora_is_trained_inside_a_wrapped_host(arguments, collator):
+    lora = LoraConfig(r=2, target_modules=r".*language_model.*q_proj")
+    torch.manual_seed(0)
+    flex = tokenflex.wrap(get_peft_model(tiny_llava_next(), lora)).train()
+    stage = STAGES[3].with_rates(vision_tower=0.0, projector=0.0, language_model=1e-2)
+    trainer = trainer_for(flex, arguments(warmup_steps=0.0), collator, stage)
+    before = {name: p.detach().clone() for name, p in flex.named_parameters()}
+    trainer.train()
+    changed = {name for name, p in flex.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+
+
+def test_training_teaches(fresh, arguments, collator):
+    """A few steps on four rows lower the loss they minimise."""
+    flex = fresh()
+    stage = STAGES[2].with_rates(vision_tower=1e-3, projector=1e-2, language_model=1e-2)
+    trainer = trainer_for(flex, arguments(max_steps=12, per_device_train_batch_size=4), collator, stage)
+    batch = collator([ChatDataset(ROWS)[i] for i in range(4)])
+    before = trainer.compute_loss(flex, dict(batch)).item()
+    trainer.train()
+    assert trainer.compute_loss(flex, dict(batch)).item() < 0.5 * before
