@@ -1,5 +1,9 @@
 """Shared fixtures: tiny hosts, their processor, batches as in life."""
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import numpy as np
 import pytest
 import torch

@@ -97,7 +97,8 @@ class Registry(Generic[T]):
         for name, providers in self._providers().items():
             for provider in providers:
                 target = provider.target
-                if target is component or target == path or getattr(target, "value", None) == path:
+                where = target if isinstance(target, str) else getattr(target, "value", None)
+                if target is component or where == path:
                     return name
         return None
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
@@ -79,9 +79,14 @@ class Recipe:
         return STAGES[self.stage].with_rates(**{group: getattr(self, f"{group}_rate") for group in groups})
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. 'tokenflex train --help' lists all keys with what they take.")
+
+
 def parser() -> HfArgumentParser:
     """All fields, with their help; the file's keys and the command line's options are the same names."""
-    made = HfArgumentParser((Recipe, FlexTrainingArguments), prog="tokenflex train", allow_abbrev=False)  # pyright: ignore[reportArgumentType]
+    made = _Parser((Recipe, FlexTrainingArguments), prog="tokenflex train", allow_abbrev=False)  # pyright: ignore[reportArgumentType]
     made.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     return made
 
@@ -138,10 +143,19 @@ def run(recipe: Recipe, arguments: FlexTrainingArguments) -> FlexTrainer:
 
 
 def load(recipe: Recipe) -> tuple[FlexModel, Any]:
-    """The model and its processor."""
+    """The model and its processor.
+
+    Raises:
+        ConfigError: the host can't be loaded, or the parts don't fit it.
+    """
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    host = AutoModelForImageTextToText.from_pretrained(recipe.host, dtype=dtype)
-    processor = AutoProcessor.from_pretrained(recipe.host)
+    try:
+        host = AutoModelForImageTextToText.from_pretrained(recipe.host, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(recipe.host)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"host {recipe.host!r} can't be loaded: {error} Give a folder or hub id with a model and its processor."
+        ) from error
     if isinstance(host, FlexModel):
         if recipe.parts is None:
             return host, processor

@@ -1,0 +1,69 @@
+"""Resizing runs of placeholders: laws over random sequences."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenflex.hosts import placeholders
+
+IMAGE, PAD = 99, 0
+WORDS = st.lists(st.integers(1, 50), max_size=4)
+
+
+@st.composite
+def batches(draw):
+    """(ids, mask, labels, full, kept): rows of text and runs, padded on one side."""
+    rows, full = [], []
+    for _ in range(draw(st.integers(1, 3))):
+        row = draw(WORDS) or [1]
+        for _ in range(draw(st.integers(0, 2))):
+            full.append(draw(st.integers(1, 6)))
+            row = [*row, *[IMAGE] * full[-1], *draw(WORDS)]
+        rows.append(row)
+    kept = [draw(st.integers(1, 8)) for _ in full]
+    side = draw(st.sampled_from(["left", "right"]))
+    length = max(map(len, rows))
+    fill = [[PAD] * (length - len(row)) for row in rows]
+    ids = torch.tensor([f + r if side == "left" else r + f for f, r in zip(fill, rows, strict=True)])
+    mask = (ids != PAD).long()
+    labels = torch.where((ids % 2 == 1) & (mask == 1), ids, -100)
+    return ids, mask, labels, full, kept
+
+
+@given(batches(), st.sampled_from([None, "left", "right"]))
+def test_text_stays_and_runs_get_their_size(batch, side):
+    ids, mask, labels, full, kept = batch
+    plan = placeholders.plan(ids, mask, IMAGE, full, kept, side)
+    out = placeholders.apply(plan, {"input_ids": ids, "attention_mask": mask, "labels": labels}, PAD)
+    image = iter(kept)
+    owners = placeholders.images_per_row(ids, IMAGE, full)
+    for row, images in enumerate(owners):
+        before = ids[row][(ids[row] != IMAGE) & (mask[row] == 1)]
+        attended = out["attention_mask"][row] == 1
+        after = out["input_ids"][row][attended]
+        assert after[after != IMAGE].tolist() == before.tolist()
+        assert int((after == IMAGE).sum()) == sum(next(image) for _ in images)
+        text = (out["input_ids"][row] != IMAGE) & attended
+        assert out["labels"][row][text].tolist() == labels[row][(ids[row] != IMAGE) & (mask[row] == 1)].tolist()
+        assert (out["labels"][row][~text] == -100).all()
+        if side is not None and bool((~attended).any()):
+            assert bool(attended[-1 if side == "left" else 0])
+
+
+@given(batches())
+def test_index_points_back_at_the_same_tokens(batch):
+    ids, mask, _, full, kept = batch
+    plan = placeholders.plan(ids, mask, IMAGE, full, kept, None)
+    out = placeholders.apply(plan, {"input_ids": ids, "attention_mask": mask}, PAD)
+    index = placeholders.index(plan)
+    rows = torch.arange(len(ids))[:, None].expand_as(index)
+    there = index >= 0
+    assert torch.equal(ids[rows[there], index[there]], out["input_ids"][there])
+
+
+@given(batches())
+def test_nothing_to_resize_is_the_callers_own_batch(batch):
+    ids, mask, _, full, _ = batch
+    plan = placeholders.plan(ids, mask, IMAGE, full, full, None)
+    assert plan.unchanged
+    assert placeholders.apply(plan, {"input_ids": ids, "attention_mask": mask}, PAD)["input_ids"] is ids

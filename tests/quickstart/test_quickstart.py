@@ -1,0 +1,112 @@
+"""The embedded task, and the whole command in small."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from transformers import AutoModelForImageTextToText
+
+import tokenflex
+from tokenflex.errors import ConfigError
+from tokenflex.quickstart import evaluate
+from tokenflex.quickstart.evaluate import Answers
+from tokenflex.quickstart.host import seeded
+from tokenflex.quickstart.pictures import COARSE_KINDS, FINE_KINDS, INKS, exam, pictures, words
+from tokenflex.quickstart.run import Plan, run
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    plan = Plan()
+    phases = tuple(replace(phase, rows=2, steps=2) for phase in plan.phases)
+    small = replace(plan, stock=20, questions=36, pretrain_steps=2, phases=phases)
+    return run(folder, seed=1, device="cpu", plan=small), folder
+
+
+def test_pictures_repeat_with_their_seed():
+    one, same, other = (next(pictures(seed, "train", 1)) for seed in (5, 5, 6))
+    assert one.image.tobytes() == same.image.tobytes() != other.image.tobytes()
+    assert one.image.size == (128, 64)
+
+
+def test_splits_share_no_scan():
+    from tokenflex.quickstart.pictures import _digits
+
+    train, test = _digits("train")[0], _digits("test")[0]
+    assert len(train) + len(test) == 1797
+    seen = {scan.tobytes() for scan in train}
+    assert sum(scan.tobytes() in seen for scan in test) == 0
+
+
+def test_answers_are_what_the_cells_show():
+    for picture in pictures(3, "train", 30):
+        shown = {int(digit): list(INKS)[ink] for digit, ink in picture.cells.reshape(-1, 2) if digit < 10}
+        for question in picture.questions:
+            if question.kind == "count":
+                assert question.answer == ("none" if not shown else "one" if len(shown) == 1 else "many")
+            if question.kind.startswith("ink"):
+                assert question.answer == shown[int(question.question.split()[1])]
+            if question.kind.startswith("digit"):
+                assert shown[int(question.answer)] == question.question.split()[1]
+
+
+def test_one_third_of_the_exam_is_fine_and_every_word_is_known():
+    asked = exam(0, "test", 90)
+    assert sum(question.fine for _, question in asked) == 30
+    assert {question.kind for _, question in asked} == {*FINE_KINDS, *COARSE_KINDS}
+    known = set(words())
+    for _, question in asked:
+        assert known.issuperset([*question.question.split(), question.answer])
+
+
+def test_the_host_is_stock_and_seeded():
+    (one, processor), (same, _) = seeded(3), seeded(3)
+    assert type(one).__name__ == "LlavaNextForConditionalGeneration"
+    assert all((p == q).all() for p, q in zip(one.parameters(), same.parameters(), strict=True))
+    shape = processor.image_processor([next(pictures(0, "train", 1)).image], return_tensors="pt").pixel_values.shape
+    assert tuple(shape) == (1, 3, 3, 64, 64)
+
+
+def test_report_says_everything(result):
+    report, folder = result
+    assert report == json.loads((folder / "report.json").read_text())
+    assert {"seed", "device", "seconds", "levels", "router", "random_router", "oracle"} <= set(report)
+    assert report["fine_share"] == pytest.approx(1 / 3, abs=1e-3)
+    assert [level["tokens_mean"] for level in report["levels"]] == [4, 8, 14, 28, 52]
+    for entry in (*report["levels"], report["router"], report["random_router"], report["oracle"]):
+        assert set(entry["accuracy_by_kind"]) == {*FINE_KINDS, *COARSE_KINDS}
+    assert sum(sum(counts) for counts in report["router"]["choices_by_kind"].values()) == 36
+    assert len([name for name in report["seconds"] if name.startswith("stage")]) == 5
+    page = (folder / "report.html").read_text()
+    assert "<img" in page
+    assert 'src="http' not in page
+    assert "<script src" not in page
+
+
+def test_the_model_it_leaves_loads(result):
+    _, folder = result
+    flex = AutoModelForImageTextToText.from_pretrained(folder / "model")
+    assert isinstance(flex, tokenflex.FlexModel)
+    assert flex.compressor.num_levels == 5
+
+
+def test_comparison_of_settings():
+    questions = exam(0, "test", 30)[:4]
+    table = np.array([[1, 0, 0, 0], [1, 1, 0, 0]], dtype=bool)
+    costs = np.array([[2, 2, 2, 2], [6, 6, 6, 6]])
+    levels = [Answers(("",) * 4, table[i], costs[i], np.full(4, i)) for i in (0, 1)]
+    picks = np.array([0, 1, 0, 0])
+    routed = Answers(("",) * 4, table[picks, range(4)], costs[picks, range(4)], picks)
+    found = evaluate.compare(levels, routed, questions, seed=0)
+    assert found["router"]["accuracy"] == 0.5
+    assert found["router"]["tokens_mean"] == found["random_router"]["tokens_mean"] == 3.0
+    assert found["oracle"]["accuracy"] == 0.5
+    assert found["oracle"]["tokens_mean"] == 3.0
+    assert 0.25 < found["random_router"]["accuracy"] < 0.5
+
+
+def test_unknown_devices_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="device 'tpu' isn't known"):
+        run(tmp_path, device="tpu")

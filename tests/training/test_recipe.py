@@ -1,0 +1,137 @@
+"""``tokenflex train``: recipes are checked key by key, and every stage runs from one."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+
+import tokenflex
+from tests.conftest import picture
+from tests.training.conftest import turns
+from tokenflex.cli.main import main
+from tokenflex.errors import ConfigError
+from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
+from tokenflex.training import recipe
+
+
+@pytest.fixture(scope="session")
+def saved_host(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("host")
+    tiny_llava_next().save_pretrained(folder)
+    tiny_llava_next_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def written(tmp_path, saved_host):
+    """Write a recipe over two rows of LLaVA data; returns its path."""
+    picture(0).save(tmp_path / "0.png")
+    talk = [{"from": "human", "value": "<image>\nw1"}, {"from": "gpt", "value": "w2 w3"}]
+    rows = [{"id": i, "image": "0.png", "conversations": talk} for i in range(2)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+
+    def write(**entries):
+        base = {
+            "stage": 4, "host": str(saved_host), "data": str(tmp_path / "rows.json"), "image_folder": str(tmp_path),
+            "output_dir": str(tmp_path / "out"), "max_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True,
+            "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False,
+        }  # fmt: skip
+        merged = {key: value for key, value in (base | entries).items() if value is not None}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(merged))
+        return str(tmp_path / "recipe.yaml")
+
+    return write
+
+
+def test_a_recipe_runs_and_its_result_loads(written, tmp_path, capsys, left, saved_host):
+    assert main(["train", written(router_config={"text_tokens": 3})]) == 0
+    assert "Saved to" in capsys.readouterr().out
+    host = tiny_llava_next()
+    flex = tokenflex.load_parts(tmp_path / "out", host=host)
+    assert flex.compressor.router.config.text_tokens == 3
+    assert len(flex.decide(**left)) == 3
+    again = {"host": str(saved_host), "parts": str(tmp_path / "out"), "output_dir": str(tmp_path / "more")}
+    assert main(["train", written(**again), "--router_rate=0.5", "--warmup_steps", "0"]) == 0
+    more = tokenflex.load_parts(tmp_path / "more", host=host).compressor.state_dict()
+    assert any(not torch.equal(value, more[key]) for key, value in flex.compressor.state_dict().items())
+
+
+def test_stage_three_saves_a_model_that_a_later_stage_takes_up(written, tmp_path):
+    assert main(["train", written(stage=3)]) == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    settings, _ = recipe.read(written(host=str(tmp_path / "out")))
+    flex, _ = recipe.load(settings)
+    assert flex.compressor.num_levels == 5
+    assert main(["train", written(host=str(tmp_path / "out"), output_dir=str(tmp_path / "four"))]) == 0
+
+
+def test_overrides_win(written):
+    settings, arguments = recipe.read(written(margin=2.0), ["--margin", "0.5", "--max_steps=7"])
+    assert settings.margin == 0.5
+    assert arguments.max_steps == 7
+    assert settings.preset().rates == {"router": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"marginn": 1}, "unknown key 'marginn'. Did you mean 'margin'"),
+        ({"per_device_batch_size": 1}, "Did you mean 'per_device_"),
+        ({"learning_rate": 1e-3}, "set vision_tower_rate, projector_rate"),
+        ({"host": None}, "lacks host"),
+        ({"stage": 7}, "invalid choice: '?7"),
+        ({"margin": "wide"}, "argument --margin: invalid float value: 'wide'"),
+        ({"on_bad_sample": "ignore"}, "on_bad_sample"),
+        ({"router": "avgg"}, "Did you mean 'avg'"),
+        ({"router_config": {"depth": 3}}, r"unknown setting\(s\) \['depth'\]"),
+        ({"data": "gone.json"}, "doesn't exist"),
+        ({"projector_rate": -1.0}, "rates are >= 0"),
+        ({"host": "no/such-host"}, "host 'no/such-host' can't be loaded"),
+    ],
+)
+def test_mistakes_are_named_in_one_message(written, capsys, entries, message):
+    assert main(["train", written(**entries)]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n- b", "holds a list"), ("a: [", "isn't valid YAML"), (None, "doesn't exist")]
+)
+def test_files_that_are_no_recipes(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        recipe.read(path)
+
+
+def test_help_lists_every_key(capsys):
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for key in ("--stage", "--router_rate", "--tolerance", "--on_bad_sample", "--num_train_epochs", "--bf16"):
+        assert key in text
+    assert "in nats per token" in " ".join(text.split())
+    assert main(["train"]) == 2
+
+
+def test_commands_refuse_what_they_do_not_know(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["quickstart", "--sead", "1"])
+    assert "--sead" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["fly"])
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"tokenflex {tokenflex.__version__}"
+
+
+def test_rows_that_cannot_be_used_stop_the_run_with_their_name(written, tmp_path, capsys):
+    path = written()
+    (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
+    assert main(["train", path]) == 1
+    assert "0.png" in capsys.readouterr().err
+    rows = [{"messages": turns("w1", "w2")}, *json.loads((tmp_path / "rows.json").read_text())]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert main(["train", path, "--on_bad_sample", "skip"]) == 0
