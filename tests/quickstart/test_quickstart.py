@@ -93,18 +93,24 @@ def test_the_model_it_leaves_loads(result):
 
 
 def test_comparison_of_settings():
-    questions = exam(0, "test", 30)[:4]
-    table = np.array([[1, 0, 0, 0], [1, 1, 0, 0]], dtype=bool)
-    costs = np.array([[2, 2, 2, 2], [6, 6, 6, 6]])
-    levels = [Answers(("",) * 4, table[i], costs[i], np.full(4, i)) for i in (0, 1)]
-    picks = np.array([0, 1, 0, 0])
-    routed = Answers(("",) * 4, table[picks, range(4)], costs[picks, range(4)], picks)
+    """Level 1 is right everywhere, level 0 on the second half; the router takes level 1 for the first quarter."""
+    count = 32
+    questions = exam(0, "test", count)
+    table = np.array([[0, 1], [1, 1]], dtype=bool).repeat(count // 2, axis=1)
+    costs = np.array([2, 6])[:, None].repeat(count, axis=1)
+    texts = ("",) * count
+    levels = [Answers(texts, table[i], costs[i], np.full(count, i)) for i in (0, 1)]
+    picks = np.where(np.arange(count) < count // 4, 1, 0)
+    places = np.arange(count)
+    routed = Answers(texts, table[picks, places], costs[picks, places], picks)
     found = evaluate.compare(levels, routed, questions, seed=0)
-    assert found["router"]["accuracy"] == 0.5
+    assert [level["accuracy"] for level in found["levels"]] == [0.5, 1.0]
+    assert found["router"]["accuracy"] == 0.75
     assert found["router"]["tokens_mean"] == found["random_router"]["tokens_mean"] == 3.0
-    assert found["oracle"]["accuracy"] == 0.5
-    assert found["oracle"]["tokens_mean"] == 3.0
-    assert 0.25 < found["random_router"]["accuracy"] < 0.5
+    assert found["random_router"]["accuracy"] == pytest.approx(0.5 + 0.5 / 4, abs=0.02)
+    assert found["oracle"]["accuracy"] == 1.0
+    assert found["oracle"]["tokens_mean"] == 4.0
+    assert sum(sum(counts) for counts in found["router"]["choices_by_kind"].values()) == count
 
 
 def test_unknown_devices_are_refused(tmp_path):

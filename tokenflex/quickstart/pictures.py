@@ -124,7 +124,7 @@ def _places(rng: np.random.Generator, count: str) -> list[tuple[int, int]]:
 
 def draw(rng: np.random.Generator, split: Split) -> Picture:
     """One random picture, 128 x 64 pixels, with everything that can be asked about it."""
-    count = COUNTS[rng.choice(3, p=(0.15, 0.15, 0.7))]
+    count = COUNTS[rng.choice(3, p=(0.2, 0.2, 0.6))]
     photo, wash = int(rng.integers(len(PHOTOS))), int(rng.integers(len(WASHES)))
     pixels = _background(rng, photo, wash)
     places = _places(rng, count)
