@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 import tokenflex
-from tokenflex.cli import quickstart, train
+from tokenflex.cli import convert, quickstart, train
 from tokenflex.errors import TokenFlexError
 
-COMMANDS = (quickstart, train)
+COMMANDS = (quickstart, train, convert)
 
 
 def build() -> argparse.ArgumentParser:

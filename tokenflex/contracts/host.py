@@ -70,6 +70,15 @@ class HostAdapter(ABC):
     def grid(self) -> Grid:
         """The grid of one view; for hosts of dynamic resolution, the canonical one parts are sized for."""
 
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens that can be answers; None: all of the host's.
+
+        Hosts whose vocabulary was extended by placeholders after training never predict those, so training losses
+        leave their logits out.
+        """
+        return None
+
     @abstractmethod
     def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
         """Run the vision tower once and give every image's tokens, in batch order.

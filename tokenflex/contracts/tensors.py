@@ -71,7 +71,8 @@ class Instruction:
 
     Attributes:
         embeddings: ``(*batch, words, dim)``; ``words`` may be 0.
-        mask: ``(*batch, words)``, False where a stack of instructions had to be padded.
+        mask: ``(*batch, words)``, False for rows that aren't words of the request: padding of a stack, or what only
+            a reproduction of the published text filter looks at.
     """
 
     embeddings: Float[Tensor, "*batch words dim"]

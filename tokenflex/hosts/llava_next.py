@@ -5,7 +5,7 @@ exactly. The host then packs every tile whole, and the tiles are read back by un
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from einops import rearrange
@@ -25,7 +25,7 @@ from tokenflex.contracts import (
 )
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.hosts import placeholders
-from tokenflex.hosts.words import Scope, instruction_mask
+from tokenflex.hosts.words import ZERO, Scope, instruction_mask, published_words
 from tokenflex.ops.packing import NEWLINE, Unpad, anyres_count, anyres_order
 
 ENCODER_KEYS = ("pixel_values", "image_sizes")
@@ -40,6 +40,7 @@ class LlavaNextAdapter(HostAdapter):
         unpad: ``geometric`` never cuts a cell that shows part of the picture; ``released`` reproduces the
             published AVG-LLaVA checkpoints (see `tokenflex.ops.packing`).
         scope, marker: what counts as the instruction (see `tokenflex.hosts.words`).
+        vocabulary: tokens that can be answers; the ids from there on are placeholders (see `HostAdapter.vocabulary`).
     """
 
     model_types = ("llava_next",)
@@ -51,15 +52,17 @@ class LlavaNextAdapter(HostAdapter):
         unpad: str = "geometric",
         scope: str = "last-turn",
         marker: Sequence[int] = (),
+        vocabulary: int | None = None,
     ) -> None:
         super().__init__(host)
         if unpad not in ("geometric", "released"):
             raise ConfigError(f"unpad={unpad!r}; use 'geometric', or 'released' for published checkpoints.")
-        if scope not in ("last-turn", "prompt"):
-            raise ConfigError(f"scope={scope!r}; use 'last-turn' or 'prompt'.")
+        if scope not in get_args(Scope):
+            raise ConfigError(f"scope={scope!r}; use one of {', '.join(get_args(Scope))}.")
         self.unpad: Unpad = "released" if unpad == "released" else "geometric"
-        self.scope: Scope = "prompt" if scope == "prompt" else "last-turn"
+        self.scope: Scope = cast(Scope, scope)
         self.marker = tuple(marker)
+        self._vocabulary = vocabulary
 
     @classmethod
     def refusal(cls, host: nn.Module) -> str | None:
@@ -73,8 +76,18 @@ class LlavaNextAdapter(HostAdapter):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """``unpad``, ``scope`` and ``marker``."""
-        return {"unpad": self.unpad, "scope": self.scope, "marker": list(self.marker)}
+        """``unpad``, ``scope``, ``marker`` and ``vocabulary``."""
+        return {
+            "unpad": self.unpad,
+            "scope": self.scope,
+            "marker": list(self.marker),
+            "vocabulary": self.vocabulary,
+        }
+
+    @property
+    def vocabulary(self) -> int | None:
+        """As given."""
+        return self._vocabulary
 
     @property
     def model_type(self) -> str:
@@ -115,6 +128,9 @@ class LlavaNextAdapter(HostAdapter):
     def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
         ids = inputs["input_ids"]
+        embed = self._model.get_input_embeddings()
+        if self.scope == "published":
+            return self._published_instructions(inputs, embed)
         mask = instruction_mask(
             ids,
             inputs.get("attention_mask"),
@@ -123,7 +139,6 @@ class LlavaNextAdapter(HostAdapter):
             scope=self.scope,
             marker=self.marker,
         )
-        embed = self._model.get_input_embeddings()
         with torch.no_grad():
             rows = [embed(row[keep]) for row, keep in zip(ids, mask, strict=True)]
         return tuple(Instruction(r, torch.ones(len(r), dtype=torch.bool, device=r.device)) for r in rows)
@@ -131,7 +146,7 @@ class LlavaNextAdapter(HostAdapter):
     def count(self, inputs: HostInputs, kept: Sequence[Grid | int]) -> Tensor:
         """Tokens of every image at every level, newlines included."""
         counts = [
-            [anyres_count(self._tiles(size), self.grid, level, size, self.unpad) for level in kept]
+            [anyres_count(self.tiles(size), self.grid, level, size, self.unpad) for level in kept]
             for size in self._sizes(inputs)
         ]
         return torch.tensor(counts, dtype=torch.long).view(-1, len(kept))
@@ -171,6 +186,21 @@ class LlavaNextAdapter(HostAdapter):
         rest = tuple(p for p in self._model.parameters() if id(p) not in taken)
         return {"vision_tower": tower, "projector": projector, "language_model": rest}
 
+    def _published_instructions(self, inputs: HostInputs, embed: nn.Module) -> tuple[Instruction, ...]:
+        full = self._full_counts(self._sizes(inputs))
+        owners = placeholders.images_per_row(inputs["input_ids"], self._image_token, full)
+        ids, mask = published_words(
+            inputs["input_ids"],
+            inputs.get("attention_mask"),
+            inputs.get("labels"),
+            image_token_id=self._image_token,
+            pad_token_id=self._pad_token,
+            images=[len(images) for images in owners],
+        )
+        with torch.no_grad():
+            rows = embed(ids.clamp(min=0)).masked_fill(ids[..., None] == ZERO, 0.0)
+        return tuple(Instruction(row, keep) for row, keep in zip(rows, mask, strict=True))
+
     @property
     def _image_token(self) -> int:
         return self._model.config.image_token_id
@@ -200,17 +230,18 @@ class LlavaNextAdapter(HostAdapter):
         height, width = select_best_resolution(size, self._model.config.image_grid_pinpoints)
         return height, width
 
-    def _tiles(self, size: tuple[int, int]) -> Grid:
+    def tiles(self, size: tuple[int, int]) -> Grid:
+        """Local tiles, down and across, of a picture of (height, width) pixels."""
         side = self._model.config.vision_config.image_size
         height, width = self._canvas(size)
         return Grid(height // side, width // side)
 
     def _full_counts(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        return [anyres_count(self._tiles(size), self.grid, self.grid, size, "geometric") for size in sizes]
+        return [anyres_count(self.tiles(size), self.grid, self.grid, size, "geometric") for size in sizes]
 
     def _unpack(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
         """``(views, tokens, dim)`` from the host's packing of a picture without padding."""
-        grid, tiles = self.grid, self._tiles(size)
+        grid, tiles = self.grid, self.tiles(size)
         lines = packed[grid.tokens :].view(tiles.rows * grid.rows, tiles.cols * grid.cols + 1, -1)[:, :-1]
         local = rearrange(lines, "(tr r) (tc c) d -> (tr tc) (r c) d", tr=tiles.rows, tc=tiles.cols, r=grid.rows)
         return torch.cat([packed[None, : grid.tokens], local])
@@ -218,7 +249,7 @@ class LlavaNextAdapter(HostAdapter):
     def _pack(self, scaled: ScaledTokens, size: tuple[int, int]) -> Tensor:
         """``(packed, dim)``, newlines in place."""
         kept = scaled.grid if scaled.grid is not None else scaled.features.shape[-2]
-        order = anyres_order(self._tiles(size), self.grid, kept, size, self.unpad)
+        order = anyres_order(self.tiles(size), self.grid, kept, size, self.unpad)
         flat = scaled.features.flatten(0, 1)
         newline = self._model.model.image_newline.to(flat)
         table = torch.cat([flat, newline[None]])

@@ -3,17 +3,21 @@
 ``last-turn``: the words after the last turn marker, up to the answer. ``prompt``: the published behaviour,
 every word of the prompt (AVG-LLaVA's code uses all unmasked prompt tokens). Answers never count: a token whose
 label is set is an answer, and with ``last-turn`` nothing after the last answer's start counts either.
+``published``: the same words as ``prompt``, and behind the mask the rows around them that the published text filter
+falls back on when there are too few words (see `published_words`).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tokenflex.hosts.placeholders import IGNORE
+from tokenflex.hosts.placeholders import IGNORE, padding_side
 
-Scope = Literal["last-turn", "prompt"]
+Scope = Literal["last-turn", "prompt", "published"]
+ZERO = -1
 
 
 def instruction_mask(
@@ -38,12 +42,44 @@ def instruction_mask(
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)
     if labels is not None:
         answers = labels.to(input_ids.device) != IGNORE
-        if scope == "prompt":
+        if scope != "last-turn":
             return words & ~answers
         words = words & (positions < _last_run_start(answers)[:, None])
-    if scope == "prompt" or not marker:
+    if scope != "last-turn" or not marker:
         return words
     return words & (positions >= _after_last_marker(input_ids, words, marker)[:, None])
+
+
+def published_words(
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Tensor | None,
+    labels: Int[Tensor, "rows length"] | None,
+    *,
+    image_token_id: int,
+    pad_token_id: int,
+    images: Sequence[int],
+) -> tuple[Int[Tensor, "rows words"], Bool[Tensor, "rows words"]]:
+    """What the published router is given: (ids, mask), ``ZERO`` for a row of zeros, mask True for the instruction.
+
+    Each image leaves one row of zeros at the padded end; answers and padding stay, masked. The length is that of
+    the published prompt, in which an image is one token.
+
+    Args:
+        images: number of images per row.
+    """
+    attended = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
+    words = instruction_mask(input_ids, attention_mask, labels, image_token_id=image_token_id, scope="published")
+    texts = [row[keep] for row, keep in zip(input_ids, attended & (input_ids != image_token_id), strict=True)]
+    masks = [row[keep] for row, keep in zip(words, attended & (input_ids != image_token_id), strict=True)]
+    length = max(len(text) + count for text, count in zip(texts, images, strict=True))
+    ids = input_ids.new_full((len(texts), length), pad_token_id)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    left = padding_side(attended.cpu().long()) == "left"
+    for row, (text, keep, count) in enumerate(zip(texts, masks, images, strict=True)):
+        where = slice(length - len(text), length) if left else slice(0, len(text))
+        ids[row, where], mask[row, where] = text, keep
+        ids[row, slice(0, count) if left else slice(length - count, length)] = ZERO
+    return ids, mask
 
 
 def _last_run_start(answers: Bool[Tensor, "rows length"]) -> Int[Tensor, " rows"]:

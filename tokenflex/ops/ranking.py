@@ -41,10 +41,18 @@ def ranking_loss(
 
 
 def feedback_cross_entropy(
-    scores: Float[Tensor, "samples levels"], losses: Float[Tensor, "samples levels"], tolerance: float = 0.0
+    scores: Float[Tensor, "samples levels"],
+    losses: Float[Tensor, "samples levels"],
+    tolerance: float = 0.0,
+    *,
+    guard: bool = True,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy towards the level of least loss; samples whose losses are all equal give no label."""
-    informative = losses.amax(-1) > losses.amin(-1)
+    """Cross-entropy towards the level of least loss.
+
+    Args:
+        guard: samples whose losses are all equal give no label; otherwise, as published, the coarsest level is theirs.
+    """
+    informative = losses.amax(-1) > losses.amin(-1) if guard else torch.ones_like(losses[:, 0], dtype=torch.bool)
     label = best_first(forgive(losses, tolerance))[:, 0]
     per_sample = F.cross_entropy(scores, label, reduction="none")
     return (per_sample * informative).sum() / informative.sum().clamp(min=1)
@@ -58,6 +66,7 @@ def rglf_loss(
     rank_weight: float = 1.0,
     ce_weight: float = 0.1,
     tolerance: float = 0.0,
+    guard: bool = True,
 ) -> Float[Tensor, ""]:
     """``rank_weight`` x `ranking_loss` + ``ce_weight`` x `feedback_cross_entropy`.
 
@@ -65,11 +74,13 @@ def rglf_loss(
     against the best tie with it, and ties go to the coarser level.
 
     Samples with a loss that isn't finite (no answer tokens) are left out; with none left the result is a
-    zero that still belongs to the graph.
+    zero that still belongs to the graph. Without ``guard`` they stay, as published, and make the result NaN.
     """
-    valid: Bool[Tensor, " samples"] = losses.isfinite().all(-1)
-    if not bool(valid.any()):
-        return scores.sum() * 0.0
-    scores, losses = scores[valid].float(), losses[valid].float()
+    if guard:
+        valid: Bool[Tensor, " samples"] = losses.isfinite().all(-1)
+        if not bool(valid.any()):
+            return scores.sum() * 0.0
+        scores, losses = scores[valid], losses[valid]
+    scores, losses = scores.float(), losses.float()
     rank = ranking_loss(scores, forgive(losses, tolerance), margin)
-    return rank_weight * rank + ce_weight * feedback_cross_entropy(scores, losses, tolerance)
+    return rank_weight * rank + ce_weight * feedback_cross_entropy(scores, losses, tolerance, guard=guard)

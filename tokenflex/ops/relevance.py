@@ -25,13 +25,16 @@ def most_relevant(
     scores: Float[Tensor, "*batch words"],
     mask: Bool[Tensor, "*batch words"],
     k: int,
+    *,
+    spill: bool = False,
 ) -> Float[Tensor, "*batch k dim"]:
     """The ``k`` best-scoring words in descending order of score; ties keep the order of the text.
 
-    Masked words are never taken; where fewer than ``k`` are left, zero rows follow.
+    Masked words are not taken; where fewer than ``k`` are left, zero rows follow. With ``spill``, as in the published
+    code, masked words fill up what is left in the order of the text, and only then zero rows.
     """
     order = scores.masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True)[..., :k]
-    taken = mask.gather(-1, order)
     rows = words.gather(-2, order[..., None].expand(*order.shape, words.shape[-1]))
-    rows = torch.where(taken[..., None], rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+    if not spill:
+        rows = rows.masked_fill(~mask.gather(-1, order)[..., None], 0.0)
     return F.pad(rows, (0, 0, 0, k - rows.shape[-2]))

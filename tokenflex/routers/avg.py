@@ -32,12 +32,15 @@ class AVGRouter(Router):
             attend: ``tiles``: each row attends to the same row of the other views, as in the released
                 checkpoints; ``tokens``: each row attends to the other rows of its view, as in the paper's text.
             dropout: probability of dropping an activation while training.
+            spill: where the instruction has fewer than ``text_tokens`` words, take masked rows (answers, padding)
+                before zero rows, as the published code does; needs a host adapter with ``scope="published"``.
         """
 
         text_tokens: int = 32
         heads: int = 8
         attend: str = "tiles"
         dropout: float = 0.1
+        spill: bool = False
 
     def __init__(self, config: Config, *, dim: int, num_levels: int) -> None:
         super().__init__(config)
@@ -47,7 +50,7 @@ class AVGRouter(Router):
             raise ConfigError(f"heads={config.heads} must divide the language model's width, {dim}.")
         if config.text_tokens < 0:
             raise ConfigError(f"text_tokens={config.text_tokens} must be 0 or more.")
-        self.text_tokens, self.attend = config.text_tokens, config.attend
+        self.text_tokens, self.attend, self.spill = config.text_tokens, config.attend, config.spill
         self.merger = nn.TransformerEncoderLayer(dim, config.heads, dim_feedforward=dim, dropout=config.dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_levels))
         for linear in self.mlp[::2]:
@@ -61,7 +64,7 @@ class AVGRouter(Router):
         """Vote; see `Router.forward` for shapes."""
         finest = pyramid[-1].features
         scores = relevance(finest[..., 0, :, :], instruction.embeddings)
-        words = most_relevant(instruction.embeddings, scores, instruction.mask, self.text_tokens)
+        words = most_relevant(instruction.embeddings, scores, instruction.mask, self.text_tokens, spill=self.spill)
         tokens = torch.cat([level.features for level in pyramid], dim=-2)
         merged = self._across_tiles if self.attend == "tiles" else self._across_tokens
         logits = self.mlp(merged(tokens, words.to(tokens.dtype)))

@@ -69,12 +69,14 @@ class RGLFObjective:
         rank_weight, ce_weight: weights of the ranking and the cross-entropy term.
         tolerance: losses within so many nats per answer token of the best level tie with it, and ties go to the
             coarser level; 0 as published.
+        guard: see `tokenflex.ops.ranking.rglf_loss`; False as published.
     """
 
     margin: float = 1.0
     rank_weight: float = 1.0
     ce_weight: float = 0.1
     tolerance: float = 0.0
+    guard: bool = True
 
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``, and per image ``feedback`` and ``scores``, both ``(images, levels)``."""
@@ -93,6 +95,7 @@ class RGLFObjective:
             rank_weight=self.rank_weight,
             ce_weight=self.ce_weight,
             tolerance=self.tolerance,
+            guard=self.guard,
         )
         return ModelOutput(loss=loss, feedback=feedback, scores=scores.detach())
 
@@ -104,17 +107,22 @@ def level_feedback(flex: FlexModel, batch: Mapping[str, Any], encoded: Encoded) 
         inputs = _at_level(flex, batch, encoded, level)
         labels = inputs.pop("labels")
         inputs.pop("num_items_in_batch", None)
-        columns.append(answer_nll(flex.host(**inputs, use_cache=False).logits, labels))
+        logits = flex.host(**inputs, use_cache=False).logits[..., : flex.adapter.vocabulary]
+        columns.append(answer_nll(logits, labels))
     rows = [image.row for image in encoded.images]
     return torch.stack(columns[::-1], dim=-1)[rows]
 
 
 def _language_loss(flex: FlexModel, batch: Mapping[str, Any], encoded: Encoded, level: int) -> Tensor:
     inputs = _at_level(flex, batch, encoded, level)
+    vocabulary = flex.adapter.vocabulary
+    held = {} if vocabulary is None else {key: inputs.pop(key, None) for key in ("labels", "num_items_in_batch")}
     output = flex.host(**inputs, use_cache=False)
-    if bool((inputs["labels"][:, 1:] != IGNORE).any()):
+    if not bool((batch["labels"][:, 1:] != IGNORE).any()):
+        return output.logits.sum() * 0.0
+    if vocabulary is None:
         return output.loss
-    return output.logits.sum() * 0.0
+    return flex.host.loss_function(logits=output.logits[..., :vocabulary], vocab_size=vocabulary, **held)
 
 
 def _at_level(flex: FlexModel, batch: Mapping[str, Any], encoded: Encoded, level: int) -> dict[str, Any]:

@@ -72,6 +72,13 @@ class Recipe:
     tolerance: float = field(
         default=0.0, metadata={"help": "Stage 4: loss, in nats per token, that a coarser level may cost for free."}
     )
+    guard: bool = field(
+        default=True,
+        metadata={
+            "help": "Stage 4: leave out samples without answers, and give those whose losses are all equal no label; "
+            "false as published."
+        },
+    )
 
     def preset(self) -> Stage:
         """The stage with this recipe's rates."""
@@ -125,7 +132,7 @@ def run(recipe: Recipe, arguments: FlexTrainingArguments) -> FlexTrainer:
     stage = recipe.preset()
     objective = default_objective(stage)
     if stage.loss == "rglf":
-        objective = RGLFObjective(recipe.margin, recipe.rank_weight, recipe.ce_weight, recipe.tolerance)
+        objective = RGLFObjective(recipe.margin, recipe.rank_weight, recipe.ce_weight, recipe.tolerance, recipe.guard)
     trainer = FlexTrainer(
         flex,
         arguments,

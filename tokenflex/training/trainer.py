@@ -162,7 +162,7 @@ class RGLFTrainer(FlexTrainer):
     """Stage 4: the router learns to rank levels as the frozen LMM's losses do.
 
     Args:
-        margin, rank_weight, ce_weight, tolerance: see `RGLFObjective`.
+        margin, rank_weight, ce_weight, tolerance, guard: see `RGLFObjective`.
     """
 
     def __init__(
@@ -175,9 +175,10 @@ class RGLFTrainer(FlexTrainer):
         rank_weight: float = 1.0,
         ce_weight: float = 0.1,
         tolerance: float = 0.0,
+        guard: bool = True,
         **others: Any,
     ) -> None:
-        objective = RGLFObjective(margin, rank_weight, ce_weight, tolerance)
+        objective = RGLFObjective(margin, rank_weight, ce_weight, tolerance, guard)
         super().__init__(model, args, stage=stage, objective=objective, **others)
 
 

@@ -1,0 +1,43 @@
+"""``tokenflex convert``: released checkpoints to host + parts, and back."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "convert",
+        help="turn a released AVG-LLaVA or M3 checkpoint into a stock host with parts",
+        description="Write a released checkpoint (a folder, or a repository of the model hub such as "
+        "zhibinlan/AVG-LLaVA) as a stock LLaVA-NeXT folder with tokenflex.json and tokenflex.safetensors.",
+    )
+    parser.add_argument("source", help="released folder or repository; with --reverse a converted folder")
+    parser.add_argument("out", help="folder to write; must not exist yet")
+    parser.add_argument("--reverse", action="store_true", help="write the released layout from a converted folder")
+    parser.add_argument(
+        "--check", action="store_true", help="run both layouts' tensors and print the largest difference"
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.set_defaults(run=run, takes_overrides=False)
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Convert, check if asked to, and say what was done."""
+    from tokenflex import released
+
+    done = (released.reverse if options.reverse else released.convert)(options.source, options.out)
+    said: dict[str, Any] = {"source_tensors": done.source_tensors, "used": done.used}
+    if options.check:
+        layouts = (options.out, options.source) if options.reverse else (options.source, options.out)
+        said = {"max_abs_diff": released.largest_difference(*layouts), **said}
+    if options.json:
+        print(json.dumps(said))
+        return 0
+    print(f"{done.used} of {done.source_tensors} tensors written to {options.out}")
+    print("with the trained router" if done.parts else "no router in this checkpoint: host and scaler only")
+    if options.check:
+        print(f"largest difference between both layouts: {said['max_abs_diff']:g}")
+    return 0

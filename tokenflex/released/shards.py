@@ -1,0 +1,106 @@
+"""Safetensors shards, read tensor by tensor and never unpickled."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tokenflex.errors import ConfigError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+METADATA = {"format": "pt"}
+
+
+class Shards:
+    """The tensors of a folder, by name.
+
+    Args:
+        folder: holds ``model.safetensors``, or an index and its shards.
+
+    Raises:
+        ConfigError: no safetensors, an unreadable file, or an index that its shards don't bear out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if (folder / INDEX).is_file():
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            self.file_of: dict[str, str] = dict(index["weight_map"])
+            self._bear_out()
+        elif (folder / SINGLE).is_file():
+            with self._open(SINGLE) as tensors:
+                self.file_of = dict.fromkeys(tensors.keys(), SINGLE)
+        else:
+            pickled = sorted(path.name for path in folder.glob("*.bin"))
+            hint = f" It has {pickled}: pickles can run code, so they aren't read; save them as safetensors." * bool(
+                pickled
+            )
+            raise ConfigError(f"{folder} has neither {SINGLE} nor {INDEX}.{hint}")
+
+    @property
+    def files(self) -> list[str]:
+        """Shard names, in order."""
+        return sorted(set(self.file_of.values()))
+
+    def names(self, file: str) -> list[str]:
+        """Tensors of one shard, sorted."""
+        return sorted(name for name, where in self.file_of.items() if where == file)
+
+    def read(self, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor), one at a time, shard after shard."""
+        for file in self.files:
+            wanted = [name for name in names if self.file_of[name] == file]
+            if wanted:
+                with self._open(file) as tensors:
+                    for name in wanted:
+                        yield name, tensors.get_tensor(name)
+
+    def _open(self, file: str) -> Any:
+        try:
+            return safe_open(self.folder / file, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{self.folder / file} can't be read as safetensors: {error}") from error
+
+    def _bear_out(self) -> None:
+        for file in self.files:
+            with self._open(file) as tensors:
+                present, listed = set(tensors.keys()), set(self.names(file))
+            if present != listed:
+                raise ConfigError(
+                    f"{self.folder / INDEX} and {file} disagree: missing in the file {sorted(listed - present)}, "
+                    f"not in the index {sorted(present - listed)}. Download the checkpoint again."
+                )
+
+
+def write(folder: Path, file: str, tensors: dict[str, Tensor]) -> None:
+    """Write one shard."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file, metadata=METADATA)
+
+
+def write_index(folder: Path, file_of: dict[str, str], size: int) -> None:
+    """Write the index; a single shard named ``model.safetensors`` needs none."""
+    if set(file_of.values()) == {SINGLE}:
+        return
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(file_of.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Size of a tensor's data in bytes."""
+    return tensor.numel() * tensor.element_size()
+
+
+def is_recomputed(name: str, tensor: Tensor) -> bool:
+    """Whether a saved buffer is what every host computes anyway.
+
+    Raises:
+        ConfigError: positions that aren't 0, 1, 2, ...
+    """
+    if name.endswith("position_ids") and not torch.equal(tensor.flatten().long(), torch.arange(tensor.numel())):
+        raise ConfigError(f"{name} isn't 0, 1, 2, ...; stock CLIP can't express other positions.")
+    return True
