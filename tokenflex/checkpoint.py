@@ -15,7 +15,7 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenflex import compressor, registry
+from tokenflex import catalog, compressor, registry
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import Component, ComponentConfig, HostAdapter
 from tokenflex.errors import ConfigError, UnknownComponentError, UnsupportedHostError
@@ -42,17 +42,20 @@ def adapter_for(host: nn.Module, options: Mapping[str, Any] | None = None) -> Ho
         UnsupportedHostError: transformers is too old, no adapter is registered for the host's
             ``model_type``, or the adapter declines.
     """
-    if Version(transformers.__version__).release < Version(OLDEST_TRANSFORMERS).release:
-        raise UnsupportedHostError(
-            f"transformers {transformers.__version__} is installed; hosts take pre-encoded images from "
-            f"{OLDEST_TRANSFORMERS} on. Upgrade it: pip install 'transformers>={OLDEST_TRANSFORMERS}'."
-        )
     model_type = getattr(getattr(host, "config", None), "model_type", None)
+    needed = catalog.HOSTS_SINCE.get(str(model_type), OLDEST_TRANSFORMERS)
+    if Version(transformers.__version__).release < Version(needed).release:
+        raise UnsupportedHostError(
+            f"transformers {transformers.__version__} is installed; hosts of type {model_type!r} are served from "
+            f"{needed} on. Upgrade it: pip install 'transformers>={needed}'."
+        )
     try:
         served = registry.hosts.get(str(model_type))
     except UnknownComponentError:
+        known = catalog.REFUSED_HOSTS.get(str(model_type))
+        reason = f": {known}" if known else ""
         raise UnsupportedHostError(
-            f"no adapter serves {type(host).__name__} (model_type {model_type!r}). Supported: "
+            f"no adapter serves {type(host).__name__} (model_type {model_type!r}){reason}. Supported: "
             f"{', '.join(registry.hosts.names())}. For your own model, subclass "
             "tokenflex.contracts.HostAdapter and pass wrap(host, adapter=MyAdapter(host))."
         ) from None

@@ -90,7 +90,7 @@ def build(
 
 
 def _geometry(image: VisualTokens) -> tuple[object, ...]:
-    return (image.grid, image.features.shape, image.features.device, len(image.planes))
+    return (image.grid, image.features.shape, image.features.device, len(image.planes), image.clip)
 
 
 def _groups(keys: Iterable[object]) -> list[list[int]]:
@@ -110,12 +110,13 @@ def _stack(images: Sequence[VisualTokens], detach: bool = False, dtype: torch.dt
         joined([image.features for image in images]),
         images[0].grid,
         planes=tuple(joined(plane) for plane in planes),
+        clip=images[0].clip,
     )
 
 
 def _unstack(scaled: ScaledTokens) -> list[ScaledTokens]:
     pairs = zip(scaled.features, scaled.assignment, strict=True)
-    return [ScaledTokens(features, assignment, scaled.grid) for features, assignment in pairs]
+    return [ScaledTokens(features, assignment, scaled.grid, scaled.frames) for features, assignment in pairs]
 
 
 def _stack_words(instructions: Sequence[Instruction], dtype: torch.dtype) -> Instruction:

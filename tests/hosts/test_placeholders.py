@@ -1,9 +1,11 @@
 """Resizing runs of placeholders: laws over random sequences."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenflex.errors import InputError
 from tokenflex.hosts import placeholders
 
 IMAGE, PAD = 99, 0
@@ -30,19 +32,24 @@ def batches(draw):
     return ids, mask, labels, full, kept
 
 
+def planned(ids, mask, full, kept, side=None):
+    spans = placeholders.locate(ids == IMAGE, full)
+    return placeholders.plan(ids, mask, spans, [(size,) for size in kept], side)
+
+
 @given(batches(), st.sampled_from([None, "left", "right"]))
 def test_text_stays_and_runs_get_their_size(batch, side):
     ids, mask, labels, full, kept = batch
-    plan = placeholders.plan(ids, mask, IMAGE, full, kept, side)
+    plan = planned(ids, mask, full, kept, side)
     out = placeholders.apply(plan, {"input_ids": ids, "attention_mask": mask, "labels": labels}, PAD)
     image = iter(kept)
-    owners = placeholders.images_per_row(ids, IMAGE, full)
-    for row, images in enumerate(owners):
+    owners = [span.row for span in placeholders.locate(ids == IMAGE, full)]
+    for row in range(len(ids)):
         before = ids[row][(ids[row] != IMAGE) & (mask[row] == 1)]
         attended = out["attention_mask"][row] == 1
         after = out["input_ids"][row][attended]
         assert after[after != IMAGE].tolist() == before.tolist()
-        assert int((after == IMAGE).sum()) == sum(next(image) for _ in images)
+        assert int((after == IMAGE).sum()) == sum(next(image) for _ in range(owners.count(row)))
         text = (out["input_ids"][row] != IMAGE) & attended
         assert out["labels"][row][text].tolist() == labels[row][(ids[row] != IMAGE) & (mask[row] == 1)].tolist()
         assert (out["labels"][row][~text] == -100).all()
@@ -53,7 +60,7 @@ def test_text_stays_and_runs_get_their_size(batch, side):
 @given(batches())
 def test_index_points_back_at_the_same_tokens(batch):
     ids, mask, _, full, kept = batch
-    plan = placeholders.plan(ids, mask, IMAGE, full, kept, None)
+    plan = planned(ids, mask, full, kept)
     out = placeholders.apply(plan, {"input_ids": ids, "attention_mask": mask}, PAD)
     index = placeholders.index(plan)
     rows = torch.arange(len(ids))[:, None].expand_as(index)
@@ -64,6 +71,26 @@ def test_index_points_back_at_the_same_tokens(batch):
 @given(batches())
 def test_nothing_to_resize_is_the_callers_own_batch(batch):
     ids, mask, _, full, _ = batch
-    plan = placeholders.plan(ids, mask, IMAGE, full, full, None)
+    plan = planned(ids, mask, full, full)
     assert plan.unchanged
     assert placeholders.apply(plan, {"input_ids": ids, "attention_mask": mask}, PAD)["input_ids"] is ids
+
+
+def test_runs_shrink_one_by_one_and_words_behind_an_empty_run_go_with_it():
+    """Three rows of two tokens, a break behind each, the last one an end: one row of one token keeps the end."""
+    ids = torch.tensor([[1, IMAGE, IMAGE, 7, IMAGE, IMAGE, 7, IMAGE, IMAGE, 8, 2]])
+    spans = placeholders.locate(ids == IMAGE, [6])
+    plan = placeholders.plan(ids, None, spans, [(1, 0, 1)], None)
+    assert placeholders.apply(plan, {"input_ids": ids}, PAD)["input_ids"].tolist() == [[1, IMAGE, 7, IMAGE, 8, 2]]
+    plan = placeholders.plan(ids, None, spans, [(0, 0, 2)], None)
+    assert placeholders.apply(plan, {"input_ids": ids}, PAD)["input_ids"].tolist() == [[1, IMAGE, IMAGE, 8, 2]]
+    with pytest.raises(InputError, match="form 3 runs, but 2 are expected"):
+        placeholders.plan(ids, None, spans, [(1, 1)], None)
+
+
+def test_images_of_two_kinds_keep_their_places():
+    ids = torch.tensor([[1, IMAGE, IMAGE, 5, 98, 98, 98, IMAGE, 2]])
+    pictures, clips = placeholders.locate(ids == IMAGE, [2, 1]), placeholders.locate(ids == 98, [3])
+    plan = placeholders.plan(ids, None, [*pictures, *clips], [(1,), (1,), (2,)], None)
+    assert placeholders.apply(plan, {"input_ids": ids}, PAD)["input_ids"].tolist() == [[1, IMAGE, 5, 98, 98, IMAGE, 2]]
+    assert plan.visual.tolist() == [[False, True, False, True, True, True, False]]

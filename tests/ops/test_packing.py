@@ -1,17 +1,22 @@
 """Anyres packing against transformers, worked counts, and its own laws."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers.models.llava_next.modeling_llava_next import unpad_image
+from transformers.models.llava_onevision import LlavaOnevisionProcessor
 
 from tokenflex.contracts import Grid
-from tokenflex.ops.packing import NEWLINE, anyres_count, anyres_order, kept_spans, visible_span
+from tokenflex.ops import packing
+from tokenflex.ops.packing import NEWLINE, anyres_count, anyres_order, kept_spans, shrunk_canvas, visible_span
 from tokenflex.ops.pooling import PYRAMID, pooled_grid
 
-CLIP = Grid(24, 24)
+CLIP, SIGLIP = Grid(24, 24), Grid(27, 27)
 TILES = st.sampled_from([Grid(1, 1), Grid(1, 2), Grid(2, 1), Grid(2, 2), Grid(1, 3), Grid(3, 1)])
+MANY_TILES = st.builds(Grid, st.integers(1, 6), st.integers(1, 6))
 SIZES = st.tuples(st.integers(20, 2000), st.integers(20, 2000))
 LEVELS = st.sampled_from(PYRAMID)
 
@@ -86,3 +91,36 @@ def test_tokens_without_a_grid_are_all_kept():
 def test_local_tiles_are_stitched_row_by_row():
     order = anyres_order(Grid(1, 2), Grid(2, 2), Grid(2, 2), (100, 200), "geometric")
     assert order.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, NEWLINE, 6, 7, 10, 11, NEWLINE]
+
+
+@given(MANY_TILES, SIZES, st.integers(1, 9))
+def test_shrunk_counts_are_those_of_onevisions_processor(tiles, size, most):
+    says = SimpleNamespace(vision_aspect_ratio=f"anyres_max_{most}")
+    cells, newlines = LlavaOnevisionProcessor._get_unpadded_features(says, *size, 27, 27, tiles.rows, tiles.cols)
+    assume(cells > 0)
+    assert anyres_count(tiles, SIGLIP, SIGLIP, size, "geometric", most) == SIGLIP.tokens + cells + newlines
+
+
+@given(MANY_TILES, st.tuples(st.integers(100, 2000), st.integers(100, 2000)))
+def test_coarser_levels_cost_fewer_tokens_where_canvases_are_shrunk(tiles, size):
+    found = [anyres_count(tiles, SIGLIP, pooled_grid(SIGLIP, w), size, "geometric", 9) for w in PYRAMID]
+    assert found == sorted(set(found))
+
+
+def test_a_canvas_is_shrunk_only_where_it_is_clearly_too_large():
+    assert shrunk_canvas(Grid(11, 11), 100) == Grid(11, 11)
+    assert shrunk_canvas(Grid(12, 12), 100) == Grid(10, 10)
+    assert shrunk_canvas(Grid(1, 9), 1) == Grid(1, 3)
+
+
+@given(st.integers(1, 30), st.integers(1, 6), st.integers(1, 3), st.data())
+def test_no_cell_that_shows_the_picture_is_lost_whatever_the_side(side, window, tiles, data):
+    """Sides the window doesn't divide keep a partial cell at each tile's edge."""
+    kept = pooled_grid(Grid(side, side), (window, window)).rows
+    assume(side % kept or side == kept * window)
+    start = data.draw(st.integers(0, side * tiles - 1))
+    end = data.draw(st.integers(start + 1, side * tiles))
+    touched = {index // side * kept + index % side // window for index in range(start, end)}
+    first, last = packing._pooled_span((start, end), side, kept)
+    assert first <= min(touched)
+    assert max(touched) < last <= kept * tiles

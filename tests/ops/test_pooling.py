@@ -11,6 +11,7 @@ from tokenflex.ops.assignment import keep_only, over_views
 from tokenflex.ops.pooling import (
     PYRAMID,
     check_windows,
+    pool_frames,
     pool_windows,
     pooled_grid,
     resample_grid,
@@ -99,7 +100,7 @@ def test_resampling_preserves_constants(grid, target, value):
     [
         ((), "windows is empty"),
         (((0, 1),), "integers >= 1"),
-        (((1, 1), (2, 2)), r"coarse to fine: \(2, 2\) is taller or wider than \(1, 1\)"),
+        (((1, 1), (2, 2)), r"coarse to fine: \(2, 2\) is longer, taller or wider than \(1, 1\)"),
         (((3, 2), (1, 3)), "coarse to fine"),
     ],
 )
@@ -116,3 +117,30 @@ def test_keep_only_numbers_the_kept_tokens_in_order(data):
     assert assignment[kept].tolist() == list(range(len(kept)))
     assert int((assignment == -1).sum()) == tokens - len(kept)
     assert over_views(assignment, torch.zeros(2, 3, tokens, 4)).shape == (2, 3, tokens)
+
+
+@given(st.integers(1, 7), st.integers(1, 4), st.booleans())
+def test_frames_merge_into_the_mean_of_those_that_exist(views, time, stacked):
+    shape = (2, views, 3, 2) if stacked else (views, 3, 2)
+    features = torch.randn(shape)
+    merged, into = pool_frames(features, time)
+    pieces = features.split(time, dim=-3)
+    torch.testing.assert_close(merged, torch.stack([piece.mean(-3) for piece in pieces], dim=-3))
+    if into is not None:
+        assert into.tolist() == [i // time for i in range(views)]
+    else:
+        assert time == 1 or views == 1
+
+
+@pytest.mark.parametrize(
+    "windows", [((1, 2, 2, 2),), ((2,),), ((0, 2, 2),), ((1, 1, 1), (2, 1, 1)), ((1, 1), (2, 1, 1))]
+)
+def test_bad_windows_in_time_are_refused(windows):
+    with pytest.raises(ConfigError, match="window"):
+        check_windows(windows, timed=True)
+
+
+def test_only_average_pooling_knows_time():
+    check_windows(((2, 2, 2), (1, 1)), timed=True)
+    with pytest.raises(ConfigError, match=r"\(2, 2, 2\) is not a \(rows, cols\) pair"):
+        check_windows(((2, 2, 2), (1, 1)))

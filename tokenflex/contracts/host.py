@@ -61,6 +61,11 @@ class HostAdapter(ABC):
         """The host's ``model_type``; parts trained for one are refused by another."""
 
     @property
+    def family(self) -> str:
+        """What its architecture has in common with others; for tables."""
+        return self.model_type
+
+    @property
     @abstractmethod
     def dim(self) -> int:
         """Width of the language model's embeddings."""
@@ -92,11 +97,29 @@ class HostAdapter(ABC):
         """One instruction per row of the batch: the request's words, never an answer."""
 
     @abstractmethod
-    def count(self, inputs: HostInputs, kept: Sequence[Grid | int]) -> Tensor:
+    def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
+        """The grid of every image's views, in batch order, before features exist.
+
+        Raises:
+            InputError: placeholders in the text don't match the images.
+        """
+
+    def clips(self, inputs: HostInputs) -> tuple[int, ...]:
+        """Frames of every image that is a clip whose frames may be merged, else 0; in batch order."""
+        return (0,) * len(self.grids(inputs))
+
+    @abstractmethod
+    def count(
+        self,
+        inputs: HostInputs,
+        kept: Sequence[Sequence[Grid | int]],
+        frames: Sequence[Sequence[int] | None] | None = None,
+    ) -> Tensor:
         """Visual tokens each image would cost, before features exist.
 
         Args:
-            kept: per level the grid (or number) of tokens kept per view.
+            kept: per image and level the grid (or number) of tokens kept per view.
+            frames: per image None or, for a clip, the frames kept at each level; None: no frames are merged.
 
         Returns:
             ``(images, levels)`` integers on the CPU, separators included.

@@ -28,6 +28,10 @@ class Scaler(Component):
         """Tokens kept per view at each level, known before any feature exists; never decreasing."""
         return tuple(kept if isinstance(kept, int) else kept.tokens for kept in self.layouts(grid))
 
+    def kept_views(self, views: int, level: int) -> int:
+        """Views left of a clip of ``views`` frames; all, unless the scaler merges frames. Crops are never merged."""
+        return views
+
     @abstractmethod
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
         """The tokens at one level.

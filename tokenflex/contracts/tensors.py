@@ -41,12 +41,16 @@ class VisualTokens:
         grid: layout of the tokens of each view.
         row: row of the host batch the image belongs to; -1 for a stack.
         planes: further features of the same shape that are added deeper in the host (DeepStack).
+        marks: vectors the host's encoder itself puts around and between tokens; None where there are none.
+        clip: the views are frames in order of time, so that neighbours may be merged; otherwise they are crops.
     """
 
     features: Float[Tensor, "*batch views tokens dim"]
     grid: Grid
     row: int = -1
     planes: tuple[Float[Tensor, "*batch views tokens dim"], ...] = ()
+    marks: Float[Tensor, "marks dim"] | None = None
+    clip: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,14 @@ class ScaledTokens:
         assignment: ``(*batch, views, tokens)``, index of the kept token each source token went into, -1 if
             it was dropped.
         grid: layout of the kept tokens, or None when they no longer form a grid.
+        frames: ``(views,)``, the kept view each source view went into, ascending, where frames of a clip were
+            merged; None where every view is kept.
     """
 
-    features: Float[Tensor, "*batch views kept dim"]
+    features: Float[Tensor, "*batch kept_views kept dim"]
     assignment: Int[Tensor, "*batch views tokens"]
     grid: Grid | None
+    frames: Int[Tensor, " views"] | None = None
 
 
 @dataclass(frozen=True)

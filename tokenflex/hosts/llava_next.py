@@ -1,16 +1,14 @@
-"""LLaVA-NeXT on stock transformers: anyres tiles, newlines, unpadding.
+"""LLaVA-NeXT on stock transformers: anyres tiles, newlines, unpadding; and the video model built on it.
 
-The vision tower is run through the host's own ``get_image_features``, asked for pictures that fill their canvas
-exactly. The host then packs every tile whole, and the tiles are read back by undoing that packing.
+How tiles are read from the host: see `tokenflex.hosts.anyres`. The clips of LLaVA-NeXT-Video are their frames' tokens,
+pooled by the host and without newlines.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from transformers.image_processing_utils import select_best_resolution
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tokenflex.contracts import (
@@ -23,17 +21,17 @@ from tokenflex.contracts import (
     Spliced,
     VisualTokens,
 )
-from tokenflex.errors import ConfigError, InputError
-from tokenflex.hosts import placeholders
-from tokenflex.hosts.words import ZERO, Scope, instruction_mask, published_words
-from tokenflex.ops.packing import NEWLINE, Unpad, anyres_count, anyres_order
-
-ENCODER_KEYS = ("pixel_values", "image_sizes")
-ENCODER_OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")
+from tokenflex.errors import ConfigError
+from tokenflex.hosts import anyres, placeholders
+from tokenflex.hosts.anyres import Item
+from tokenflex.hosts.encoded import layout_of
+from tokenflex.hosts.stretches import Stretch, Tiled
+from tokenflex.hosts.words import ZERO, Scope, published_words
+from tokenflex.ops.packing import Unpad
 
 
 class LlavaNextAdapter(HostAdapter):
-    """Serves ``LlavaNextForConditionalGeneration``, as loaded by transformers 5.18 or newer.
+    """Serves ``LlavaNextForConditionalGeneration`` and ``LlavaNextVideoForConditionalGeneration``.
 
     Args:
         host: the model, or a PEFT wrapper around it.
@@ -43,7 +41,7 @@ class LlavaNextAdapter(HostAdapter):
         vocabulary: tokens that can be answers; the ids from there on are placeholders (see `HostAdapter.vocabulary`).
     """
 
-    model_types = ("llava_next",)
+    model_types = ("llava_next", "llava_next_video")
 
     def __init__(
         self,
@@ -67,9 +65,9 @@ class LlavaNextAdapter(HostAdapter):
     @classmethod
     def refusal(cls, host: nn.Module) -> str | None:
         """Only LLaVA-NeXT with a square number of patch tokens per tile is served."""
-        config: Any = _base(host).config
+        config: Any = anyres.base_of(host).config
         if config.model_type not in cls.model_types:
-            return f"its model_type is {config.model_type!r}, not 'llava_next'"
+            return f"its model_type is {config.model_type!r}, not one of {', '.join(cls.model_types)}"
         if getattr(config, "vision_feature_select_strategy", "default") != "default":
             return "vision_feature_select_strategy='full' keeps the class token, which lies on no grid"
         return None
@@ -91,12 +89,17 @@ class LlavaNextAdapter(HostAdapter):
 
     @property
     def model_type(self) -> str:
-        """``llava_next``."""
+        """The host's."""
         return self._model.config.model_type
 
     @property
     def _model(self) -> Any:
-        return _base(self.host)
+        return anyres.base_of(self.host)
+
+    @property
+    def family(self) -> str:
+        """``tiles``."""
+        return "tiles"
 
     @property
     def dim(self) -> int:
@@ -106,50 +109,40 @@ class LlavaNextAdapter(HostAdapter):
     @property
     def grid(self) -> Grid:
         """Patches of one tile."""
-        vision = self._model.config.vision_config
-        return Grid(vision.image_size // vision.patch_size, vision.image_size // vision.patch_size)
+        return anyres.square(self._model.config)
 
     def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
-        """One item per image: the whole picture, then its local tiles row-major."""
-        if inputs.get("pixel_values") is None:
-            return ()
-        sizes = self._sizes(inputs)
-        rows = placeholders.images_per_row(inputs["input_ids"], self._image_token, self._full_counts(sizes))
-        options = {key: inputs[key] for key in ENCODER_OPTIONS if inputs.get(key) is not None}
-        pixels = inputs["pixel_values"]
-        canvases = torch.tensor([self._canvas(size) for size in sizes], device=pixels.device)
-        packed = self._model.get_image_features(pixels, canvases, return_dict=True, **options).pooler_output
-        row_of = {image: row for row, images in enumerate(rows) for image in images}
-        return tuple(
-            VisualTokens(self._unpack(features, size), self.grid, row=row_of[image])
-            for image, (features, size) in enumerate(zip(packed, sizes, strict=True))
-        )
+        """One item per image: the whole picture, then its local tiles row-major. Clips, frame by frame, come last."""
+        items = self._items(inputs)
+        packed: list[Tensor] = []
+        if any(item.key == "image" for item in items):
+            packed += anyres.encoded_pictures(self._model, inputs).pooler_output
+        if any(item.key == "video" for item in items):
+            packed += anyres.encoded_clips(self._model, inputs)
+        return anyres.read(items, packed)
 
     def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
-        ids = inputs["input_ids"]
-        embed = self._model.get_input_embeddings()
         if self.scope == "published":
-            return self._published_instructions(inputs, embed)
-        mask = instruction_mask(
-            ids,
-            inputs.get("attention_mask"),
-            inputs.get("labels"),
-            image_token_id=self._image_token,
-            scope=self.scope,
-            marker=self.marker,
-        )
-        with torch.no_grad():
-            rows = [embed(row[keep]) for row, keep in zip(ids, mask, strict=True)]
-        return tuple(Instruction(r, torch.ones(len(r), dtype=torch.bool, device=r.device)) for r in rows)
+            return self._published_instructions(inputs, self._model.get_input_embeddings())
+        return anyres.instructions(self._model, inputs, self._tokens, self.scope, self.marker)
 
-    def count(self, inputs: HostInputs, kept: Sequence[Grid | int]) -> Tensor:
+    def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
+        """The grid of a tile for every picture, that of a frame for every clip."""
+        return tuple(item.stretch.grid for item in self._items(inputs))
+
+    def clips(self, inputs: HostInputs) -> tuple[int, ...]:
+        """Frames of every clip, 0 for pictures."""
+        return tuple(item.stretch.frames for item in self._items(inputs))
+
+    def count(
+        self,
+        inputs: HostInputs,
+        kept: Sequence[Sequence[Grid | int]],
+        frames: Sequence[Sequence[int] | None] | None = None,
+    ) -> Tensor:
         """Tokens of every image at every level, newlines included."""
-        counts = [
-            [anyres_count(self.tiles(size), self.grid, level, size, self.unpad) for level in kept]
-            for size in self._sizes(inputs)
-        ]
-        return torch.tensor(counts, dtype=torch.long).view(-1, len(kept))
+        return anyres.counts(self._items(inputs), kept, frames)
 
     def splice(
         self,
@@ -159,103 +152,58 @@ class LlavaNextAdapter(HostAdapter):
         padding_side: PaddingSide | None = None,
     ) -> Spliced:
         """Pack the chosen tokens and shorten the text around them."""
-        sizes = self._sizes(inputs)
-        features = [self._pack(s, size) for s, size in zip(scaled, sizes, strict=True)]
-        counts = [len(feature) for feature in features]
-        plan = placeholders.plan(
-            inputs["input_ids"],
-            inputs.get("attention_mask"),
-            self._image_token,
-            self._full_counts(sizes),
-            counts,
-            padding_side,
-        )
-        dropped = {*ENCODER_KEYS, *ENCODER_OPTIONS, *placeholders.SEQUENCE_KEYS, "input_ids"}
-        out = {key: value for key, value in inputs.items() if key not in dropped}
-        out.update(placeholders.apply(plan, inputs, self._pad_token))
-        if features:
-            out["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}  # pyright: ignore[reportArgumentType]
-        return Spliced(out, tuple(counts), placeholders.index(plan))
+        items = self._items(inputs)
+        newline = self._model.model.image_newline
+        packed = [i.stretch.pack(s.features, layout_of(s), newline) for i, s in zip(items, scaled, strict=True)]
+        kept = [len(features) for features in packed]
+        keys = (*anyres.PICTURE_KEYS, *(anyres.CLIP_KEYS if "video" in self._tokens else ()))
+        out, plan = anyres.shortened(inputs, items, kept, padding_side, config=self._model.config, encoder_keys=keys)
+        outputs: dict[str, BaseModelOutputWithPooling] = {}
+        for key in dict.fromkeys(item.key for item in items):
+            mine: Any = [features for features, item in zip(packed, items, strict=True) if item.key == key]
+            outputs[key] = BaseModelOutputWithPooling(pooler_output=mine)
+        if outputs:
+            out["mm_encoder_outputs"] = outputs
+        return Spliced(out, tuple(kept), placeholders.index(plan))
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
-        """The newline vector belongs to the projector."""
-        inner = self._model.model
-        projector = (*inner.multi_modal_projector.parameters(), inner.image_newline)
-        tower = tuple(inner.vision_tower.parameters())
-        taken = {id(p) for p in (*projector, *tower)}
-        rest = tuple(p for p in self._model.parameters() if id(p) not in taken)
-        return {"vision_tower": tower, "projector": projector, "language_model": rest}
+        """The newline vector and the frames' pooling belong to the projector."""
+        pooling = ("vision_resampler",) if hasattr(self._model.model, "vision_resampler") else ()
+        return anyres.parameter_groups(self._model, ("multi_modal_projector", "image_newline", *pooling))
+
+    def tiles(self, size: tuple[int, int]) -> Grid:
+        """Local tiles, down and across, of a picture of (height, width) pixels."""
+        return anyres.local_tiles(self._model.config, size)
 
     def _published_instructions(self, inputs: HostInputs, embed: nn.Module) -> tuple[Instruction, ...]:
-        full = self._full_counts(self._sizes(inputs))
-        owners = placeholders.images_per_row(inputs["input_ids"], self._image_token, full)
+        owners = [item.span.row for item in self._items(inputs)]
+        image = self._tokens["image"]
         ids, mask = published_words(
-            inputs["input_ids"],
+            anyres.without_placeholders(inputs["input_ids"], self._tokens, image),
             inputs.get("attention_mask"),
             inputs.get("labels"),
-            image_token_id=self._image_token,
-            pad_token_id=self._pad_token,
-            images=[len(images) for images in owners],
+            image_token_id=image,
+            pad_token_id=anyres.pad_token(self._model.config),
+            images=[owners.count(row) for row in range(len(inputs["input_ids"]))],
         )
         with torch.no_grad():
             rows = embed(ids.clamp(min=0)).masked_fill(ids[..., None] == ZERO, 0.0)
         return tuple(Instruction(row, keep) for row, keep in zip(rows, mask, strict=True))
 
     @property
-    def _image_token(self) -> int:
-        return self._model.config.image_token_id
-
-    @property
-    def _pad_token(self) -> int:
+    def _tokens(self) -> dict[str, int]:
         config = self._model.config
-        pad = getattr(config, "pad_token_id", None)
-        pad = pad if pad is not None else getattr(config.text_config, "pad_token_id", None)
-        return pad if pad is not None and pad != self._image_token else 0
+        clips = {"video": config.video_token_id} if config.model_type == "llava_next_video" else {}
+        return {"image": config.image_token_id, **clips}
 
-    def _sizes(self, inputs: HostInputs) -> list[tuple[int, int]]:
-        """(height, width) in pixels of every image."""
-        pixels, sizes = inputs.get("pixel_values"), inputs.get("image_sizes")
-        if pixels is None:
-            placeholders.images_per_row(inputs["input_ids"], self._image_token, [])
-            return []
-        if sizes is None or len(sizes) != len(pixels):
-            raise InputError(
-                f"pixel_values holds {len(pixels)} images, image_sizes "
-                f"{'is missing' if sizes is None else f'holds {len(sizes)}'}; pass both as the processor made them."
-            )
-        return [(int(height), int(width)) for height, width in sizes]
-
-    def _canvas(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) in pixels of the canvas a picture is fitted into."""
-        height, width = select_best_resolution(size, self._model.config.image_grid_pinpoints)
-        return height, width
-
-    def tiles(self, size: tuple[int, int]) -> Grid:
-        """Local tiles, down and across, of a picture of (height, width) pixels."""
-        side = self._model.config.vision_config.image_size
-        height, width = self._canvas(size)
-        return Grid(height // side, width // side)
-
-    def _full_counts(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        return [anyres_count(self.tiles(size), self.grid, self.grid, size, "geometric") for size in sizes]
-
-    def _unpack(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
-        """``(views, tokens, dim)`` from the host's packing of a picture without padding."""
-        grid, tiles = self.grid, self.tiles(size)
-        lines = packed[grid.tokens :].view(tiles.rows * grid.rows, tiles.cols * grid.cols + 1, -1)[:, :-1]
-        local = rearrange(lines, "(tr r) (tc c) d -> (tr tc) (r c) d", tr=tiles.rows, tc=tiles.cols, r=grid.rows)
-        return torch.cat([packed[None, : grid.tokens], local])
-
-    def _pack(self, scaled: ScaledTokens, size: tuple[int, int]) -> Tensor:
-        """``(packed, dim)``, newlines in place."""
-        kept = scaled.grid if scaled.grid is not None else scaled.features.shape[-2]
-        order = anyres_order(self.tiles(size), self.grid, kept, size, self.unpad)
-        flat = scaled.features.flatten(0, 1)
-        newline = self._model.model.image_newline.to(flat)
-        table = torch.cat([flat, newline[None]])
-        return table[torch.where(order == NEWLINE, len(flat), order).to(flat.device)]
-
-
-def _base(host: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    return host.get_base_model() if hasattr(host, "get_base_model") else host
+    def _items(self, inputs: HostInputs) -> list[Item]:
+        pictures = [
+            Tiled(grid=self.grid, tiles=self.tiles(size), size=size, unpad=self.unpad)
+            for size in anyres.image_sizes(inputs)
+        ]
+        seen: dict[str, Sequence[Stretch]] = {"image": pictures}
+        if "video" in self._tokens:
+            stride = self._model.config.spatial_pool_stride
+            frame = Grid(self.grid.rows // stride, self.grid.cols // stride)
+            seen["video"] = anyres.clips(inputs, frame, ends=0)
+        return anyres.located(inputs, seen, self._tokens)

@@ -18,7 +18,30 @@ from tokenflex.errors import InputError
 
 IGNORE = -100
 PLACEHOLDER = -1
-SEQUENCE_KEYS = ("attention_mask", "labels", "token_type_ids", "mm_token_type_ids", "position_ids")
+TOKEN_KEYS: Mapping[str, int] = {
+    "labels": IGNORE,
+    "token_type_ids": 0,
+    "mm_token_type_ids": 0,
+    "moe_mm_token_type_ids": 0,
+    "position_ids": 0,
+}
+"""Inputs with one entry per token, and what stands at padding."""
+SEQUENCE_KEYS = ("attention_mask", *TOKEN_KEYS)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one image stands in the caller's sequence.
+
+    Attributes:
+        row: row of the batch.
+        at: positions of its placeholders, ascending.
+        leads: whether the words before a run of it belong to that run (a frame's time), rather than those behind.
+    """
+
+    row: int
+    at: Int[Tensor, " placeholders"]
+    leads: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,39 +61,37 @@ class Plan:
     unchanged: bool
 
 
-def images_per_row(
-    input_ids: Int[Tensor, "rows length"], image_token_id: int, counts: Sequence[int]
-) -> list[list[int]]:
-    """Which images belong to which row, by walking the placeholders in order.
+def locate(shown: Bool[Tensor, "rows length"], counts: Sequence[int]) -> list[Span]:
+    """Which placeholders belong to which image, by walking them in order.
 
     Args:
+        shown: True at placeholders.
         counts: placeholders each image of the batch needs, in batch order.
 
     Raises:
         InputError: a row's placeholders don't add up to whole images, or images are left over.
     """
-    rows: list[list[int]] = []
-    image = 0
-    for row, found in enumerate((input_ids == image_token_id).sum(-1).tolist()):
-        mine: list[int] = []
-        need = 0
-        while need < found and image < len(counts):
-            mine.append(image)
-            need += counts[image]
-            image += 1
-        if need != found:
+    spans: list[Span] = []
+    for row, here in enumerate(shown.cpu()):
+        at = here.nonzero().flatten()
+        start, first = 0, len(spans)
+        while start < len(at) and len(spans) < len(counts):
+            size = counts[len(spans)]
+            spans.append(Span(row, at[start : start + size]))
+            start += size
+        if start != len(at):
+            mine = counts[first : len(spans)]
             raise InputError(
-                f"row {row} has {found} image placeholder tokens, but its {len(mine)} image(s) need {need} "
-                f"({', '.join(str(counts[i]) for i in mine)}). Make text and images with the same processor "
+                f"row {row} has {len(at)} image placeholder tokens, but its {len(mine)} image(s) need {start} "
+                f"({', '.join(map(str, mine))}). Make text and images with the same processor "
                 "call and don't truncate the placeholders."
             )
-        rows.append(mine)
-    if image != len(counts):
+    if len(spans) != len(counts):
         raise InputError(
-            f"the batch holds {len(counts)} images, but its text has placeholders for {image} only. "
+            f"the batch holds {len(counts)} images, but its text has placeholders for {len(spans)} only. "
             "Put one image token into the text per image."
         )
-    return rows
+    return spans
 
 
 def padding_side(mask: Int[Tensor, "rows length"] | Bool[Tensor, "rows length"]) -> PaddingSide:
@@ -81,66 +102,78 @@ def padding_side(mask: Int[Tensor, "rows length"] | Bool[Tensor, "rows length"])
 def plan(
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Tensor | None,
-    image_token_id: int,
-    full: Sequence[int],
-    kept: Sequence[int],
+    spans: Sequence[Span],
+    kept: Sequence[Sequence[int]],
     side: PaddingSide | None,
 ) -> Plan:
     """Decide which positions survive.
 
     Args:
-        full: placeholders of each image now.
-        kept: placeholders each image is to have.
+        spans: where the images stand.
+        kept: placeholders each image is to have: one number, or one for each of the runs its placeholders form. A
+            run that keeps nothing takes the words with it that belong to it.
         side: where rows are padded to a common length; None keeps the batch's side.
     """
     ids = input_ids.cpu()
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
     now = padding_side(mask)
     side = side or now
-    owners = images_per_row(ids, image_token_id, full)
+    shown = torch.zeros_like(ids, dtype=torch.bool)
+    for span in spans:
+        shown[span.row, span.at] = True
     moved = side != now and bool((mask == 0).any())
-    if list(full) == list(kept) and not moved:
+    if not moved and all(len(span.at) == sum(sizes) for span, sizes in zip(spans, kept, strict=True)):
         source = torch.arange(ids.shape[1]).expand_as(ids)
-        return Plan(source, torch.ones_like(ids, dtype=torch.bool), ids == image_token_id, unchanged=True)
-    rows = [
-        _row(ids[row], mask[row], image_token_id, [full[i] for i in images], [kept[i] for i in images])
-        for row, images in enumerate(owners)
-    ]
+        return Plan(source, torch.ones_like(ids, dtype=torch.bool), shown, unchanged=True)
+    text = (mask != 0) & ~shown
+    mine: list[list[tuple[Span, Sequence[int]]]] = [[] for _ in ids]
+    for span, sizes in zip(spans, kept, strict=True):
+        mine[span.row].append((span, sizes))
+    rows = [_row(text[row], sorted(mine[row], key=lambda item: int(item[0].at[0]))) for row in range(len(ids))]
     length = max(len(row) for row in rows)
     source = torch.zeros(len(rows), length, dtype=torch.long)
     real = torch.zeros(len(rows), length, dtype=torch.bool)
     for i, row in enumerate(rows):
         where = slice(length - len(row), length) if side == "left" else slice(0, len(row))
         source[i, where], real[i, where] = row, True
-    visual = (ids.gather(1, source) == image_token_id) & real
-    return Plan(source, real, visual, unchanged=False)
+    return Plan(source, real, shown.gather(1, source) & real, unchanged=False)
 
 
-def _row(
-    ids: Int[Tensor, " length"],
-    mask: Tensor,
-    image_token_id: int,
-    full: Sequence[int],
-    kept: Sequence[int],
-) -> Int[Tensor, " new_length"]:
-    """Old positions of one shortened row: attended text, and for each image its first placeholders.
+def _row(text: Bool[Tensor, " length"], images: Sequence[tuple[Span, Sequence[int]]]) -> Int[Tensor, " new_length"]:
+    """Old positions of one shortened row: attended words, and of each run its first placeholders.
 
-    An image that must have more placeholders than now repeats its last one.
+    A run that must have more placeholders than now repeats its last one.
     """
-    at = (ids == image_token_id).nonzero().flatten()
     pieces: list[Tensor] = []
-    done = start = 0
-    attended = mask != 0
-    for before, after in zip(full, kept, strict=True):
-        mine = at[start : start + before]
-        start += before
-        text = torch.arange(done, int(mine[0]))
-        pieces += [text[attended[text]], mine[:after], mine[-1:].repeat(max(after - before, 0))]
-        between = torch.arange(int(mine[0]), int(mine[-1]) + 1)
-        pieces.append(between[(ids[between] != image_token_id) & attended[between]])
-        done = int(mine[-1]) + 1
-    text = torch.arange(done, len(ids))
-    return torch.cat([*pieces, text[attended[text]]])
+    done = 0
+
+    def words(end: int) -> Tensor:
+        return torch.arange(done, end)[text[done:end]]
+
+    for span, sizes in images:
+        runs = _runs(span, len(sizes))
+        first, follows = runs[0], True
+        for run, size in zip(runs, sizes, strict=True):
+            pieces += [words(int(run[0]))] * (size > 0 if span.leads and run is not first else follows)
+            pieces += [run[:size], run[-1:].repeat(max(size - len(run), 0))]
+            done = int(run[0])
+            pieces.append(words(int(run[-1]) + 1))
+            done, follows = int(run[-1]) + 1, size > 0
+    return torch.cat([*pieces, words(len(text))])
+
+
+def _runs(span: Span, count: int) -> list[Tensor]:
+    """The placeholders as one run, whatever lies between them, or as the ``count`` runs they form."""
+    if count == 1:
+        return [span.at]
+    ends = (span.at.diff() > 1).nonzero().flatten() + 1
+    runs = list(span.at.tensor_split(ends.cpu()))
+    if len(runs) != count:
+        raise InputError(
+            f"row {span.row} has an image whose {len(span.at)} placeholders form {len(runs)} runs, but {count} are "
+            "expected (one per row or frame of it). Make text and images with the same processor call."
+        )
+    return runs
 
 
 def apply(plan: Plan, inputs: Mapping[str, Any], pad_token_id: int, length: int | None = None) -> dict[str, Any]:
@@ -158,18 +191,19 @@ def apply(plan: Plan, inputs: Mapping[str, Any], pad_token_id: int, length: int 
     source, real, visual = (t.to(ids.device) for t in (plan.source, plan.real, plan.visual))
     out["input_ids"] = ids.gather(1, source).masked_fill(~real, pad_token_id)
     out["attention_mask"] = real.to(torch.long)
-    for key, fill in (
-        ("labels", IGNORE),
-        ("token_type_ids", 0),
-        ("mm_token_type_ids", 0),
-        ("position_ids", 0),
-    ):
+    for key, fill in TOKEN_KEYS.items():
         value = inputs.get(key)
         if value is not None:
-            out[key] = value.gather(1, source.to(value.device)).masked_fill(~real.to(value.device), fill)
+            out[key] = gathered(plan, value, fill)
     if "labels" in out:
         out["labels"] = out["labels"].masked_fill(visual.to(out["labels"].device), IGNORE)
     return out
+
+
+def gathered(plan: Plan, value: Tensor, fill: int) -> Tensor:
+    """Entries per token, ``(*leading, rows, length)``, for the new sequence."""
+    source, real = plan.source.to(value.device), plan.real.to(value.device)
+    return value.gather(-1, source.expand(*value.shape[:-1], -1)).masked_fill(~real, fill)
 
 
 def index(plan: Plan) -> Int[Tensor, "rows new_length"]:

@@ -12,8 +12,9 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from tokenflex.contracts import Instruction
 from tokenflex.hosts.placeholders import IGNORE, padding_side
 
 Scope = Literal["last-turn", "prompt", "published"]
@@ -102,3 +103,12 @@ def _after_last_marker(
     hits = hits & words.unfold(1, len(marker), 1).all(-1)
     ends = torch.arange(hits.shape[1], device=input_ids.device) + len(marker)
     return torch.where(hits, ends, 0).amax(-1)
+
+
+def instructions_of(
+    input_ids: Int[Tensor, "rows length"], mask: Bool[Tensor, "rows length"], embed: nn.Module
+) -> tuple[Instruction, ...]:
+    """One instruction per row from the words that ``mask`` marks; embeddings are detached."""
+    with torch.no_grad():
+        rows = [embed(row[keep]) for row, keep in zip(input_ids, mask, strict=True)]
+    return tuple(Instruction(row, torch.ones(len(row), dtype=torch.bool, device=row.device)) for row in rows)

@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 
 class FlexConfig(PreTrainedConfig):
@@ -15,10 +14,17 @@ class FlexConfig(PreTrainedConfig):
     """
 
     model_type = "tokenflex"
-    sub_configs_defaults: ClassVar = {"host": SubConfigSpec(config_class=AutoConfig, model_type="llava_next")}
+    sub_configs: ClassVar = {"host": AutoConfig}  # pyright: ignore[reportAssignmentType]
 
     host: PreTrainedConfig | dict[str, Any] | None = None
     parts: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Make the host's configuration from its data; where there is none, LLaVA-NeXT's defaults."""
+        if not isinstance(self.host, PreTrainedConfig):
+            data = dict(self.host or {"model_type": "llava_next"})
+            self.host = AutoConfig.for_model(data.pop("model_type"), **data)
+        super().__post_init__(**kwargs)
 
     @property
     def keys_to_ignore_at_inference(self) -> list[str]:

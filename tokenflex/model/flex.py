@@ -107,8 +107,10 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         """
         images = self.adapter.encode(inputs)
         rows = self.adapter.instructions(inputs) if images else ()
-        layouts = self.compressor.scaler.layouts(self.adapter.grid)
-        counts = self.adapter.count(inputs, layouts)
+        scaler, levels = self.compressor.scaler, range(self.compressor.num_levels)
+        layouts = [scaler.layouts(grid) for grid in self.adapter.grids(inputs)]
+        frames = [[scaler.kept_views(n, i) for i in levels] if n else None for n in self.adapter.clips(inputs)]
+        counts = self.adapter.count(inputs, layouts, frames).view(-1, len(levels))
         return Encoded(images, tuple(rows[image.row] for image in images), counts)
 
     def scores(self, encoded: Encoded) -> Float[Tensor, "images levels"]:
@@ -229,7 +231,8 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         """
         if inputs is not None:
             kwargs["input_ids"] = inputs
-        if self.generation_config is not self.host.generation_config:
+        own = getattr(self.host, "generation_config", None)
+        if own is not None and self.generation_config is not own:
             kwargs.setdefault("generation_config", self.generation_config)
         batch, options = generation.split(kwargs)
         if "input_ids" not in batch or generation.continues_cache(batch):
@@ -237,7 +240,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         spliced, decisions = self.prepare(batch, level, padding_side="left")
         ids = spliced.inputs["input_ids"]
         dropped = batch["input_ids"].shape[1] - ids.shape[1]
-        options = generation.lengths(options, self.host.generation_config, dropped)
+        options = generation.lengths(options, own, dropped)
         output = self.host.generate(**spliced.inputs, **options)
         return generation.restore(output, batch["input_ids"], spliced, decisions)
 

@@ -8,8 +8,13 @@ Cutting (``unpad``):
                    that shows part of the picture is lost. On an unpooled canvas this is what transformers does.
     ``released``   the padding is found on the pooled canvas as if its cells were square, as in the published
                    AVG-LLaVA code, which crops real rows at 1:2 cells (72 and 288 tokens).
+
+Shrinking (``most``): LLaVA-OneVision resamples a canvas that exceeds ``most`` tiles' worth of tokens. Here the rule
+is applied to tiles of the level's own size, so a level costs the same share of the finest one whether a picture is
+shrunk or not.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -44,13 +49,21 @@ def visible_span(canvas: Grid, image_size: tuple[int, int], *, digits: int | Non
 
 
 def _pooled_span(span: Span, side: int, kept: int) -> Span:
-    """The pooled cells that a span of unpooled ones touches; sides are per tile."""
+    """The pooled cells that a span of unpooled ones touches; sides are per tile.
 
-    def cell(index: int) -> int:
-        return index // side * kept + index % side * kept // side
-
+    Where ``kept`` divides the side, cells are equal. Elsewhere it leaves open how the side was pooled (10 cells to 4:
+    windows of 3, or resampling), and cells of any way count.
+    """
     start, end = span
-    return (cell(start), cell(end - 1) + 1) if end > start else (0, 0)
+    if end <= start:
+        return 0, 0
+    windows = [w for w in range(1, side + 1) if side % kept and -(-side // w) == kept]
+
+    def cells(index: int) -> list[int]:
+        tile, inside = divmod(index, side)
+        return [tile * kept + cell for cell in (inside * kept // side, *(inside // window for window in windows))]
+
+    return min(cells(start)), max(cells(end - 1)) + 1
 
 
 def kept_spans(tiles: Grid, grid: Grid, kept: Grid, image_size: tuple[int, int], unpad: Unpad) -> tuple[Span, Span]:
@@ -69,12 +82,40 @@ def kept_spans(tiles: Grid, grid: Grid, kept: Grid, image_size: tuple[int, int],
     return _pooled_span(rows, grid.rows, kept.rows), _pooled_span(cols, grid.cols, kept.cols)
 
 
-def anyres_count(tiles: Grid, grid: Grid, kept: Grid | int, image_size: tuple[int, int], unpad: Unpad) -> int:
-    """Tokens an image costs, newlines included, without making the order."""
+def anyres_count(
+    tiles: Grid, grid: Grid, kept: Grid | int, image_size: tuple[int, int], unpad: Unpad, most: int | None = None
+) -> int:
+    """Tokens an image costs, newlines included, without making the order.
+
+    Args:
+        most: tiles' worth of tokens beyond which the canvas is shrunk; None never shrinks it.
+    """
     if isinstance(kept, int):
         return (tiles.tokens + 1) * kept + 1
     (top, bottom), (left, right) = kept_spans(tiles, grid, kept, image_size, unpad)
-    return kept.tokens + max(bottom - top, 0) * (max(right - left, 0) + 1)
+    canvas = Grid(max(bottom - top, 0), max(right - left, 0))
+    if most is not None:
+        canvas = shrunk_canvas(canvas, most * kept.tokens)
+    return kept.tokens + canvas.rows * (canvas.cols + 1)
+
+
+def shrunk_canvas(canvas: Grid, most: int) -> Grid:
+    """The grid that a canvas of clearly more than ``most`` tokens is resampled to; a smaller one as it is."""
+    ratio = math.sqrt(canvas.tokens / most)
+    if ratio <= 1.1:
+        return canvas
+    return Grid(max(int(canvas.rows // ratio), 1), max(int(canvas.cols // ratio), 1))
+
+
+def visible_cells(
+    tiles: Grid, grid: Grid, kept: Grid, image_size: tuple[int, int], unpad: Unpad
+) -> Int[Tensor, "rows cols"]:
+    """The canvas without padding, as indices into the flattened ``(views, kept)`` tokens."""
+    local = torch.arange(kept.tokens, kept.tokens * (tiles.tokens + 1))
+    canvas = local.view(tiles.rows, tiles.cols, kept.rows, kept.cols).transpose(1, 2)
+    canvas = canvas.reshape(tiles.rows * kept.rows, tiles.cols * kept.cols)
+    (top, bottom), (left, right) = kept_spans(tiles, grid, kept, image_size, unpad)
+    return canvas[top:bottom, left:right]
 
 
 def anyres_order(
@@ -86,10 +127,6 @@ def anyres_order(
     """
     if isinstance(kept, int):
         return torch.cat([torch.arange((tiles.tokens + 1) * kept), torch.tensor([NEWLINE])])
-    local = torch.arange(kept.tokens, kept.tokens * (tiles.tokens + 1))
-    canvas = local.view(tiles.rows, tiles.cols, kept.rows, kept.cols).transpose(1, 2)
-    canvas = canvas.reshape(tiles.rows * kept.rows, tiles.cols * kept.cols)
-    (top, bottom), (left, right) = kept_spans(tiles, grid, kept, image_size, unpad)
-    cut = canvas[top:bottom, left:right]
+    cut = visible_cells(tiles, grid, kept, image_size, unpad)
     lines = torch.cat([cut, cut.new_full((cut.shape[0], 1), NEWLINE)], dim=1)
     return torch.cat([torch.arange(kept.tokens), lines.flatten()])

@@ -16,13 +16,19 @@ from tokenflex.contracts import Grid
 from tokenflex.errors import ConfigError
 
 Windows = tuple[tuple[int, int], ...]
+"""(rows, cols) per level, coarse to fine."""
+TimedWindows = tuple[tuple[int, ...], ...]
+"""(rows, cols) or (time, rows, cols) per level, coarse to fine."""
 
 PYRAMID: Windows = ((4, 4), (2, 4), (2, 2), (1, 2), (1, 1))
 """(rows, cols) of the published windows, coarse to fine."""
 
 
-def check_windows(windows: Windows) -> None:
+def check_windows(windows: TimedWindows, *, timed: bool = False) -> None:
     """Refuse windows that aren't pairs of positive integers, coarse to fine.
+
+    Args:
+        timed: whether (time, rows, cols) will do as well.
 
     Raises:
         ConfigError: with the offending window and the rule it breaks.
@@ -30,13 +36,21 @@ def check_windows(windows: Windows) -> None:
     if not windows:
         raise ConfigError("windows is empty; give at least one (rows, cols) pair, e.g. ((2, 2), (1, 1)).")
     for window in windows:
-        if len(window) != 2 or any(not isinstance(side, int) or side < 1 for side in window):
-            raise ConfigError(f"window {window!r} is not a (rows, cols) pair of integers >= 1.")
+        if len(window) not in ((2, 3) if timed else (2,)) or any(not isinstance(n, int) or n < 1 for n in window):
+            form = "(rows, cols) or (time, rows, cols)" if timed else "a (rows, cols) pair"
+            raise ConfigError(f"window {window!r} is not {form} of integers >= 1.")
     for coarse, fine in itertools.pairwise(windows):
-        if fine[0] > coarse[0] or fine[1] > coarse[1]:
+        if any(a < b for a, b in zip(in_time(coarse), in_time(fine), strict=True)):
             raise ConfigError(
-                f"windows {windows} must go from coarse to fine: {fine} is taller or wider than {coarse} before it."
+                f"windows {windows} must go from coarse to fine: {fine} is longer, taller or wider than {coarse} "
+                "before it."
             )
+
+
+def in_time(window: tuple[int, ...]) -> tuple[int, int, int]:
+    """(time, rows, cols) of a window; pairs don't merge frames."""
+    time, rows, cols = (1, *window) if len(window) == 2 else window
+    return time, rows, cols
 
 
 def pooled_grid(grid: Grid, window: tuple[int, int]) -> Grid:
@@ -82,3 +96,16 @@ def resample_grid(
         planes.float(), (target.rows, target.cols), mode="bilinear", align_corners=False, antialias=True
     )
     return rearrange(resized, "n d r c -> n (r c) d").to(features.dtype).unflatten(0, leading)
+
+
+def pool_frames(
+    features: Float[Tensor, "*batch views tokens dim"], time: int
+) -> tuple[Float[Tensor, "*batch kept_views tokens dim"], Int[Tensor, " views"] | None]:
+    """(means of ``time`` frames in a row, kept view of every frame); the last window holds the frames that are left."""
+    views = features.shape[-3]
+    if time == 1 or views == 1:
+        return features, None
+    into = torch.arange(views, device=features.device) // time
+    total = features.new_zeros(*features.shape[:-3], -(-views // time), *features.shape[-2:], dtype=torch.float32)
+    mean = total.index_add(-3, into, features.float()) / into.bincount()[:, None, None]
+    return mean.to(features.dtype), into

@@ -6,8 +6,11 @@ from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, Vis
 from tokenflex.ops.assignment import over_views
 from tokenflex.ops.pooling import (
     PYRAMID,
+    TimedWindows,
     Windows,
     check_windows,
+    in_time,
+    pool_frames,
     pool_windows,
     pooled_grid,
     window_assignment,
@@ -23,14 +26,20 @@ class AveragePoolScaler(Scaler):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """Attributes: ``windows``, (rows, cols) in tokens per level, coarse to fine."""
+        """Settings.
 
-        windows: Windows = PYRAMID
+        Attributes:
+            windows: (rows, cols) in tokens per level, coarse to fine; or (time, rows, cols), which also merges so many
+                neighbouring frames of clips. Pictures have no time.
+        """
+
+        windows: TimedWindows = PYRAMID
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        check_windows(config.windows)
-        self.windows = config.windows
+        check_windows(config.windows, timed=True)
+        self.windows: Windows = tuple(in_time(window)[1:] for window in config.windows)
+        self.times = tuple(in_time(window)[0] for window in config.windows)
 
     @property
     def num_levels(self) -> int:
@@ -41,11 +50,18 @@ class AveragePoolScaler(Scaler):
         """The grid that each window leaves."""
         return tuple(pooled_grid(grid, window) for window in self.windows)
 
+    def kept_views(self, views: int, level: int) -> int:
+        """One per window of frames, the last one partial."""
+        return -(-views // self.times[level])
+
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
         """Average each window of ``level``."""
         window = self.windows[level]
+        features = pool_windows(tokens.features, tokens.grid, window)
+        features, frames = pool_frames(features, self.times[level]) if tokens.clip else (features, None)
         return ScaledTokens(
-            features=pool_windows(tokens.features, tokens.grid, window),
+            features=features,
             assignment=over_views(window_assignment(tokens.grid, window), tokens.features),
             grid=pooled_grid(tokens.grid, window),
+            frames=frames,
         )

@@ -1,0 +1,131 @@
+"""Every architecture served: the host laws on its tiny model, its row in docs/hosts.md, and a whole FlexModel on it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from packaging.version import Version
+
+import tokenflex
+from tokenflex.errors import InputError
+from tokenflex.registry import hosts
+from tokenflex.scalers.average_pool import AveragePoolScaler
+from tokenflex.testing import hosts_table
+from tokenflex.testing.host_checks import CHECKS, ROWS
+from tokenflex.testing.zoo.hosts import ZOO
+from tokenflex.testing.zoo.recipe import PICTURE
+
+PAGE = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text()
+OF_PAGE = PAGE.partition("\ntransformers ")[2].split(":")[0]
+KNOWN = hosts_table.architectures()
+SERVED = [name for name in KNOWN if hosts_table.refusal(name) is None]
+needs_the_pages_version = pytest.mark.skipif(
+    Version(transformers.__version__) < Version(OF_PAGE), reason=f"docs/hosts.md is of transformers {OF_PAGE} or newer"
+)
+
+
+@needs_the_pages_version
+def test_enough_architectures_are_served():
+    assert len(SERVED) >= 60
+    assert len(CHECKS) == len({check.name for check in CHECKS}) >= 18
+
+
+def test_nothing_is_left_untried():
+    assert [name for name in KNOWN if hosts_table.refusal(name) == "unknown: not tried"] == []
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_laws(name):
+    row, report = hosts_table.probe(name)
+    report.raise_if_bad()
+    if Version(transformers.__version__) >= Version(OF_PAGE):
+        line = hosts_table.markdown([row]).splitlines()[-1]
+        assert line in PAGE, f"docs/hosts.md is stale; run: tokenflex hosts --write docs/hosts.md\n{line}"
+
+
+@needs_the_pages_version
+@pytest.mark.parametrize("name", sorted(set(KNOWN) - set(SERVED)))
+def test_refusals_are_in_the_table(name):
+    row, report = hosts_table.probe(name)
+    assert report is None
+    assert hosts_table.markdown([row]).splitlines()[-1] in PAGE
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_whole_model(name, tmp_path):
+    """Wrapped with the published parts: routes, generates, learns, is saved and loaded."""
+    tiny = ZOO[name]
+    torch.manual_seed(0)
+    flex = tokenflex.wrap(tiny.build(), router="avg", voter="position-weighted")
+    inputs = tiny.batch(flex.host.config, ROWS)
+    with torch.no_grad():
+        decisions = flex.decide(**inputs)
+        output = flex(**inputs)
+    assert [d.level for d in output.decisions] == [d.level for d in decisions]
+    assert all(0 < d.tokens <= d.of for d in decisions)
+    assert output.logits.isfinite().all()
+    made = flex.generate(**inputs, level=0, max_new_tokens=3, min_new_tokens=3)
+    assert torch.equal(made[:, :-3], inputs["input_ids"])
+    right = tiny.batch(flex.host.config, ROWS, side="right")
+    labels = right["input_ids"].masked_fill(right["input_ids"] < 17, -100)
+    flex.train()
+    flex(**right, labels=labels, level=1).loss.backward()
+    flex.save_parts(tmp_path)
+    again = tokenflex.load_parts(tmp_path, host=flex.host)
+    flex.eval(), again.eval()
+    with torch.no_grad():
+        for one, other in zip(flex.decide(**inputs), again.decide(**inputs), strict=True):
+            assert torch.equal(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen2_vl", "mistral3"])
+def test_pictures_without_a_place_are_refused(name):
+    tiny = ZOO[name]
+    flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
+    inputs = tiny.batch(flex.host.config, ((1, PICTURE, 2),))
+    shown = (inputs["input_ids"][0] == flex.host.config.image_token_id).nonzero().flatten()
+    inputs["input_ids"][0, shown[0]] = 20
+    with pytest.raises(InputError, match=r"placeholder|visual tokens"):
+        flex(**inputs)
+
+
+def test_inputs_that_are_not_served_are_refused():
+    tiny = ZOO["internvl"]
+    flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
+    inputs = tiny.batch(flex.host.config, ((1, PICTURE, 2),))
+    with pytest.raises(InputError, match=r"pixel_values_videos.*doesn't serve"):
+        flex(**inputs, pixel_values_videos=inputs["pixel_values"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl", "mistral3"])
+def test_half_precision(name, dtype):
+    tiny = ZOO[name]
+    flex = tokenflex.wrap(tiny.build().to(dtype), router="avg", voter="position-weighted")
+    inputs = tiny.batch(flex.host.config, ROWS)
+    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    with torch.no_grad():
+        assert torch.equal(flex(**inputs, level=4).logits, flex.host(**inputs).logits)
+        assert flex(**inputs).logits.dtype == dtype
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("name", ["internvl", "qwen2_5_vl"])
+def test_attention_implementations(name, attention):
+    tiny = ZOO[name]
+    host = tiny.build()
+    host.set_attn_implementation({"text_config": attention})
+    flex = tokenflex.wrap(host, router="constant", voter="mean")
+    inputs = tiny.batch(host.config, ROWS)
+    with torch.no_grad():
+        assert torch.equal(flex(**inputs, level=4).logits, host(**inputs).logits)
+        short = flex(**inputs, level=[1, 3, 0]).logits
+    host.set_attn_implementation({"text_config": "sdpa"})
+    with torch.no_grad():
+        torch.testing.assert_close(short, flex(**inputs, level=[1, 3, 0]).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_registered_under_every_model_type():
+    assert set(SERVED) <= set(hosts.names())
+    assert AveragePoolScaler.Config().build().num_levels == 5

@@ -1,0 +1,57 @@
+"""``tokenflex hosts``: which architectures are served, found by trying each one here."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "hosts",
+        help="try every architecture and show which are served",
+        description="Build a tiny random model of every image-text architecture in the installed transformers, run the "
+        "laws of hosts on it, and show one row each. About a minute for all.",
+    )
+    parser.add_argument("model_type", nargs="*", help="only these")
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument("--json", action="store_true", help="print a JSON list, one object per architecture")
+    style.add_argument("--write", metavar="PAGE", type=Path, help="renew the table in a Markdown page")
+    parser.set_defaults(run=run, takes_overrides=False)
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Probe and print; progress goes to standard error."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+    from tqdm.auto import tqdm
+    from transformers.utils import logging
+
+    from tokenflex.errors import ConfigError
+    from tokenflex.testing import hosts_table
+
+    unknown = sorted(set(options.model_type) - set(hosts_table.architectures()))
+    if unknown:
+        raise ConfigError(f"{unknown} aren't architectures of AutoModelForImageTextToText in this transformers.")
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # the models are too small for more
+    names = options.model_type or hosts_table.architectures()
+    if options.write and options.model_type:
+        raise ConfigError("--write renews the whole table; leave out the architectures.")
+    rows = list(tqdm(hosts_table.probe_all(names), total=len(names), file=sys.stderr, disable=None))
+    if options.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    elif options.write:
+        hosts_table.renew(options.write, rows)
+    else:
+        table = Table(*hosts_table.HEADER)
+        for row in rows:
+            table.add_row(*row.cells())
+        Console().print(table)
+    return 0

@@ -1,0 +1,116 @@
+"""The encoder's output, read into units and written for a shortened batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from tokenflex.contracts import Grid, ScaledTokens, VisualTokens
+from tokenflex.errors import InputError
+from tokenflex.hosts.architecture import Architecture, Modality, Unit
+from tokenflex.hosts.placeholders import Span
+from tokenflex.ops.assignment import mean_of_sources
+
+Item = tuple[Modality, Unit, Span]
+
+
+@dataclass
+class Encoded(ModelOutput):
+    """What hosts take as pre-encoded pictures.
+
+    Attributes:
+        pooler_output: a list of ``(tokens, dim)``, one per row of the batch that has pictures, or one tensor
+            ``(tokens, 1, dim)``.
+        deepstack_features: per layer the same, added deeper in the host.
+        visual_indicator_features: ``(marks, dim)``, embeddings of the words around pictures (Ovis2).
+        router_logits: never set; one host asks for it.
+    """
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
+    visual_indicator_features: Tensor | None = None
+    router_logits: Tensor | None = None
+
+
+def layout_of(scaled: ScaledTokens) -> Grid | int:
+    """The kept tokens' grid, or their number."""
+    return scaled.grid if scaled.grid is not None else scaled.features.shape[-2]
+
+
+def read(output: Any, units: Sequence[Unit], spans: Sequence[Span], mark_field: str | None) -> list[VisualTokens]:
+    """One item per unit from what the host's encoder made.
+
+    Raises:
+        InputError: that isn't what the text has room for.
+    """
+    sizes = [unit.placeholders for unit in units]
+    layers = [output.pooler_output, *(output.get("deepstack_features") or [])]
+    pieces = zip(*(_flat(layer, sum(sizes)).split(sizes) for layer in layers), strict=True)
+    found: list[VisualTokens] = []
+    for (features, *planes), unit, span in zip(pieces, units, spans, strict=True):
+        tokens, marks = unit.unpack(features)
+        found.append(
+            VisualTokens(
+                tokens,
+                unit.grid,
+                row=span.row,
+                planes=tuple(unit.unpack(plane)[0] for plane in planes),
+                marks=output[mark_field] if mark_field else marks,
+                clip=unit.clip,
+            )
+        )
+    return found
+
+
+def write(
+    architecture: Architecture, items: Sequence[Item], images: Sequence[VisualTokens], scaled: Sequence[ScaledTokens]
+) -> dict[str, Encoded]:
+    """What the host takes in place of pixels, by key."""
+    outputs: dict[str, Encoded] = {}
+    for key in dict.fromkeys(modality.key for modality, _, _ in items):
+        mine = [i for i, (modality, _, _) in enumerate(items) if modality.key == key]
+        mine.sort(key=lambda i: (items[i][2].row, int(items[i][2].at[0])))
+        rows = [items[i][2].row for i in mine]
+        layers = [
+            _entries(
+                [_packed(images[i], scaled[i], items[i][1], depth, architecture) for i in mine], rows, architecture
+            )
+            for depth in range(1 + len(images[mine[0]].planes))
+        ]
+        outputs[key] = Encoded(pooler_output=layers[0], deepstack_features=layers[1:] or None)
+        if architecture.mark_field:
+            outputs[key][architecture.mark_field] = images[mine[0]].marks
+    return outputs
+
+
+def _entries(packed: Sequence[Tensor], rows: Sequence[int], architecture: Architecture) -> Any:
+    """One entry per row of the batch, so that beams of every host repeat rows as a whole; or all in one tensor."""
+    if architecture.flat:
+        return torch.cat(list(packed))[:, None]
+    return [torch.cat([p for p, at in zip(packed, rows, strict=True) if at == row]) for row in dict.fromkeys(rows)]
+
+
+def _packed(image: VisualTokens, scaled: ScaledTokens, unit: Unit, depth: int, architecture: Architecture) -> Tensor:
+    """``(packed, dim)`` of the features (depth 0) or of a plane, moved as the features were; marks in place."""
+    features = scaled.features
+    if depth > 0:
+        kept = features.shape[-2]
+        features = mean_of_sources(image.planes[depth - 1], scaled.assignment, kept, scaled.frames)
+    flat = features.flatten(0, 1)
+    if image.marks is None or architecture.mark_field:
+        return flat
+    return torch.cat([flat, image.marks.to(flat)])[unit.order(layout_of(scaled), len(features)).to(flat.device)]
+
+
+def _flat(layer: Any, size: int) -> Tensor:
+    """``(placeholders, dim)`` of everything the encoder made, in order."""
+    flat = layer.flatten(0, -2) if isinstance(layer, Tensor) else torch.cat([entry.flatten(0, -2) for entry in layer])
+    if len(flat) != size:
+        raise InputError(
+            f"the encoder made {len(flat)} visual tokens, the text has placeholders for {size}. Make text and images "
+            "with the same processor call."
+        )
+    return flat

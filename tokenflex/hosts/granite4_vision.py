@@ -1,0 +1,172 @@
+"""Granite 4 Vision on stock transformers: LLaVA-NeXT's tiles, with features that join at several decoder layers.
+
+The host's encoder gives no features for the input embeddings but a list of (decoder layer, features per picture), all
+packed alike (DeepStack). The first of them is what scaler and router see; the others are `VisualTokens.planes` and
+are averaged over the same tokens. For the host all pictures of a row are joined to one entry, since its beam search
+repeats entries one by one, which would mix up the pictures of a row.
+"""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tokenflex.contracts import (
+    Grid,
+    HostAdapter,
+    HostInputs,
+    Instruction,
+    PaddingSide,
+    ScaledTokens,
+    Spliced,
+    VisualTokens,
+)
+from tokenflex.errors import ConfigError
+from tokenflex.hosts import anyres, placeholders
+from tokenflex.hosts.anyres import Item
+from tokenflex.hosts.encoded import Encoded, layout_of
+from tokenflex.hosts.stretches import Tiled
+from tokenflex.hosts.words import Scope
+from tokenflex.ops.assignment import mean_of_sources
+
+
+class Granite4VisionAdapter(HostAdapter):
+    """Serves ``Granite4VisionForConditionalGeneration``.
+
+    Args:
+        host: the model, or a PEFT wrapper around it.
+        scope, marker: what counts as the instruction (see `tokenflex.hosts.words`).
+    """
+
+    model_types = ("granite4_vision",)
+
+    def __init__(self, host: nn.Module, *, scope: str = "last-turn", marker: Sequence[int] = ()) -> None:
+        super().__init__(host)
+        if scope not in ("last-turn", "prompt"):
+            raise ConfigError(f"scope={scope!r}; use 'last-turn' or 'prompt'.")
+        self.scope: Scope = cast(Scope, scope)
+        self.marker = tuple(marker)
+
+    @classmethod
+    def refusal(cls, host: nn.Module) -> str | None:
+        """All of its checkpoints are served."""
+        config: Any = anyres.base_of(host).config
+        if config.model_type not in cls.model_types:
+            return f"its model_type is {config.model_type!r}, not 'granite4_vision'"
+        return None
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """``scope`` and ``marker``."""
+        return {"scope": self.scope, "marker": list(self.marker)}
+
+    @property
+    def model_type(self) -> str:
+        """``granite4_vision``."""
+        return self._model.config.model_type
+
+    @property
+    def family(self) -> str:
+        """``tiles``."""
+        return "tiles"
+
+    @property
+    def dim(self) -> int:
+        """Width of the language model."""
+        return self._model.config.text_config.hidden_size
+
+    @property
+    def grid(self) -> Grid:
+        """The projector's queries of one tile."""
+        rate = Fraction(self._model.config.downsample_rate)
+        patches = anyres.square(self._model.config)
+        return Grid(int(patches.rows * rate), int(patches.cols * rate))
+
+    def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
+        """One item per picture: the whole of it, then its local tiles row-major; later layers' features as planes."""
+        items = self._items(inputs)
+        if not items:
+            return ()
+        layers = [packed for _, packed in anyres.encoded_pictures(self._model, inputs).deepstack_features]
+        found: list[VisualTokens] = []
+        for item, packed in zip(items, zip(*layers, strict=True), strict=True):
+            features, *planes = (item.stretch.unpack(layer) for layer in packed)
+            found.append(VisualTokens(features, item.stretch.grid, row=item.span.row, planes=tuple(planes)))
+        return tuple(found)
+
+    def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
+        """The input embeddings of each row's words, detached."""
+        return anyres.instructions(self._model, inputs, self._tokens, self.scope, self.marker)
+
+    def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
+        """The grid of a tile, for every picture."""
+        return tuple(item.stretch.grid for item in self._items(inputs))
+
+    def count(
+        self,
+        inputs: HostInputs,
+        kept: Sequence[Sequence[Grid | int]],
+        frames: Sequence[Sequence[int] | None] | None = None,
+    ) -> Tensor:
+        """Tokens of every picture at every level, newlines included."""
+        return anyres.counts(self._items(inputs), kept, frames)
+
+    def splice(
+        self,
+        inputs: HostInputs,
+        images: Sequence[VisualTokens],
+        scaled: Sequence[ScaledTokens],
+        padding_side: PaddingSide | None = None,
+    ) -> Spliced:
+        """Pack the chosen tokens of every layer and shorten the text around them."""
+        items = self._items(inputs)
+        newline = self._model.model.image_newline
+        kept = [item.stretch.count(layout_of(s)) for item, s in zip(items, scaled, strict=True)]
+        out, plan = anyres.shortened(
+            inputs, items, kept, padding_side, config=self._model.config, encoder_keys=anyres.PICTURE_KEYS
+        )
+        entries: list[tuple[int, list[Tensor]]] = []
+        for depth, layer in enumerate(self._layers if items else ()):
+            rows: dict[int, list[Tensor]] = {}
+            for item, image, one in zip(items, images, scaled, strict=True):
+                packed = item.stretch.pack(_moved(image, one, depth), layout_of(one), newline)
+                rows.setdefault(item.span.row, []).append(packed)
+            entries.append((layer, [torch.cat(row) for row in rows.values()]))
+        if entries:
+            out["mm_encoder_outputs"] = {"image": Encoded(deepstack_features=entries)}
+        return Spliced(out, tuple(kept), placeholders.index(plan))
+
+    def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
+        """The projectors of all layers, and the newline vector, are the projector."""
+        return anyres.parameter_groups(self._model, ("layerwise_projectors", "spatial_projectors", "image_newline"))
+
+    @property
+    def _model(self) -> Any:
+        return anyres.base_of(self.host)
+
+    @property
+    def _tokens(self) -> dict[str, int]:
+        return {"image": self._model.config.image_token_id}
+
+    @property
+    def _layers(self) -> list[int]:
+        """Decoder layers that features join at, in the encoder's order."""
+        config = self._model.config
+        return [*(layer for _, layer in config.deepstack_layer_map), *config.spatial_target_layers]
+
+    def _items(self, inputs: HostInputs) -> list[Item]:
+        config = self._model.config
+        pictures = [
+            Tiled(grid=self.grid, tiles=anyres.local_tiles(config, size), size=size)
+            for size in anyres.image_sizes(inputs)
+        ]
+        return anyres.located(inputs, {"image": pictures}, self._tokens)
+
+
+def _moved(image: VisualTokens, scaled: ScaledTokens, depth: int) -> Tensor:
+    """Features, or the plane ``depth`` behind them, averaged over the tokens that the features were made of."""
+    if depth == 0:
+        return scaled.features
+    return mean_of_sources(image.planes[depth - 1], scaled.assignment, scaled.features.shape[-2])

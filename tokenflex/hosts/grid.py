@@ -1,0 +1,285 @@
+"""One adapter for every architecture whose pictures are grids of tokens; what differs is data (`Architecture`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tokenflex.contracts import (
+    Grid,
+    HostAdapter,
+    HostInputs,
+    Instruction,
+    PaddingSide,
+    ScaledTokens,
+    Spliced,
+    VisualTokens,
+)
+from tokenflex.errors import ConfigError, InputError
+from tokenflex.hosts import encoded, placeholders
+from tokenflex.hosts.architecture import Architecture, Modality, Unit
+from tokenflex.hosts.architectures import ARCHITECTURES
+from tokenflex.hosts.encoded import Item, layout_of
+from tokenflex.hosts.placeholders import Plan, Span
+from tokenflex.hosts.positions import Positions, compact_grids, full_positions, span_positions
+from tokenflex.hosts.words import Scope, instruction_mask, instructions_of
+
+
+class GridAdapter(HostAdapter):
+    """Serves the architectures in `tokenflex.hosts.architectures`, as loaded by transformers 5.18 or newer.
+
+    A routing unit is what the processor writes as one stretch of the prompt: a picture, or a tile where tiles have
+    words between them. All tiles of a stretch share one level.
+
+    Args:
+        host: the model, or a PEFT wrapper around it.
+        scope, marker: what counts as the instruction (see `tokenflex.hosts.words`).
+        positions: for hosts with M-RoPE, where kept tokens sit (see `tokenflex.hosts.positions`).
+    """
+
+    model_types = tuple(ARCHITECTURES)
+
+    def __init__(
+        self, host: nn.Module, *, scope: str = "last-turn", marker: Sequence[int] = (), positions: str = "span"
+    ) -> None:
+        super().__init__(host)
+        if scope not in ("last-turn", "prompt"):
+            raise ConfigError(f"scope={scope!r}; use 'last-turn' or 'prompt'.")
+        if positions not in get_args(Positions):
+            raise ConfigError(f"positions={positions!r}; use 'span' or 'compact'.")
+        self.scope: Scope = cast(Scope, scope)
+        self.marker = tuple(marker)
+        self.positions: Positions = cast(Positions, positions)
+
+    @classmethod
+    def refusal(cls, host: nn.Module) -> str | None:
+        """What the architecture's entry says of this checkpoint's settings."""
+        config: Any = _base(host).config
+        found = ARCHITECTURES.get(config.model_type)
+        return f"its model_type is {config.model_type!r}" if found is None else found.refusal(config)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """``scope``, ``marker`` and ``positions``."""
+        return {"scope": self.scope, "marker": list(self.marker), "positions": self.positions}
+
+    @property
+    def architecture(self) -> Architecture:
+        """The data this adapter works by."""
+        return ARCHITECTURES[self.model_type]
+
+    @property
+    def model_type(self) -> str:
+        """The host's."""
+        return self._model.config.model_type
+
+    @property
+    def family(self) -> str:
+        """The architecture's table."""
+        return self.architecture.family
+
+    @property
+    def dim(self) -> int:
+        """Width of the language model's embeddings."""
+        return self._model.config.get_text_config().hidden_size
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of one view at the usual resolution."""
+        return self.architecture.canonical(self._model.config)
+
+    def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
+        """Every unit's own."""
+        return tuple(unit.grid for _, unit, _ in self._items(inputs))
+
+    def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
+        """One item per unit; clips after pictures."""
+        found: list[VisualTokens] = []
+        for modality, units, spans in self._located(inputs):
+            if not units:
+                continue
+            names = (modality.pixels, *modality.inputs, *((modality.grids,) if modality.grids else ()))
+            given = {name: inputs[name] for name in names if inputs.get(name) is not None}
+            output = getattr(self._model.base_model, modality.encoder)(**given, return_dict=True)
+            found += encoded.read(output, units, spans, self.architecture.mark_field)
+        return tuple(found)
+
+    def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
+        """The input embeddings of each row's words, detached."""
+        ids = inputs["input_ids"]
+        mask = instruction_mask(
+            ids.masked_fill(self._shown(ids), placeholders.PLACEHOLDER),
+            inputs.get("attention_mask"),
+            inputs.get("labels"),
+            image_token_id=placeholders.PLACEHOLDER,
+            scope=self.scope,
+            marker=self.marker,
+        )
+        return instructions_of(ids, mask, self._model.get_input_embeddings())
+
+    def clips(self, inputs: HostInputs) -> tuple[int, ...]:
+        """Frames of every clip, 0 for pictures."""
+        return tuple(unit.views * unit.clip for _, unit, _ in self._items(inputs))
+
+    def count(
+        self,
+        inputs: HostInputs,
+        kept: Sequence[Sequence[Grid | int]],
+        frames: Sequence[Sequence[int] | None] | None = None,
+    ) -> Tensor:
+        """Tokens of every unit at every level, the encoder's own marks included."""
+        units = [unit for _, unit, _ in self._items(inputs)]
+        merged = frames or [None] * len(units)
+        counts = [
+            [
+                replace(unit, views=views or unit.views).placeholders_of(k)
+                for k, views in zip(levels, each or [0] * len(levels), strict=True)
+            ]
+            for unit, levels, each in zip(units, kept, merged, strict=True)
+        ]
+        return torch.tensor(counts, dtype=torch.long)
+
+    def splice(
+        self,
+        inputs: HostInputs,
+        images: Sequence[VisualTokens],
+        scaled: Sequence[ScaledTokens],
+        padding_side: PaddingSide | None = None,
+    ) -> Spliced:
+        """Pack the chosen tokens, shorten the text around them, and place them."""
+        items = self._items(inputs)
+        spans, units = [span for _, _, span in items], [unit for _, unit, _ in items]
+        kept = [unit.kept(layout_of(item), _frames(item)) for unit, item in zip(units, scaled, strict=True)]
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        plan = placeholders.plan(ids, mask, spans, kept, padding_side)
+        seen = {name for modality in self.architecture.modalities for name in (modality.pixels, *modality.inputs)}
+        grids = {modality.grids for modality in self.architecture.modalities if modality.grids}
+        dropped = {*seen, *grids, *placeholders.SEQUENCE_KEYS, "input_ids"}
+        out = {key: value for key, value in inputs.items() if key not in dropped}
+        out.update(placeholders.apply(plan, _without_axes(inputs), self._pad_token))
+        if self.architecture.rotary:
+            out.update(self._placed(inputs, plan, items, scaled))
+        if items:
+            out["mm_encoder_outputs"] = encoded.write(self.architecture, items, images, scaled)
+        return Spliced(out, tuple(map(sum, kept)), placeholders.index(plan))
+
+    def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
+        """By the architecture's paths; what stands in none of them is the language model's."""
+        groups: dict[str, tuple[nn.Parameter, ...]] = {}
+        taken: set[int] = set()
+        for name in ("projector", "vision_tower"):
+            found = [p for path in getattr(self.architecture, name) for p in _parameters(self._model, path)]
+            groups[name] = tuple(p for p in found if id(p) not in taken)
+            taken |= {id(p) for p in found}
+        groups["language_model"] = tuple(p for p in self._model.parameters() if id(p) not in taken)
+        return groups
+
+    @property
+    def _model(self) -> Any:
+        return _base(self.host)
+
+    @property
+    def _pad_token(self) -> int:
+        config = self._model.config
+        text = config.get_text_config()
+        found = [getattr(c, "pad_token_id", None) for c in (self._model.generation_config, text, config)]
+        usable = [pad for pad in found if isinstance(pad, int) and 0 <= pad < text.vocab_size]
+        return next((pad for pad in usable if pad not in self._tokens), 0)
+
+    @property
+    def _tokens(self) -> list[int]:
+        return [getattr(self._model.config, modality.token) for modality in self.architecture.modalities]
+
+    def _shown(self, ids: Tensor) -> Tensor:
+        return torch.isin(ids, torch.tensor(self._tokens, device=ids.device))
+
+    def _located(self, inputs: HostInputs) -> list[tuple[Modality, list[Unit], list[Span]]]:
+        """Per modality its units and where they stand.
+
+        Raises:
+            InputError: placeholders don't match what is to be seen.
+        """
+        found: list[tuple[Modality, list[Unit], list[Span]]] = []
+        self._refuse_unseen(inputs)
+        ids, types = inputs["input_ids"], None
+        for modality in self.architecture.modalities:
+            shown = ids == getattr(self._model.config, modality.token)
+            if modality.type is not None:
+                types = self._typed(inputs)[str(self.architecture.types)] if types is None else types
+                shown = shown & (types == modality.type)
+            given = inputs.get(modality.pixels) is not None
+            units = list(modality.units(self._model.config, inputs, shown)) if given else []
+            spans = placeholders.locate(shown, [unit.placeholders for unit in units])
+            spans = [replace(span, leads=unit.runs == "views") for span, unit in zip(spans, units, strict=True)]
+            found.append((modality, units, spans))
+        return found
+
+    def _refuse_unseen(self, inputs: HostInputs) -> None:
+        known = {n for modality in self.architecture.modalities for n in (modality.pixels, *modality.inputs)}
+        unseen = [n for n in inputs if n.startswith("pixel_values") and n not in known and inputs[n] is not None]
+        if unseen:
+            raise InputError(
+                f"{', '.join(unseen)}: TokenFlex doesn't serve this input of {self.model_type!r}, only "
+                f"{', '.join(modality.pixels for modality in self.architecture.modalities)}. Leave it out."
+            )
+
+    def _items(self, inputs: HostInputs) -> list[Item]:
+        return [
+            (modality, unit, span)
+            for modality, units, spans in self._located(inputs)
+            for unit, span in zip(units, spans, strict=True)
+        ]
+
+    def _placed(
+        self, inputs: HostInputs, plan: Plan, items: Sequence[Item], scaled: Sequence[ScaledTokens]
+    ) -> dict[str, Any]:
+        """What the host needs to place the shortened batch's tokens: positions, or grids to compute them from."""
+        typed, types = self._typed(inputs), self.architecture.types
+        modalities = [m for m in self.architecture.modalities if m.grids and inputs.get(m.grids) is not None]
+        grids = {str(m.grids): inputs[str(m.grids)] for m in modalities}
+        if plan.unchanged or not items:
+            own = {} if inputs.get("position_ids") is None else {"position_ids": inputs["position_ids"]}
+            return grids | own
+        told = {} if types is None else {types: placeholders.gathered(plan, typed[types], 0)}
+        if self.positions == "span":
+            full = full_positions(self._model, typed)
+            spans, units = [span for _, _, span in items], [unit for _, unit, _ in items]
+            return told | {"position_ids": span_positions(full, plan, spans, units, scaled)}
+        for modality in modalities:
+            mine = [i for i, (its, _, _) in enumerate(items) if its is modality]
+            picked = [items[i][1] for i in mine], [scaled[i] for i in mine]
+            grids[str(modality.grids)] = compact_grids(grids[str(modality.grids)], *picked)
+        return grids | told
+
+    def _typed(self, inputs: HostInputs) -> HostInputs:
+        types = self.architecture.types
+        if types is None or inputs.get(types) is not None:
+            return inputs
+        ids = inputs["input_ids"]
+        made = sum((i + 1) * (ids == token).long() for i, token in enumerate(dict.fromkeys(self._tokens)))
+        return {**inputs, types: made}
+
+
+def _base(host: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    return host.get_base_model() if hasattr(host, "get_base_model") else host
+
+
+def _frames(scaled: ScaledTokens) -> list[int] | None:
+    return None if scaled.frames is None else scaled.frames.tolist()
+
+
+def _parameters(model: Any, path: str) -> list[nn.Parameter]:
+    found = reduce(getattr, path.split("."), model)
+    return [found] if isinstance(found, nn.Parameter) else list(found.parameters())
+
+
+def _without_axes(inputs: HostInputs) -> HostInputs:
+    """Positions with axes are placed by `_placed`."""
+    positions = inputs.get("position_ids")
+    if positions is None or positions.dim() == 2:
+        return inputs
+    return {key: value for key, value in inputs.items() if key != "position_ids"}

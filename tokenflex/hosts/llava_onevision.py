@@ -1,0 +1,214 @@
+"""LLaVA-OneVision on stock transformers: pictures alone in their row, pictures in company, clips.
+
+A picture alone in its row is cut into tiles as LLaVA-NeXT does; a canvas beyond the checkpoint's number of tiles is
+then shrunk before its rows get their newlines. Pictures that share a row are one tile and one newline each. A clip is
+its frames' tokens, pooled by the host, and one newline.
+
+Tiles are read as in `tokenflex.hosts.anyres`; shrinking is kept off by ``vision_aspect_ratio``, which the host's
+``get_image_features`` takes for this, and done here: at the finest level exactly as the host does it, at coarser ones
+on the pooled canvas, by the same rule for tiles of the pooled size (see `tokenflex.ops.packing`). Tokens that a
+scaler leaves without a grid can't be shrunk, so all of them are kept.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from tokenflex.contracts import (
+    Grid,
+    HostAdapter,
+    HostInputs,
+    Instruction,
+    PaddingSide,
+    ScaledTokens,
+    Spliced,
+    VisualTokens,
+)
+from tokenflex.errors import ConfigError, InputError
+from tokenflex.hosts import anyres, placeholders
+from tokenflex.hosts.anyres import Item
+from tokenflex.hosts.encoded import layout_of
+from tokenflex.hosts.stretches import Stretch, Strip, Tiled
+from tokenflex.hosts.words import Scope
+
+ENCODER_KEYS = (*anyres.PICTURE_KEYS, *anyres.CLIP_KEYS, "batch_num_images")
+ASPECT_RATIO = re.compile(r"anyres_max_([1-9]\d*)")
+
+
+class LlavaOnevisionAdapter(HostAdapter):
+    """Serves ``LlavaOnevisionForConditionalGeneration``.
+
+    Args:
+        host: the model, or a PEFT wrapper around it.
+        scope, marker: what counts as the instruction (see `tokenflex.hosts.words`).
+    """
+
+    model_types = ("llava_onevision",)
+
+    def __init__(self, host: nn.Module, *, scope: str = "last-turn", marker: Sequence[int] = ()) -> None:
+        super().__init__(host)
+        if scope not in ("last-turn", "prompt"):
+            raise ConfigError(f"scope={scope!r}; use 'last-turn' or 'prompt'.")
+        self.scope: Scope = cast(Scope, scope)
+        self.marker = tuple(marker)
+
+    @classmethod
+    def refusal(cls, host: nn.Module) -> str | None:
+        """The checkpoint must say how many tiles' worth of tokens a canvas may have."""
+        config: Any = anyres.base_of(host).config
+        if config.model_type not in cls.model_types:
+            return f"its model_type is {config.model_type!r}, not 'llava_onevision'"
+        if not ASPECT_RATIO.fullmatch(config.vision_aspect_ratio):
+            return (
+                f"vision_aspect_ratio={config.vision_aspect_ratio!r} names no largest number of tiles; "
+                "set it as in 'anyres_max_9'"
+            )
+        return None
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """``scope`` and ``marker``."""
+        return {"scope": self.scope, "marker": list(self.marker)}
+
+    @property
+    def model_type(self) -> str:
+        """``llava_onevision``."""
+        return self._model.config.model_type
+
+    @property
+    def family(self) -> str:
+        """``tiles``."""
+        return "tiles"
+
+    @property
+    def dim(self) -> int:
+        """Width of the language model."""
+        return self._model.config.text_config.hidden_size
+
+    @property
+    def grid(self) -> Grid:
+        """Patches of one tile."""
+        return anyres.square(self._model.config)
+
+    def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
+        """Pictures, the whole of each first, then its local tiles row-major; then clips, frame by frame."""
+        items = self._items(inputs)
+        packed: list[Tensor] = []
+        pictures = [item.stretch for item in items if item.key == "image"]
+        if pictures:
+            tiles = max(stretch.tiles.tokens if isinstance(stretch, Tiled) else 1 for stretch in pictures)
+            unshrunk = {
+                "vision_aspect_ratio": f"anyres_max_{tiles}",
+                "batch_num_images": inputs.get("batch_num_images"),
+            }
+            packed += anyres.encoded_pictures(self._model, inputs, **unshrunk).pooler_output
+        if len(pictures) < len(items):
+            packed += anyres.encoded_clips(self._model, inputs)
+        return anyres.read(items, packed)
+
+    def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
+        """The input embeddings of each row's words, detached."""
+        return anyres.instructions(self._model, inputs, self._tokens, self.scope, self.marker)
+
+    def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
+        """The grid of a tile for every picture, that of a frame for every clip."""
+        return tuple(item.stretch.grid for item in self._items(inputs))
+
+    def clips(self, inputs: HostInputs) -> tuple[int, ...]:
+        """Frames of every clip, 0 for pictures."""
+        return tuple(item.stretch.frames for item in self._items(inputs))
+
+    def count(
+        self,
+        inputs: HostInputs,
+        kept: Sequence[Sequence[Grid | int]],
+        frames: Sequence[Sequence[int] | None] | None = None,
+    ) -> Tensor:
+        """Tokens of every picture and clip at every level, newlines included."""
+        return anyres.counts(self._items(inputs), kept, frames)
+
+    def splice(
+        self,
+        inputs: HostInputs,
+        images: Sequence[VisualTokens],
+        scaled: Sequence[ScaledTokens],
+        padding_side: PaddingSide | None = None,
+    ) -> Spliced:
+        """Pack the chosen tokens and shorten the text around them.
+
+        The host wants one tensor for all clips. Theirs are given one by one, ``(tokens, 1, dim)``, since clips may
+        differ in length now and ``generate`` cuts that axis where rows end.
+        """
+        items = self._items(inputs)
+        newline = self._model.model.image_newline
+        packed = [i.stretch.pack(s.features, layout_of(s), newline) for i, s in zip(items, scaled, strict=True)]
+        kept = [len(features) for features in packed]
+        out, plan = anyres.shortened(
+            inputs, items, kept, padding_side, config=self._model.config, encoder_keys=ENCODER_KEYS
+        )
+        pictures: Any = [features for features, item in zip(packed, items, strict=True) if item.key == "image"]
+        clips = [features for features, item in zip(packed, items, strict=True) if item.key == "video"]
+        outputs: dict[str, BaseModelOutputWithPooling] = {}
+        if pictures:
+            outputs["image"] = BaseModelOutputWithPooling(pooler_output=pictures)
+        if clips:
+            stacked: Any = torch.cat(clips)[:, None]
+            outputs["video"] = BaseModelOutputWithPooling(pooler_output=stacked)
+        if outputs:
+            out["mm_encoder_outputs"] = outputs
+        return Spliced(out, tuple(kept), placeholders.index(plan))
+
+    def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
+        """The newline vector belongs to the projector."""
+        return anyres.parameter_groups(self._model, ("multi_modal_projector", "image_newline"))
+
+    @property
+    def _model(self) -> Any:
+        return anyres.base_of(self.host)
+
+    @property
+    def _tokens(self) -> dict[str, int]:
+        return {"image": self._model.config.image_token_id, "video": self._model.config.video_token_id}
+
+    def _items(self, inputs: HostInputs) -> list[Item]:
+        pooled = Grid(-(-self.grid.rows // 2), -(-self.grid.cols // 2))
+        seen: dict[str, Sequence[Stretch]] = {
+            "image": self._pictures(inputs),
+            "video": anyres.clips(inputs, pooled, ends=1),
+        }
+        return anyres.located(inputs, seen, self._tokens)
+
+    def _pictures(self, inputs: HostInputs) -> list[Stretch]:
+        config = self._model.config
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        sizes = anyres.image_sizes(inputs)
+        found: list[Stretch] = []
+        for size, company in zip(sizes, _companies(inputs, len(sizes)), strict=True):
+            if company == 1:
+                tiles = anyres.local_tiles(config, size)
+                found.append(Tiled(grid=self.grid, tiles=tiles, size=size, most=most))
+            else:
+                found.append(Strip(grid=self.grid, ends=1))
+        return found
+
+
+def _companies(inputs: HostInputs, pictures: int) -> list[int]:
+    """For every picture the number of pictures in its row; without ``batch_num_images`` all count as alone.
+
+    Raises:
+        InputError: ``batch_num_images`` tells of another number of pictures.
+    """
+    told = inputs.get("batch_num_images")
+    if told is None:
+        return [1] * pictures
+    found = [int(count) for count in told for _ in range(int(count))]
+    if len(found) != pictures:
+        raise InputError(
+            f"batch_num_images adds up to {len(found)} pictures, pixel_values holds {pictures}; pass both as the "
+            "processor made them."
+        )
+    return found

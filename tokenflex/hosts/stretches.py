@@ -1,0 +1,149 @@
+"""How a picture or clip lies in the prompt and in the encoder's output, for hosts that pack tiles and frames."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from tokenflex.contracts import Grid
+from tokenflex.ops.packing import NEWLINE, Unpad, anyres_count, anyres_order, shrunk_canvas, visible_cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch(ABC):
+    """How one picture or clip lies in the prompt and in the encoder's output.
+
+    Attributes:
+        grid: tokens of one view before scaling.
+    """
+
+    grid: Grid
+
+    @property
+    @abstractmethod
+    def placeholders(self) -> int:
+        """How many stand in the full prompt."""
+
+    @property
+    def frames(self) -> int:
+        """Of a clip, whose neighbouring frames may be merged; 0 for pictures."""
+        return 0
+
+    @abstractmethod
+    def count(self, kept: Grid | int, frames: int | None = None) -> int:
+        """Placeholders once each view keeps ``kept``, newlines included.
+
+        Args:
+            frames: how many are left of a clip; None: all.
+        """
+
+    @abstractmethod
+    def unpack(self, packed: Float[Tensor, "packed dim"]) -> Float[Tensor, "views tokens dim"]:
+        """The views of the host's packing, which must show the whole canvas."""
+
+    @abstractmethod
+    def pack(
+        self, features: Float[Tensor, "views kept dim"], kept: Grid | int, newline: Float[Tensor, " dim"]
+    ) -> Float[Tensor, "packed dim"]:
+        """Kept tokens in the host's order, newlines in place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiled(Stretch):
+    """A picture: the whole of it as one tile, then its local tiles, joined, unpadded, every row with a newline.
+
+    Attributes:
+        tiles: local ones, down and across.
+        size: (height, width) of the picture in pixels.
+        unpad, most: see `tokenflex.ops.packing`.
+    """
+
+    tiles: Grid
+    size: tuple[int, int]
+    unpad: Unpad = "geometric"
+    most: int | None = None
+
+    @property
+    def placeholders(self) -> int:
+        """As transformers counts them."""
+        return anyres_count(self.tiles, self.grid, self.grid, self.size, "geometric", self.most)
+
+    def count(self, kept: Grid | int, frames: int | None = None) -> int:
+        """Tokens that form no grid are neither unpadded nor shrunk."""
+        return anyres_count(self.tiles, self.grid, kept, self.size, self.unpad, self.most)
+
+    def unpack(self, packed: Float[Tensor, "packed dim"]) -> Float[Tensor, "views tokens dim"]:
+        """From the packing of a picture that fills its canvas."""
+        grid, tiles = self.grid, self.tiles
+        lines = packed[grid.tokens :].view(tiles.rows * grid.rows, tiles.cols * grid.cols + 1, -1)[:, :-1]
+        local = rearrange(lines, "(tr r) (tc c) d -> (tr tc) (r c) d", tr=tiles.rows, tc=tiles.cols, r=grid.rows)
+        return torch.cat([packed[None, : grid.tokens], local])
+
+    def pack(
+        self, features: Float[Tensor, "views kept dim"], kept: Grid | int, newline: Float[Tensor, " dim"]
+    ) -> Float[Tensor, "packed dim"]:
+        """A canvas beyond ``most`` is resampled before its rows get their newlines, as the host does."""
+        flat = features.flatten(0, 1)
+        newline = newline.to(flat)
+        if isinstance(kept, Grid) and self.most is not None:
+            cells = visible_cells(self.tiles, self.grid, kept, self.size, self.unpad)
+            canvas = Grid(*cells.shape)
+            smaller = shrunk_canvas(canvas, self.most * kept.tokens)
+            if smaller != canvas:
+                lines = _resampled(flat[cells.to(flat.device)], smaller)
+                lines = torch.cat([lines, newline.expand(smaller.rows, 1, -1)], dim=1)
+                return torch.cat([features[0], lines.flatten(0, 1)])
+        order = anyres_order(self.tiles, self.grid, kept, self.size, self.unpad)
+        table = torch.cat([flat, newline[None]])
+        return table[torch.where(order == NEWLINE, len(flat), order).to(flat.device)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip(Stretch):
+    """Views one behind the other: a picture of one tile, or the frames of a clip.
+
+    Attributes:
+        views: how many.
+        ends: newlines behind the last one.
+        clip: the views are frames.
+    """
+
+    views: int = 1
+    ends: int = 0
+    clip: bool = False
+
+    @property
+    def placeholders(self) -> int:
+        """Every token of every view, and what ends them."""
+        return self.count(self.grid)
+
+    @property
+    def frames(self) -> int:
+        """All views of a clip."""
+        return self.views if self.clip else 0
+
+    def count(self, kept: Grid | int, frames: int | None = None) -> int:
+        """The same for kept tokens."""
+        views = self.views if frames is None else frames
+        return views * (kept.tokens if isinstance(kept, Grid) else kept) + self.ends
+
+    def unpack(self, packed: Float[Tensor, "packed dim"]) -> Float[Tensor, "views tokens dim"]:
+        """All but what ends them."""
+        return packed[: self.views * self.grid.tokens].unflatten(0, (self.views, self.grid.tokens))
+
+    def pack(
+        self, features: Float[Tensor, "views kept dim"], kept: Grid | int, newline: Float[Tensor, " dim"]
+    ) -> Float[Tensor, "packed dim"]:
+        """View after view."""
+        flat = features.flatten(0, 1)
+        return torch.cat([flat, newline.to(flat).expand(self.ends, -1)])
+
+
+def _resampled(canvas: Float[Tensor, "rows cols dim"], target: Grid) -> Float[Tensor, "target_rows target_cols dim"]:
+    """Bilinear, in the features' own type and memory layout: bit for bit what the host computes."""
+    planes = canvas.permute(2, 0, 1).contiguous()[None]
+    return F.interpolate(planes, (target.rows, target.cols), mode="bilinear")[0].permute(1, 2, 0)

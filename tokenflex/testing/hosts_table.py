@@ -1,0 +1,119 @@
+"""Which architectures are served: one row for each that transformers' image-text Auto class knows, found by trying."""
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from packaging.version import Version
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from tokenflex import catalog
+from tokenflex.errors import ConfigError
+from tokenflex.registry import hosts
+from tokenflex.testing.host_checks import CHECKS, check_host
+from tokenflex.testing.report import Report
+from tokenflex.testing.zoo.hosts import ZOO
+
+NEVER_ASKED = "its tiny host has no videos"
+BEGIN, END = "<!-- table: tokenflex hosts --write -->", "<!-- end of table -->"
+HEADER = ("architecture", "family", "laws kept", "not asked, or excepted", "refused")
+
+
+@dataclass(frozen=True)
+class HostRow:
+    """One architecture.
+
+    Attributes:
+        excluded: law -> why it was not asked, or why the host itself breaks it.
+        refused: why the architecture isn't served; None if it is.
+    """
+
+    model_type: str
+    family: str | None = None
+    laws_passed: int = 0
+    laws_total: int = len(CHECKS)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    refused: str | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of ``HEADER``."""
+        kept = "" if self.refused else f"{self.laws_passed} of {self.laws_total}"
+        return (
+            self.model_type,
+            self.family or "",
+            kept,
+            "; ".join(f"{law}: {reason}" for law, reason in self.excluded.items()),
+            self.refused or "",
+        )
+
+
+def architectures() -> list[str]:
+    """Every ``model_type`` of ``AutoModelForImageTextToText`` in the installed transformers, sorted."""
+    return sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+def refusal(model_type: str) -> str | None:
+    """Why an architecture isn't served, without trying it."""
+    names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type]
+    kind: Any = getattr(transformers, names if isinstance(names, str) else names[0])
+    if "mm_encoder_outputs" not in inspect.signature(kind.forward).parameters:
+        return "it doesn't take pre-encoded pictures (mm_encoder_outputs)"
+    needed = catalog.HOSTS_SINCE.get(model_type, "0")
+    if Version(transformers.__version__).release < Version(needed).release:
+        return f"it is served from transformers {needed} on"
+    if model_type in hosts.names():
+        return None
+    return catalog.REFUSED_HOSTS.get(model_type, "unknown: not tried")
+
+
+def probe(model_type: str) -> tuple[HostRow, Report | None]:
+    """Try one architecture; (its row, the laws' report if it was tried)."""
+    reason = refusal(model_type)
+    if reason is not None:
+        return HostRow(model_type, refused=reason), None
+    tiny = ZOO[model_type]
+    adapter = hosts.get(model_type)(tiny.build())
+    report = check_host(adapter, tiny)
+    excluded = {
+        r.check: r.detail
+        for r in report.results
+        if r.outcome in ("skipped", "expected failure") and r.detail != NEVER_ASKED
+    }
+    never = sum(r.detail == NEVER_ASKED for r in report.results)
+    row = HostRow(model_type, adapter.family, len(report.named("passed")), len(CHECKS) - never, excluded)
+    return row, report
+
+
+def probe_all(only: Sequence[str] = ()) -> Iterator[HostRow]:
+    """Rows of all architectures, or of ``only`` some."""
+    for model_type in only or architectures():
+        yield probe(model_type)[0]
+
+
+def markdown(rows: Sequence[HostRow]) -> str:
+    """A table, served architectures first."""
+    ordered = sorted(rows, key=lambda row: (row.refused is not None, row.family or "", row.model_type))
+    lines = [HEADER, tuple("---" for _ in HEADER), *(row.cells() for row in ordered)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+
+
+def renew(page: Path, rows: Sequence[HostRow]) -> None:
+    """Put a table in place of the one between the page's marks; the page is complete at any time.
+
+    Raises:
+        ConfigError: the page has no marks.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, opened, rest = text.partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not opened or not closed:
+        raise ConfigError(f"{page} has no lines {BEGIN!r} and {END!r}; add both where the table belongs.")
+    served = sum(row.refused is None for row in rows)
+    title = f"transformers {transformers.__version__}: {served} of {len(rows)} architectures served"
+    scratch = page.with_suffix(".tmp")
+    scratch.write_text(f"{before}{opened}\n\n{title}\n\n{markdown(rows)}\n{closed}{after}", encoding="utf-8")
+    os.replace(scratch, page)

@@ -1,0 +1,1 @@
+"""Tiny random hosts, one per architecture."""
