@@ -12,7 +12,7 @@ from PIL import Image
 import tokenflex
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are too small for more
 
 SIZES = ((50, 40), (30, 70), (64, 64), (90, 20))
 

@@ -111,19 +111,21 @@ def test_half_precision(name, dtype):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
-@pytest.mark.parametrize("name", ["internvl", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["internvl", "mistral3"])
 def test_attention_implementations(name, attention):
     tiny = ZOO[name]
     host = tiny.build()
     host.set_attn_implementation({"text_config": attention})
     flex = tokenflex.wrap(host, router="constant", voter="mean")
     inputs = tiny.batch(host.config, ROWS)
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         assert torch.equal(flex(**inputs, level=4).logits, host(**inputs).logits)
-        short = flex(**inputs, level=[1, 3, 0]).logits
+        short = flex(**inputs, level=[1, 3, 0])
     host.set_attn_implementation({"text_config": "sdpa"})
     with torch.no_grad():
-        torch.testing.assert_close(short, flex(**inputs, level=[1, 3, 0]).logits, atol=1e-4, rtol=1e-4)
+        expected = flex(**inputs, level=[1, 3, 0])
+        real = flex.prepare(inputs, [1, 3, 0])[0].inputs["attention_mask"] != 0
+    torch.testing.assert_close(short.logits[real], expected.logits[real], atol=1e-3, rtol=1e-3)
 
 
 def test_registered_under_every_model_type():

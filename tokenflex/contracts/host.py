@@ -76,6 +76,11 @@ class HostAdapter(ABC):
         """The grid of one view; for hosts of dynamic resolution, the canonical one parts are sized for."""
 
     @property
+    def encoder_inputs(self) -> tuple[str, ...]:
+        """Names of inputs that belong to the pictures and may be something other than a tensor."""
+        return ()
+
+    @property
     def vocabulary(self) -> int | None:
         """Number of tokens that can be answers; None: all of the host's.
 

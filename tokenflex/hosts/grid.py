@@ -91,6 +91,11 @@ class GridAdapter(HostAdapter):
         """The grid of one view at the usual resolution."""
         return self.architecture.canonical(self._model.config)
 
+    @property
+    def encoder_inputs(self) -> tuple[str, ...]:
+        """Of all modalities."""
+        return tuple(name for modality in self.architecture.modalities for name in (modality.pixels, *modality.inputs))
+
     def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
         """Every unit's own."""
         return tuple(unit.grid for _, unit, _ in self._items(inputs))

@@ -234,7 +234,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         own = getattr(self.host, "generation_config", None)
         if own is not None and self.generation_config is not own:
             kwargs.setdefault("generation_config", self.generation_config)
-        batch, options = generation.split(kwargs)
+        batch, options = generation.split(kwargs, self.adapter.encoder_inputs)
         if "input_ids" not in batch or generation.continues_cache(batch):
             return self.host.generate(**batch, **options)
         spliced, decisions = self.prepare(batch, level, padding_side="left")

@@ -1,7 +1,7 @@
 """What surrounds a call of the host's ``generate`` on a shortened batch."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,11 +28,15 @@ OPTIONS = {
 }
 
 
-def split(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(batch, options of ``generate``): a batch is tensors and caches, everything else is an option."""
+CACHES = ("past_key_values", "cache")
+"""Names of a filled cache; the second is the newer one."""
+
+
+def split(kwargs: Mapping[str, Any], inputs: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(batch, options of ``generate``): a batch is tensors, caches and ``inputs``; everything else is an option."""
     batch, options = {}, {}
     for key, value in kwargs.items():
-        is_option = key in OPTIONS or not (isinstance(value, Tensor) or key == "past_key_values")
+        is_option = key in OPTIONS or not (isinstance(value, Tensor) or key in inputs or key in CACHES)
         if value is not None or is_option:
             (options if is_option else batch)[key] = value
     return batch, options
@@ -44,7 +48,7 @@ def continues_cache(batch: Mapping[str, Any]) -> bool:
     Raises:
         InputError: images come with the cache, or the ids are shorter than what it holds.
     """
-    cache = batch.get("past_key_values")
+    cache = next((batch[key] for key in CACHES if batch.get(key) is not None), None)
     held = int(cache.get_seq_length()) if cache is not None else 0
     if held == 0:
         return False
