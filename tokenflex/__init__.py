@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenflex import hosts, policies, routers, scalers, voters
+    from tokenflex.composed import compose
     from tokenflex.model import FlexConfig, FlexModel, load_parts, wrap
 
 __version__ = "0.1.0"
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FlexConfig",
     "FlexModel",
+    "compose",
     "hosts",
     "load_parts",
     "policies",
@@ -24,6 +26,7 @@ __all__ = [
 _HOMES = {
     "FlexConfig": "tokenflex.model",
     "FlexModel": "tokenflex.model",
+    "compose": "tokenflex.composed",
     "load_parts": "tokenflex.model",
     "wrap": "tokenflex.model",
 }

@@ -28,7 +28,9 @@ GRID_HOSTS = (
     "minimax_m3_vl", "mistral3", "mistral_large4", "molmo2", "muse_glimmer", "muse_spark", "nemotron_h_omni", "ovis2",
     "paddleocr_vl", "paligemma", "perception_lm", "pp_chart2table", "qianfan_ocr", "qwen2_5_omni_thinker",
     "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe",
-    "qwen4_exp", "shieldgemma2", "smolvlm", "step3p7", "unlimited_ocr", "video_llama_3", "video_llava", "vipllava",
+    "qwen4_exp", "shieldgemma2", "smolvlm", "step3p7", "tokenflex_composed", "unlimited_ocr", "video_llama_3",
+    "video_llava",
+    "vipllava",
 )  # fmt: skip
 """Architectures that one generic adapter serves, by ``model_type``."""
 HOSTS = {

@@ -25,6 +25,32 @@ def result(tmp_path_factory):
     return run(folder, seed=1, device="cpu", plan=small), folder
 
 
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory):
+    pytest.importorskip("timm")
+    folder = tmp_path_factory.mktemp("composed")
+    plan = Plan()
+    phases = tuple(replace(phase, rows=2, steps=2) for phase in plan.phases)
+    small = replace(plan, stock=20, questions=30, pretrain_steps=2, phases=phases)
+    return run(folder, seed=1, device="cpu", host="composed", plan=small), folder
+
+
+def test_a_composed_host_goes_through_the_same_recipe(composed):
+    report, folder = composed
+    assert report["host"] == "composed"
+    assert [level["tokens_mean"] for level in report["levels"]] == [2, 4, 8, 16, 32]
+    assert {"levels", "router", "random_router", "oracle", "seconds"} <= set(report)
+    assert "the cells of the picture" in (folder / "report.html").read_text()
+    flex = AutoModelForImageTextToText.from_pretrained(folder / "model")
+    assert isinstance(flex, tokenflex.FlexModel)
+    assert type(flex.host).__name__ == "ComposedForConditionalGeneration"
+
+
+def test_unknown_hosts_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="host 'llama' isn't known; use llava-next or composed"):
+        run(tmp_path, host="llama")
+
+
 def test_pictures_repeat_with_their_seed():
     one, same, other = (next(pictures(seed, "train", 1)) for seed in (5, 5, 6))
     assert one.image.tobytes() == same.image.tobytes() != other.image.tobytes()

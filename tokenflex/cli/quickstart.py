@@ -10,8 +10,8 @@ def register(commands: Any) -> None:
     parser = commands.add_parser(
         "quickstart",
         help="train a small AVG-LLaVA end to end and show what it saves",
-        description="Build a small LLaVA-NeXT, train it through all stages on pictures made here, and evaluate it "
-        "at every level, routed, and routed at random. No network, no downloads.",
+        description="Build a small multimodal model, train it through all stages on pictures made here, and "
+        "evaluate it at every level, routed, and routed at random. No network, no downloads.",
     )
     parser.add_argument(
         "--out", default="quickstart", help="folder for report.json, report.html and model/ (default: quickstart)"
@@ -23,6 +23,12 @@ def register(commands: Any) -> None:
         default="auto",
         help="where to train; CUDA_VISIBLE_DEVICES chooses among several GPUs",
     )
+    parser.add_argument(
+        "--host",
+        choices=("llava-next", "composed"),
+        default="llava-next",
+        help="llava-next, or composed: a timm encoder and a Llama put together (needs the extra 'custom')",
+    )
     parser.set_defaults(run=run, takes_overrides=False)
 
 
@@ -30,5 +36,5 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run everything and print the table."""
     from tokenflex.quickstart.run import run as quickstart
 
-    quickstart(options.out, seed=options.seed, device=options.device)
+    quickstart(options.out, seed=options.seed, device=options.device, host=options.host)
     return 0

@@ -67,6 +67,12 @@ def square_runs(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
     return [Unit(grid=Grid(math.isqrt(length), math.isqrt(length))) for length in run_lengths(shown)]
 
 
+def told(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
+    """One grid per picture, (rows, columns) in the config."""
+    unit = Unit(grid=Grid(*config.grid))
+    return [unit] * math.ceil(int(shown.sum()) / unit.placeholders)
+
+
 def _int(value: Any) -> int:
     return int(value) if isinstance(value, int | float) else int(value[0])
 
@@ -190,6 +196,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "step3p7": square(
         by_two_convolutions, square_runs, inputs=("pixel_values_local", "num_local_patches"),
         vision_tower=("model.vision_model",), flat=False,
+    ),
+    "tokenflex_composed": Architecture(
+        family="composed", modalities=(Modality(units=told),), canonical=lambda config: Grid(*config.grid),
+        vision_tower=("vision_tower",), projector=("multi_modal_projector",),
     ),
 }  # fmt: skip
 """By ``model_type``."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from tokenflex import checkpoint, compressor
 from tokenflex.compressor import Compressor
@@ -71,7 +72,9 @@ def _joined(host: Any, parts: Compressor, adapter: HostAdapter) -> FlexModel:
     embeddings = getattr(host, "get_input_embeddings", None)
     if embeddings is not None:
         device = embeddings().weight.device
-    config = FlexConfig(host=copy.deepcopy(host.config), parts=_describe(parts, adapter))
+    known = getattr(host, "config", None)
+    known = copy.deepcopy(known) if isinstance(known, PreTrainedConfig) else PreTrainedConfig()
+    config = FlexConfig(host=known, parts=_describe(parts, adapter))
     flex = FlexModel(config, host=host, compressor=parts.to(device), adapter=adapter)
     return flex.train(host.training)
 

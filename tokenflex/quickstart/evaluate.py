@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import LlavaNextProcessor
+from transformers import ProcessorMixin
 
 from tokenflex.contracts import Decision
 from tokenflex.model import FlexModel
@@ -27,7 +27,7 @@ class Answers:
 
 
 def answer(
-    flex: FlexModel, processor: LlavaNextProcessor, exam: Exam, level: int | None, tick: Callable[[], None]
+    flex: FlexModel, processor: ProcessorMixin, exam: Exam, level: int | None, tick: Callable[[], None]
 ) -> Answers:
     """Generate an answer to every question.
 

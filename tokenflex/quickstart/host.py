@@ -29,8 +29,8 @@ TEMPLATE = (
 )
 
 
-def build_processor() -> LlavaNextProcessor:
-    """64-pixel tiles of 4 x 4 patches: the whole picture and its two halves."""
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word, and a chat template that marks the answers."""
     vocabulary = {word: i for i, word in enumerate([*SPECIAL.values(), IMAGE, *words()])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
@@ -38,6 +38,11 @@ def build_processor() -> LlavaNextProcessor:
         tokenizer_object=tokenizer, padding_side="left", extra_special_tokens={"image_token": IMAGE}, **SPECIAL
     )
     fast.chat_template = TEMPLATE
+    return fast
+
+
+def build_processor() -> LlavaNextProcessor:
+    """64-pixel tiles of 4 x 4 patches: the whole picture and its two halves."""
     images = LlavaNextImageProcessor(
         size={"shortest_edge": TILE},
         crop_size={"height": TILE, "width": TILE},
@@ -47,12 +52,23 @@ def build_processor() -> LlavaNextProcessor:
     )
     return LlavaNextProcessor(
         images,
-        fast,
+        build_tokenizer(),
         patch_size=CELL,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )
+
+
+def text_config(tokenizer: Any) -> LlamaConfig:
+    """A language model of three layers."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512,
+        initializer_range=0.1, tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
 
 
 def build_host(processor: LlavaNextProcessor) -> LlavaNextForConditionalGeneration:
@@ -62,16 +78,9 @@ def build_host(processor: LlavaNextProcessor) -> LlavaNextForConditionalGenerati
         hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
         image_size=TILE, patch_size=CELL, projection_dim=32,
     )  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512,
-        initializer_range=0.1, tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
     settings: dict[str, Any] = {
         "vision_config": vision,
-        "text_config": text,
+        "text_config": text_config(tokenizer),
         "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE),
         "image_grid_pinpoints": PINPOINTS,
         "vision_feature_layer": -1,

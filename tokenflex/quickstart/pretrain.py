@@ -5,7 +5,6 @@ pictures are used, and the heads are thrown away.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
-from tokenflex.quickstart.pictures import COLS, INKS, PHOTOS, ROWS, WASHES, Picture
+from tokenflex.quickstart.hosts import SmallHost
+from tokenflex.quickstart.pictures import COLS, INKS, PHOTOS, WASHES, Picture
 
 DIGITS, BATCH = 10, 64
 EMPTY_WEIGHT = 0.1
@@ -34,8 +34,12 @@ class DenseHeads(nn.Module):
         cells: Int[Tensor, "pictures tiles patches two"],
         whole: Int[Tensor, "pictures two"],
     ) -> Float[Tensor, ""]:
-        """The sum of the four cross-entropies; empty cells weigh a tenth."""
-        local, views = features[:, 1:], features.mean(2)
+        """The sum of the four cross-entropies; empty cells weigh a tenth.
+
+        Args:
+            features: the tiles are the last views.
+        """
+        local, views = features[:, -cells.shape[1] :], features.mean(2)
         total = features.new_zeros(())
         for head, targets in ((self.digit, cells[..., 0]), (self.ink, cells[..., 1])):
             weight = torch.ones(head.out_features, device=features.device)
@@ -47,8 +51,7 @@ class DenseHeads(nn.Module):
 
 
 def pretrain(
-    tower: Any,
-    processor: Any,
+    small: SmallHost,
     stock: Sequence[Picture],
     *,
     steps: int,
@@ -56,7 +59,7 @@ def pretrain(
     seed: int,
     tick: Callable[[], None],
 ) -> None:
-    """Train ``tower`` in place.
+    """Train the vision tower in place.
 
     Args:
         steps: optimizer steps of 64 pictures.
@@ -64,17 +67,17 @@ def pretrain(
         tick: called after every step.
     """
     rng = np.random.default_rng((seed, steps))
+    tower, images = small.tower, small.processor.image_processor
     device = next(tower.parameters()).device
-    heads = DenseHeads(tower.config.hidden_size).to(device)
+    heads = DenseHeads(small.width).to(device)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     tower.train()
     for _ in range(steps):
         chosen = [stock[i] for i in rng.integers(0, len(stock), BATCH)]
-        pixels = processor.image_processor([p.image for p in chosen], return_tensors="pt").pixel_values.to(device)
-        hidden = tower(pixels.flatten(0, 1), output_hidden_states=True).hidden_states[-1][:, 1:]
-        loss = heads.loss(hidden.unflatten(0, pixels.shape[:2]), _cells(chosen).to(device), _whole(chosen).to(device))
+        pixels = images([p.image for p in chosen], return_tensors="pt").pixel_values.to(device)
+        loss = heads.loss(small.look(pixels), _cells(chosen, small.tiles).to(device), _whole(chosen).to(device))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -83,11 +86,10 @@ def pretrain(
         tick()
 
 
-def _cells(chosen: Sequence[Picture]) -> Int[Tensor, "pictures tiles patches two"]:
-    """Targets of each local tile's patches, row-major."""
+def _cells(chosen: Sequence[Picture], tiles: int) -> Int[Tensor, "pictures tiles patches two"]:
+    """Targets of each tile's patches, row-major; tiles lie side by side."""
     cells = torch.from_numpy(np.stack([picture.cells for picture in chosen]))
-    tiles = cells.view(len(chosen), ROWS, COLS // ROWS, ROWS, 2).transpose(1, 2)
-    return tiles.reshape(len(chosen), COLS // ROWS, ROWS * ROWS, 2)
+    return cells.unflatten(2, (tiles, COLS // tiles)).transpose(1, 2).flatten(2, 3)
 
 
 def _whole(chosen: Sequence[Picture]) -> Int[Tensor, "pictures two"]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import LlavaNextProcessor, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, ProcessorMixin, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from tokenflex.contracts import Component
@@ -19,7 +19,7 @@ from tokenflex.errors import ConfigError
 from tokenflex.model import FlexModel, wrap
 from tokenflex.ops.pooling import PYRAMID
 from tokenflex.quickstart import evaluate, report
-from tokenflex.quickstart.host import seeded
+from tokenflex.quickstart.hosts import build, check
 from tokenflex.quickstart.pictures import Row, exam, pictures, practice, row
 from tokenflex.quickstart.pretrain import pretrain
 from tokenflex.registry import routers
@@ -64,19 +64,23 @@ class Plan:
     )
 
 
-def run(out: str | Path, *, seed: int = 0, device: str = "auto", plan: Plan | None = None) -> dict[str, Any]:
+def run(
+    out: str | Path, *, seed: int = 0, device: str = "auto", host: str = "llava-next", plan: Plan | None = None
+) -> dict[str, Any]:
     """Do everything; returns what ``report.json`` holds.
 
     Args:
         out: folder for ``report.json``, ``report.html`` and ``model/``.
         seed: of data, weights and training.
         device: ``auto``, ``cpu`` or ``cuda``.
+        host: ``llava-next``, or ``composed`` for a timm encoder and a language model put together.
 
     Raises:
-        ConfigError: the device isn't there.
+        ConfigError: the device isn't there, the host isn't known, or its library isn't installed.
     """
     plan, console = plan or Plan(), Console()
     where = _device(device)
+    check(host)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
@@ -85,12 +89,11 @@ def run(out: str | Path, *, seed: int = 0, device: str = "auto", plan: Plan | No
             stock = list(pictures(seed, "train", plan.stock))
             questions = exam(seed, "test", plan.questions)
             tick()
-        made, processor = seeded(seed)
-        host: Any = torch.nn.Module.to(made, where)
+        small = build(host, seed, where)
+        processor = small.processor
         with progress.phase("stage 0: vision tower", 15.0, plan.pretrain_steps, seconds) as tick:
-            tower, rate = host.model.vision_tower, plan.pretrain_rate
-            pretrain(tower, processor, stock, steps=plan.pretrain_steps, rate=rate, seed=seed, tick=tick)
-        flex = wrap(host, router=_router(plan))
+            pretrain(small, stock, steps=plan.pretrain_steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
+        flex = wrap(small.model, router=_router(plan))
         for phase in plan.phases:
             number, summary = phase.stage.number, phase.stage.summary
             with progress.phase(f"stage {number}: {summary}", phase.seconds, phase.steps, seconds) as tick:
@@ -105,6 +108,7 @@ def run(out: str | Path, *, seed: int = 0, device: str = "auto", plan: Plan | No
         flex.save_parts(folder / "model")
         processor.save_pretrained(folder / "model")
     result = {
+        "host": host,
         "seed": seed,
         "device": str(where),
         "questions": len(questions),
@@ -119,7 +123,7 @@ def run(out: str | Path, *, seed: int = 0, device: str = "auto", plan: Plan | No
 
 def train(
     flex: FlexModel,
-    processor: LlavaNextProcessor,
+    processor: ProcessorMixin,
     phase: Phase,
     rows: list[Row],
     plan: Plan,

@@ -1,0 +1,40 @@
+"""Configuration of a composed model: plain data, so that a saved one loads without the network."""
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class ComposedConfig(PreTrainedConfig):
+    """What ``config.json`` of a composed model holds.
+
+    Attributes:
+        text_config: the language model's own configuration.
+        vision: the encoder as data: ``source`` (``timm``, ``open_clip``, ``transformers``), ``layer``, and what that
+            source needs to build it again (see `tokenflex.composed.vision`).
+        image_size: (height, width) of a picture in pixels.
+        grid: (rows, columns) of a picture's visual tokens.
+        vision_width: channels of a patch before the projector.
+        projector: ``linear``, ``mlp2x_gelu`` (any number of layers), or ``custom`` for a module of your own.
+        image_token_id: id of the placeholder, one per visual token.
+        pad_token_id: id of padding.
+    """
+
+    model_type = "tokenflex_composed"
+    sub_configs: ClassVar = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]
+
+    text_config: PreTrainedConfig | dict[str, Any] | None = None
+    vision: dict[str, Any] | None = None
+    image_size: list[int] | tuple[int, int] = (224, 224)
+    grid: list[int] | tuple[int, int] = (14, 14)
+    vision_width: int = 768
+    projector: str = "mlp2x_gelu"
+    image_token_id: int = 0
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Make the language model's configuration from its data; where there is none, Llama's defaults."""
+        if not isinstance(self.text_config, PreTrainedConfig):
+            data = dict(self.text_config or {"model_type": "llama"})
+            self.text_config = AutoConfig.for_model(data.pop("model_type"), **data)
+        super().__post_init__(**kwargs)

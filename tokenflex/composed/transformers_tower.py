@@ -1,0 +1,124 @@
+"""Vision models of transformers: CLIP, SigLIP, DINOv2, ViT and all others with patch tokens in a row."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower
+from tokenflex.errors import ConfigError
+
+HALF = (0.5, 0.5, 0.5)
+
+
+class TransformersTower(VisionTower):
+    """``AutoModel``; of a model for pictures and texts, its vision half."""
+
+    source = "transformers"
+
+    def __init__(self, trunk: nn.Module, layer: int) -> None:
+        super().__init__(trunk, layer)
+        config: Any = self.trunk.config
+        (height, width), (down, across) = _pair(config.image_size), _pair(config.patch_size)
+        self.cells = height // down, width // across
+
+    @classmethod
+    def create(cls, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+        """By folder or id on the hub."""
+        try:
+            config = AutoConfig.from_pretrained(request.name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"vision={request.name!r} has no known source. Use 'timm/NAME', 'open_clip/NAME@TAG', or a folder or "
+                f"hub id of a vision model of transformers; transformers says: {error}"
+            ) from error
+        config = vision_half(config)
+        return cls.from_config(config, request) if not request.pretrained else cls._loaded(config, request)
+
+    @classmethod
+    def _loaded(cls, config: PreTrainedConfig, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+        trunk = AutoModel.from_pretrained(request.name, config=config)
+        return cls.from_model(trunk, request)
+
+    @classmethod
+    def from_config(
+        cls, config: PreTrainedConfig, request: Request
+    ) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+        """Random weights."""
+        return cls.from_model(AutoModel.from_config(copy.deepcopy(vision_half(config))), request)
+
+    @classmethod
+    def from_model(cls, trunk: PreTrainedModel, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+        """A model that is loaded already.
+
+        Raises:
+            ConfigError: it has no patches, or another picture size was asked for than its own.
+        """
+        config: Any = trunk.config
+        size = getattr(config, "image_size", None)
+        if size is None or getattr(config, "patch_size", None) is None:
+            raise ConfigError(
+                f"{type(trunk).__name__} has no image_size and patch_size in its config, so it has no grid of patches; "
+                "use a vision transformer such as CLIP, SigLIP, DINOv2 or ViT."
+            )
+        if request.image_size is not None and request.image_size != _pair(size):
+            raise ConfigError(
+                f"image_size={request.image_size}, but {type(trunk).__name__} is made for {_pair(size)}; leave it out, "
+                "or set image_size in the encoder's own config."
+            )
+        if request.options:
+            raise ConfigError(f"vision_options={dict(request.options)} have no place here; put them into the config.")
+        spec = {"source": cls.source, "name": request.name, "config": config.to_dict(), "layer": request.layer}
+        return cls(trunk, request.layer), spec, _shown(request, _pair(size))
+
+    @classmethod
+    def rebuild(cls, spec: Mapping[str, Any]) -> VisionTower:
+        """From the configuration alone."""
+        settings = dict(spec["config"])
+        return cls(AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)), spec["layer"])
+
+    def forward(self, pixels: Float[Tensor, "pictures 3 height width"]) -> Float[Tensor, "pictures channels rows cols"]:
+        """Hidden states of the layer; what comes before the patches (class, registers) is dropped."""
+        output = self.trunk(pixel_values=pixels, output_hidden_states=self.layer != -1, return_dict=True)
+        hidden = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
+        rows, cols = self.cells
+        return hidden[:, hidden.shape[1] - rows * cols :].transpose(1, 2).unflatten(2, (rows, cols))
+
+
+def vision_half(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the vision model inside one for pictures and texts."""
+    return getattr(config, "vision_config", None) or config
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
+
+
+def _shown(request: Request, size: tuple[int, int]) -> Preprocessing:
+    """The published image processor's settings; without one, mean and deviation of a half, squashed."""
+    settings: Any = None
+    if request.name and request.pretrained:
+        try:
+            settings = AutoImageProcessor.from_pretrained(request.name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{request.name!r} has weights but no image processor, so the pictures they expect aren't known; save "
+                f"it beside them (image_processor.save_pretrained). transformers says: {error}"
+            ) from error
+    mean, std = getattr(settings, "image_mean", None), getattr(settings, "image_std", None)
+    fit: Fit = "crop" if getattr(settings, "do_center_crop", None) else "squash"
+    resample = getattr(settings, "resample", None)
+    return Preprocessing(
+        image_size=size,
+        mean=tuple(mean or HALF),
+        std=tuple(std or HALF),
+        resample=int(Image.Resampling.BICUBIC if resample is None else resample),
+        fit=fit,
+    )

@@ -1,0 +1,133 @@
+"""Vision encoders up to their patch tokens: one class per library, each loading weights its library's own way."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tokenflex.errors import ConfigError
+
+Fit = Literal["crop", "squash", "pad"]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the encoder's pictures look like.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        mean, std: per channel, of pixels in 0..1.
+        resample: a filter of Pillow.
+        fit: ``crop`` cuts the longer sides off, ``squash`` changes the aspect ratio, ``pad`` adds bars.
+    """
+
+    image_size: Size
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: int
+    fit: Fit
+
+
+@dataclass(frozen=True)
+class Request:
+    """An encoder a user asked for.
+
+    Attributes:
+        name: as its library knows it.
+        layer: whose output is taken; -1 is the last one, with the final normalisation.
+        image_size: (height, width), or None for the encoder's own.
+        options: further arguments of the library's creating function, JSON-ready.
+        pretrained: load weights; False gives random ones.
+    """
+
+    name: str
+    layer: int = -1
+    image_size: Size | None = None
+    options: Mapping[str, Any] | None = None
+    pretrained: bool = True
+
+
+class VisionTower(nn.Module, ABC):
+    """An encoder without its pooling and head: pictures in, a grid of patch features out."""
+
+    source: ClassVar[str]
+
+    def __init__(self, trunk: nn.Module, layer: int) -> None:
+        super().__init__()
+        self.trunk: Any = trunk
+        self.layer = layer
+
+    @classmethod
+    @abstractmethod
+    def create(cls, request: Request) -> tuple["VisionTower", dict[str, Any], Preprocessing]:
+        """The encoder as its library makes it, the data to build it again, and what its pictures look like.
+
+        Raises:
+            ConfigError: the library is missing, or doesn't know what was asked for.
+        """
+
+    @classmethod
+    @abstractmethod
+    def rebuild(cls, spec: Mapping[str, Any]) -> "VisionTower":
+        """The same encoder from that data, weights still to come; needs no network."""
+
+    @abstractmethod
+    def forward(self, pixels: Float[Tensor, "pictures 3 height width"]) -> Float[Tensor, "pictures channels rows cols"]:
+        """Patch features; class and register tokens are left out."""
+
+
+def required(package: str) -> Any:
+    """An optional library, imported.
+
+    Raises:
+        ConfigError: it isn't installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ConfigError(
+            f"vision encoders from {package} need that library, which can't be imported ({error}). "
+            'Install it: pip install "tokenflex[custom]".'
+        ) from error
+
+
+def keep_buffers(trunk: nn.Module) -> nn.Module:
+    """Save computed tables (rotary angles, relative positions) along, so that a loaded model has them too."""
+    saved = set(trunk.state_dict())
+    for path, buffer in list(trunk.named_buffers()):
+        if path not in saved:
+            owner, _, name = path.rpartition(".")
+            trunk.get_submodule(owner).register_buffer(name, buffer, persistent=True)
+    return trunk
+
+
+def rebuild(spec: Mapping[str, Any]) -> VisionTower:
+    """The tower a config describes.
+
+    Raises:
+        ConfigError: no source of that name.
+    """
+    return source(spec["source"]).rebuild(spec)
+
+
+def source(name: str) -> type[VisionTower]:
+    """The class that serves a library.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in SOURCES:
+        raise ConfigError(f"vision source {name!r} isn't known; use one of {', '.join(SOURCES)}.")
+    return getattr(import_module(f"tokenflex.composed.{SOURCES[name][0]}"), SOURCES[name][1])
+
+
+SOURCES = {
+    "timm": ("timm_tower", "TimmTower"),
+    "open_clip": ("open_clip_tower", "OpenClipTower"),
+    "transformers": ("transformers_tower", "TransformersTower"),
+}
