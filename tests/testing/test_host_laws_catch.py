@@ -1,0 +1,121 @@
+"""Every law of hosts has an adapter that breaks it, and is shown to catch it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tokenflex.hosts.grid import GridAdapter
+from tokenflex.testing.host_checks import CHECKS, HostBench, check_host
+from tokenflex.testing.zoo.hosts import ZOO
+
+
+class Flipped(GridAdapter):
+    """Hands every picture's tokens over in reverse, and another picture's at that."""
+
+    def encode(self, inputs):
+        return tuple(replace(image, features=-3 * image.features.flip(-2)) for image in super().encode(inputs))
+
+
+class BackwardsInTime(GridAdapter):
+    """Puts the last frame of a clip first."""
+
+    def encode(self, inputs):
+        found = super().encode(inputs)
+        return tuple(replace(image, features=image.features.flip(-3)) if image.clip else image for image in found)
+
+
+class Centred(GridAdapter):
+    """Takes the batch's mean off, so that a picture depends on its neighbours."""
+
+    def encode(self, inputs):
+        found = super().encode(inputs)
+        mean = torch.cat([image.features.flatten(0, -2) for image in found]).mean(0) if found else 0
+        return tuple(replace(image, features=image.features - 9 * mean) for image in found)
+
+
+class Miscounting(GridAdapter):
+    """Promises one token more."""
+
+    def count(self, inputs, kept, frames=None):
+        return super().count(inputs, kept, frames) + 1
+
+
+class AttendingPadding(GridAdapter):
+    """Lets words attend to padding."""
+
+    def splice(self, inputs, images, scaled, padding_side=None):
+        spliced = super().splice(inputs, images, scaled, padding_side)
+        mask = torch.ones_like(spliced.inputs["input_ids"])
+        return replace(spliced, inputs={**spliced.inputs, "attention_mask": mask})
+
+
+class Unlabelling(GridAdapter):
+    """Forgets the first label of every row."""
+
+    def splice(self, inputs, images, scaled, padding_side=None):
+        spliced = super().splice(inputs, images, scaled, padding_side)
+        if "labels" not in spliced.inputs:
+            return spliced
+        labels = spliced.inputs["labels"].clone()
+        for row in labels:
+            row[(row >= 0).nonzero()[:1, 0]] = -100
+        return replace(spliced, inputs={**spliced.inputs, "labels": labels})
+
+
+class Meddling(GridAdapter):
+    """Writes into the host."""
+
+    def encode(self, inputs):
+        self.host.lm_head.weight.data.add_(1.0)
+        return super().encode(inputs)
+
+
+class Forgetful(GridAdapter):
+    """Leaves the projector out of the groups."""
+
+    def parameter_groups(self):
+        return {**super().parameter_groups(), "projector": ()}
+
+
+BROKEN = {
+    **dict.fromkeys(
+        ("logits", "greedy", "beams", "samples", "static-cache", "prompt-lookup", "chunked-prefill"), Flipped
+    ),
+    "loss": Unlabelling,
+    "count": Miscounting,
+    "padding": AttendingPadding,
+    "batch": Centred,
+    "batch-greedy": Centred,
+    "batch-beams": Centred,
+    "labels": Unlabelling,
+    "untouched": Meddling,
+    "text-only": AttendingPadding,
+    "groups": Forgetful,
+    "videos": BackwardsInTime,
+}
+
+
+def test_no_law_lacks_a_broken_adapter():
+    assert BROKEN.keys() == {check.name for check in CHECKS}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@torch.no_grad()
+def test_the_law_catches_it(check):
+    tiny = ZOO["qwen2_vl"]
+    check.run(HostBench(GridAdapter(tiny.build()), tiny))
+    with pytest.raises(AssertionError):
+        check.run(HostBench(BROKEN[check.name](tiny.build()), tiny))
+
+
+def test_exceptions_must_fail_for_a_named_reason():
+    tiny = ZOO["llava"]
+    adapter = GridAdapter(tiny.build())
+    report = check_host(adapter, replace(tiny, exceptions={"count": "it was broken once"}))
+    assert report.named("unexpected pass") == ["count"]
+    assert not report.ok
+    with pytest.raises(ValueError, match="name no law or give no reason"):
+        check_host(adapter, replace(tiny, exceptions={"weather": "rain"}))
+    with pytest.raises(ValueError, match="name no law or give no reason"):
+        check_host(adapter, replace(tiny, exceptions={"count": " "}))
