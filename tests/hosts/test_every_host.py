@@ -12,7 +12,7 @@ from tokenflex.errors import InputError
 from tokenflex.registry import hosts
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing import hosts_table
-from tokenflex.testing.host_checks import CHECKS, ROWS
+from tokenflex.testing.host_checks import CHECKS, ROWS, HostBench, same_ids
 from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.testing.zoo.recipe import PICTURE
 
@@ -126,6 +126,15 @@ def test_attention_implementations(name, attention):
         expected = flex(**inputs, level=[1, 3, 0])
         real = flex.prepare(inputs, [1, 3, 0])[0].inputs["attention_mask"] != 0
     torch.testing.assert_close(short.logits[real], expected.logits[real], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "mistral3"])
+@torch.no_grad()
+def test_quantised_caches(name):
+    pytest.importorskip("optimum.quanto", reason="comes with the extra [test]")
+    tiny = ZOO[name]
+    settings = {"backend": "quanto", "nbits": 4, "q_group_size": 8, "residual_length": 4}
+    same_ids(cache_implementation="quantized", cache_config=settings)(HostBench(hosts.get(name)(tiny.build()), tiny))
 
 
 def test_registered_under_every_model_type():

@@ -11,7 +11,7 @@ from tokenflex.testing.zoo.hosts import ZOO
 
 
 class Flipped(GridAdapter):
-    """Hands every picture's tokens over in reverse, and another picture's at that."""
+    """Hands every picture's tokens over in reverse and negated."""
 
     def encode(self, inputs):
         return tuple(replace(image, features=-3 * image.features.flip(-2)) for image in super().encode(inputs))
@@ -80,7 +80,8 @@ class Forgetful(GridAdapter):
 
 BROKEN = {
     **dict.fromkeys(
-        ("logits", "greedy", "beams", "samples", "static-cache", "prompt-lookup", "chunked-prefill"), Flipped
+        ("logits", "greedy", "beams", "samples", "static-cache", "prompt-lookup", "assisted", "chunked-prefill"),
+        Flipped,
     ),
     "loss": Unlabelling,
     "count": Miscounting,

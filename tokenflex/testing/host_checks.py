@@ -3,6 +3,7 @@
 Wherever the plain host itself refuses something (a static cache, say), the law asks nothing of the adapter.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,12 @@ def same_ids(rows: Sequence[Row] = ROWS, **options: Any) -> Callable[[HostBench]
         assert torch.equal(expected, found), f"ids are {found.tolist()}, the plain host's {expected.tolist()}"
 
     return run
+
+
+def same_ids_with_an_assistant(bench: HostBench) -> None:
+    """A twin of the host proposes tokens."""
+    assistant = copy.deepcopy(bench.host)
+    same_ids(((1, 2, PICTURE, 3),), assistant_model=assistant)(bench)
 
 
 def counts_known_in_advance(bench: HostBench) -> None:
@@ -237,6 +244,7 @@ CHECKS = (
     ),
     HostCheck("static-cache", "with a static cache", same_ids(cache_implementation="static")),
     HostCheck("prompt-lookup", "with prompt lookup", same_ids(((1, 2, 1, 2, PICTURE, 1),), prompt_lookup_num_tokens=2)),
+    HostCheck("assisted", "with an assistant model", same_ids_with_an_assistant),
     HostCheck("chunked-prefill", "with the prompt in chunks", same_ids(prefill_chunk_size=8)),
     HostCheck("count", "token counts are known before features exist", counts_known_in_advance),
     HostCheck("padding", "the side of the padding changes nothing", padding_is_inert),
