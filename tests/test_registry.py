@@ -29,7 +29,10 @@ def test_built_in_names():
     assert registry.routers.names() == ["avg", "constant", "random"]
     assert registry.voters.names() == ["mean", "position-weighted"]
     assert registry.policies.names() == ["argmax", "constant"]
-    assert registry.hosts.names() == ["llava_next"]
+    assert {"llava", "llava_next", "qwen2_vl", "tokenflex_composed"} <= set(registry.hosts.names())
+    assert len(registry.hosts.names()) >= 70
+    for name in registry.hosts.names():
+        assert issubclass(registry.hosts.get(name), HostAdapter)
     groups = [kind.group for kind in (registry.routers, registry.policies, registry.hosts)]
     assert groups == ["tokenflex.routers", "tokenflex.policies", "tokenflex.hosts"]
 
