@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from tokenflex import registry, scalers
+from tokenflex.contracts import HostAdapter
 from tokenflex.errors import BrokenPluginError, DuplicateComponentError, UnknownComponentError
 from tokenflex.scalers.stride import StrideScaler
 

@@ -59,6 +59,8 @@ REFUSED_HOSTS = {
 """Architectures that take pre-encoded pictures and yet aren't served, with the reason."""
 HOSTS_SINCE = {
     "aya_vision": "5.19",
+    "llava_onevision": "5.19",
+    "tokenflex_composed": "5.19",
     "cohere2_vision": "5.19",
     "deepseek_vl": "5.19",
     "deepseek_vl_hybrid": "5.19",

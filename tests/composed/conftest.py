@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import (
     CLIPVisionConfig,
     GPTNeoXConfig,
@@ -15,6 +17,7 @@ from transformers import (
 
 import tokenflex
 from tests.conftest import picture
+from tokenflex import catalog
 from tokenflex.testing.tiny_hosts import tiny_tokenizer
 
 SIDE, PATCH, DIM = 32, 8, 32
@@ -78,6 +81,13 @@ def composed(request):
 @pytest.fixture(scope="session")
 def host(composed):
     return composed.model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def served():
+    needed = catalog.HOSTS_SINCE["tokenflex_composed"]
+    if Version(transformers.__version__).release < Version(needed).release:
+        pytest.skip(f"composed models are served from transformers {needed} on")
 
 
 @pytest.fixture(scope="session")

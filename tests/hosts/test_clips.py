@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import tokenflex
+from tests.hosts.served import served
 from tokenflex.hosts.grid import GridAdapter
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing.zoo.grids import CLIPS
-from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.testing.zoo.recipe import IMAGE, PICTURE, VIDEO, VIDEO_CLIP
 
 IN_TIME = AveragePoolScaler.Config(windows=((2, 2, 2), (2, 1, 1), (1, 1, 1)))
@@ -18,7 +18,7 @@ FRAMED = ["qwen3_vl", "qwen3_5", "cohere_compass", "glm4v"]
 
 
 def wrapped(name, positions="span"):
-    tiny = ZOO[name]
+    tiny = served(name)
     host = tiny.build()
     adapter = GridAdapter(host, positions=positions)
     return tiny, tokenflex.wrap(host, scaler=IN_TIME, router="constant", voter="mean", adapter=adapter)

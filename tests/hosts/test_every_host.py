@@ -8,12 +8,12 @@ import transformers
 from packaging.version import Version
 
 import tokenflex
+from tests.hosts.served import served
 from tokenflex.errors import InputError
 from tokenflex.registry import hosts
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing import hosts_table
 from tokenflex.testing.host_checks import CHECKS, ROWS, HostBench, same_ids
-from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.testing.zoo.recipe import PICTURE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text()
@@ -55,7 +55,7 @@ def test_refusals_are_in_the_table(name):
 @pytest.mark.parametrize("name", SERVED)
 def test_a_whole_model(name, tmp_path):
     """Wrapped with the published parts: routes, generates, learns, is saved and loaded."""
-    tiny = ZOO[name]
+    tiny = served(name)
     torch.manual_seed(0)
     flex = tokenflex.wrap(tiny.build(), router="avg", voter="position-weighted")
     inputs = tiny.batch(flex.host.config, ROWS)
@@ -81,7 +81,7 @@ def test_a_whole_model(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["internvl", "qwen2_vl", "mistral3"])
 def test_pictures_without_a_place_are_refused(name):
-    tiny = ZOO[name]
+    tiny = served(name)
     flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
     inputs = tiny.batch(flex.host.config, ((1, PICTURE, 2),))
     shown = (inputs["input_ids"][0] == flex.host.config.image_token_id).nonzero().flatten()
@@ -91,7 +91,7 @@ def test_pictures_without_a_place_are_refused(name):
 
 
 def test_inputs_that_are_not_served_are_refused():
-    tiny = ZOO["internvl"]
+    tiny = served("internvl")
     flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
     inputs = tiny.batch(flex.host.config, ((1, PICTURE, 2),))
     with pytest.raises(InputError, match=r"pixel_values_videos.*doesn't serve"):
@@ -101,7 +101,7 @@ def test_inputs_that_are_not_served_are_refused():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["internvl", "qwen3_vl", "mistral3"])
 def test_half_precision(name, dtype):
-    tiny = ZOO[name]
+    tiny = served(name)
     flex = tokenflex.wrap(tiny.build().to(dtype), router="avg", voter="position-weighted")
     inputs = tiny.batch(flex.host.config, ROWS)
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
@@ -113,7 +113,7 @@ def test_half_precision(name, dtype):
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
 @pytest.mark.parametrize("name", ["internvl", "mistral3"])
 def test_attention_implementations(name, attention):
-    tiny = ZOO[name]
+    tiny = served(name)
     host = tiny.build()
     host.set_attn_implementation({"text_config": attention})
     flex = tokenflex.wrap(host, router="constant", voter="mean")
@@ -132,7 +132,7 @@ def test_attention_implementations(name, attention):
 @torch.no_grad()
 def test_quantised_caches(name):
     pytest.importorskip("optimum.quanto", reason="comes with the extra [test]")
-    tiny = ZOO[name]
+    tiny = served(name)
     settings = {"backend": "quanto", "nbits": 4, "q_group_size": 8, "residual_length": 4}
     same_ids(cache_implementation="quantized", cache_config=settings)(HostBench(hosts.get(name)(tiny.build()), tiny))
 

@@ -6,8 +6,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 
 import tokenflex
+from tests.hosts.served import served
 from tokenflex.testing.host_checks import ROWS
-from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.training import STAGES, MultiGranularityObjective
 from tokenflex.training.stages import select
 
@@ -22,7 +22,7 @@ def labelled(tiny, config):
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_lora_on_the_language_model_trains_together_with_stage_three(name, tmp_path):
-    tiny = ZOO[name]
+    tiny = served(name)
     torch.manual_seed(0)
     host = tiny.build()
     targets = r".*language_model.*\.(q_proj|v_proj)"
@@ -43,7 +43,7 @@ def test_lora_on_the_language_model_trains_together_with_stage_three(name, tmp_p
 @pytest.mark.parametrize("name", HOSTS)
 @torch.no_grad()
 def test_loaded_with_a_device_map(name, tmp_path):
-    tiny = ZOO[name]
+    tiny = served(name)
     tiny.build().save_pretrained(tmp_path / "host")
     host = AutoModelForImageTextToText.from_pretrained(tmp_path / "host", device_map={"": "cpu"})
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "host")

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import tokenflex
+from tests.hosts.served import served
 from tokenflex.contracts import Grid
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.grid import GridAdapter
 from tokenflex.hosts.positions import full_positions
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.scalers.stride import StrideScaler
-from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.testing.zoo.recipe import IMAGE, PICTURE
 
 ROTARY = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "paddleocr_vl", "ernie4_5_vl_moe", "cosmos3_edge"]
@@ -18,7 +18,7 @@ HALVES = ((2, 2), (1, 1))
 
 
 def prepared(name, rows, positions, level=0, scaler=None):
-    tiny = ZOO[name]
+    tiny = served(name)
     host = tiny.build()
     scaler = scaler or AveragePoolScaler.Config(windows=HALVES)
     flex = tokenflex.wrap(
@@ -104,7 +104,7 @@ def test_compact_needs_a_grid():
 
 
 def test_bad_options_are_refused():
-    host = ZOO["qwen2_vl"].build()
+    host = served("qwen2_vl").build()
     with pytest.raises(ConfigError, match="positions='middle'"):
         GridAdapter(host, positions="middle")
     with pytest.raises(ConfigError, match="scope='all'"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tokenflex
+from tests.hosts.served import served
 from tests.hosts.test_llava_next import snapshot
 from tokenflex.contracts import Grid
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
@@ -31,7 +32,7 @@ made = {}
 def tiles(name):
     """(host, its flex model), built once."""
     if name not in made:
-        host = TINY[name].build()
+        host = served(name).build()
         torch.manual_seed(0)
         made[name] = host, tokenflex.wrap(host, scaler=AveragePoolScaler.Config(windows=WINDOWS))
     return made[name]
@@ -182,7 +183,7 @@ def test_placeholders_are_no_words(seen):
 
 
 def test_host_is_untouched(name):
-    host = TINY[name].build()
+    host = served(name).build()
     inputs = TINY[name].batch(host.config, PICTURES)
     expected = host.generate(**inputs, max_new_tokens=4)
     host(**inputs)  # transformers installs its own recording hooks on first use
