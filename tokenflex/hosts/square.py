@@ -73,6 +73,12 @@ def told(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
     return [unit] * math.ceil(int(shown.sum()) / unit.placeholders)
 
 
+def latents(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
+    """Learned queries lie on no grid; each view's count as one row, in their order."""
+    unit = Unit(grid=Grid(1, config.perceiver_config.resampler_n_latents))
+    return [unit] * math.ceil(int(shown.sum()) / unit.placeholders)
+
+
 def _int(value: Any) -> int:
     return int(value) if isinstance(value, int | float) else int(value[0])
 
@@ -185,6 +191,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "janus": square(patches, **ALIGNER),
     "perception_lm": square(usual, alike),
+    "idefics2": Architecture(
+        family="latents", modalities=(Modality(units=latents, inputs=("pixel_attention_mask",)),),
+        canonical=lambda config: Grid(1, config.perceiver_config.resampler_n_latents),
+        vision_tower=("model.vision_model",), projector=("model.connector",),
+    ),
     "idefics3": square(by_scale, inputs=("pixel_attention_mask",), **ROWS_OF_TILES),
     "smolvlm": square(by_scale, inputs=("pixel_attention_mask",), **ROWS_OF_TILES),
     "ovis2": square(of_ovis2, mark_field="visual_indicator_features", projector=("model.visual_embeddings_table",)),

@@ -42,6 +42,17 @@ def _idefics3() -> Any:
     return seeded(lambda: transformers.Idefics3ForConditionalGeneration(config))
 
 
+def _idefics2() -> Any:
+    """Sixteen learned queries read every view."""
+    reader = {
+        "hidden_size": 32, "resampler_n_latents": len(SQUARE), "resampler_depth": 1, "resampler_n_heads": 4,
+        "resampler_head_dim": 8, "num_key_value_heads": 2, "initializer_range": 0.2,
+    }  # fmt: skip
+    settings: dict[str, Any] = {"vision_config": _tower(), "perceiver_config": reader, "image_token_id": IMAGE}
+    config = transformers.Idefics2Config(text_config=llama(), **settings)
+    return seeded(lambda: transformers.Idefics2ForConditionalGeneration(config))
+
+
 def _smolvlm() -> Any:
     settings: dict[str, Any] = {"vision_config": _tower(), "image_token_id": IMAGE, "scale_factor": 2}
     config = transformers.SmolVLMConfig(text_config=llama(), **settings)
@@ -111,6 +122,7 @@ def _ovis_run(rows: int, columns: int) -> tuple[int, ...]:
 
 
 HOSTS: tuple[TinyHost, ...] = (
+    TinyHost("idefics2", _idefics2, per_row),
     TinyHost("idefics3", _idefics3, per_row),
     TinyHost("smolvlm", _smolvlm, per_row),
     TinyHost("ovis2", _ovis2, flat(_ovis_run)),
