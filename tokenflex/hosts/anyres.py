@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from tokenflex.contracts import Grid, HostInputs, Instruction, PaddingSide, VisualTokens
+from tokenflex.contracts import Grid, HostInputs, PaddingSide, VisualTokens
 from tokenflex.errors import InputError
 from tokenflex.hosts import placeholders
 from tokenflex.hosts.placeholders import Plan, Span
 from tokenflex.hosts.stretches import Stretch, Strip
-from tokenflex.hosts.words import Scope, instruction_mask, instructions_of
 
 PICTURE_KEYS = ("pixel_values", "image_sizes")
 CLIP_KEYS = ("pixel_values_videos",)
@@ -37,11 +36,6 @@ class Item:
     key: str
     stretch: Stretch
     span: Span
-
-
-def base_of(host: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    return host.get_base_model() if hasattr(host, "get_base_model") else host
 
 
 def square(config: Any) -> Grid:
@@ -185,36 +179,3 @@ def pad_token(config: Any) -> int:
     found = getattr(config, "pad_token_id", None)
     found = found if found is not None else getattr(config.text_config, "pad_token_id", None)
     return found if found is not None and found not in taken else 0
-
-
-def instructions(
-    model: Any, inputs: HostInputs, tokens: Mapping[str, int], scope: Scope, marker: tuple[int, ...]
-) -> tuple[Instruction, ...]:
-    """The input embeddings of each row's words, detached."""
-    ids = inputs["input_ids"]
-    mask = instruction_mask(
-        without_placeholders(ids, tokens, placeholders.PLACEHOLDER),
-        inputs.get("attention_mask"),
-        inputs.get("labels"),
-        image_token_id=placeholders.PLACEHOLDER,
-        scope=scope,
-        marker=marker,
-    )
-    return instructions_of(ids, mask, model.get_input_embeddings())
-
-
-def without_placeholders(ids: Tensor, tokens: Mapping[str, int], fill: int) -> Tensor:
-    """The ids with ``fill`` for every placeholder, whatever its modality."""
-    return ids.masked_fill(torch.isin(ids, torch.tensor(list(tokens.values()), device=ids.device)), fill)
-
-
-def parameter_groups(model: Any, projector: Sequence[str]) -> Mapping[str, tuple[nn.Parameter, ...]]:
-    """The host's parameters, by the attributes of its inner model that count as projector."""
-    inner = model.model
-    named: dict[str, list[nn.Parameter]] = {"vision_tower": list(inner.vision_tower.parameters()), "projector": []}
-    for name in projector:
-        found = getattr(inner, name)
-        named["projector"] += [found] if isinstance(found, nn.Parameter) else list(found.parameters())
-    taken = {id(p) for group in named.values() for p in group}
-    rest = tuple(p for p in model.parameters() if id(p) not in taken)
-    return {name: tuple(group) for name, group in named.items()} | {"language_model": rest}

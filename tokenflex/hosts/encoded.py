@@ -40,6 +40,13 @@ def layout_of(scaled: ScaledTokens) -> Grid | int:
     return scaled.grid if scaled.grid is not None else scaled.features.shape[-2]
 
 
+def moved(image: VisualTokens, scaled: ScaledTokens, depth: int) -> Tensor:
+    """``(views, kept, dim)``: the kept features (depth 0), or plane ``depth``, averaged over the same source tokens."""
+    if depth == 0:
+        return scaled.features
+    return mean_of_sources(image.planes[depth - 1], scaled.assignment, scaled.features.shape[-2], scaled.frames)
+
+
 def read(output: Any, units: Sequence[Unit], spans: Sequence[Span], mark_field: str | None) -> list[VisualTokens]:
     """One item per unit from what the host's encoder made.
 
@@ -95,10 +102,7 @@ def _entries(packed: Sequence[Tensor], rows: Sequence[int], architecture: Archit
 
 def _packed(image: VisualTokens, scaled: ScaledTokens, unit: Unit, depth: int, architecture: Architecture) -> Tensor:
     """``(packed, dim)`` of the features (depth 0) or of a plane, moved as the features were; marks in place."""
-    features = scaled.features
-    if depth > 0:
-        kept = features.shape[-2]
-        features = mean_of_sources(image.planes[depth - 1], scaled.assignment, kept, scaled.frames)
+    features = moved(image, scaled, depth)
     flat = features.flatten(0, 1)
     if image.marks is None or architecture.mark_field:
         return flat

@@ -24,12 +24,11 @@ from tokenflex.contracts import (
     VisualTokens,
 )
 from tokenflex.errors import ConfigError
-from tokenflex.hosts import anyres, placeholders
+from tokenflex.hosts import anyres, placeholders, stock
 from tokenflex.hosts.anyres import Item
-from tokenflex.hosts.encoded import Encoded, layout_of
+from tokenflex.hosts.encoded import Encoded, layout_of, moved
 from tokenflex.hosts.stretches import Tiled
-from tokenflex.hosts.words import Scope
-from tokenflex.ops.assignment import mean_of_sources
+from tokenflex.hosts.words import Scope, read_instructions
 
 
 class Granite4VisionAdapter(HostAdapter):
@@ -52,7 +51,7 @@ class Granite4VisionAdapter(HostAdapter):
     @classmethod
     def refusal(cls, host: nn.Module) -> str | None:
         """All of its checkpoints are served."""
-        config: Any = anyres.base_of(host).config
+        config: Any = stock.base_of(host).config
         if config.model_type not in cls.model_types:
             return f"its model_type is {config.model_type!r}, not 'granite4_vision'"
         return None
@@ -98,7 +97,9 @@ class Granite4VisionAdapter(HostAdapter):
 
     def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
-        return anyres.instructions(self._model, inputs, self._tokens, self.scope, self.marker)
+        return read_instructions(
+            inputs, self._tokens.values(), self.scope, self.marker, self._model.get_input_embeddings()
+        )
 
     def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
         """The grid of a tile, for every picture."""
@@ -131,7 +132,7 @@ class Granite4VisionAdapter(HostAdapter):
         for depth, layer in enumerate(self._layers if items else ()):
             rows: dict[int, list[Tensor]] = {}
             for item, image, one in zip(items, images, scaled, strict=True):
-                packed = item.stretch.pack(_moved(image, one, depth), layout_of(one), newline)
+                packed = item.stretch.pack(moved(image, one, depth), layout_of(one), newline)
                 rows.setdefault(item.span.row, []).append(packed)
             entries.append((layer, [torch.cat(row) for row in rows.values()]))
         if entries:
@@ -140,11 +141,15 @@ class Granite4VisionAdapter(HostAdapter):
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """The projectors of all layers, and the newline vector, are the projector."""
-        return anyres.parameter_groups(self._model, ("layerwise_projectors", "spatial_projectors", "image_newline"))
+        return stock.parameter_groups(
+            self._model,
+            ("model.vision_tower",),
+            ("model.layerwise_projectors", "model.spatial_projectors", "model.image_newline"),
+        )
 
     @property
     def _model(self) -> Any:
-        return anyres.base_of(self.host)
+        return stock.base_of(self.host)
 
     @property
     def _tokens(self) -> dict[str, int]:
@@ -163,10 +168,3 @@ class Granite4VisionAdapter(HostAdapter):
             for size in anyres.image_sizes(inputs)
         ]
         return anyres.located(inputs, {"image": pictures}, self._tokens)
-
-
-def _moved(image: VisualTokens, scaled: ScaledTokens, depth: int) -> Tensor:
-    """Features, or the plane ``depth`` behind them, averaged over the tokens that the features were made of."""
-    if depth == 0:
-        return scaled.features
-    return mean_of_sources(image.planes[depth - 1], scaled.assignment, scaled.features.shape[-2])

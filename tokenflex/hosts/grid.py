@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Any, cast, get_args
 
 import torch
@@ -19,13 +18,13 @@ from tokenflex.contracts import (
     VisualTokens,
 )
 from tokenflex.errors import ConfigError, InputError
-from tokenflex.hosts import encoded, placeholders
+from tokenflex.hosts import encoded, placeholders, stock
 from tokenflex.hosts.architecture import Architecture, Modality, Unit
 from tokenflex.hosts.architectures import ARCHITECTURES
 from tokenflex.hosts.encoded import Item, layout_of
 from tokenflex.hosts.placeholders import Plan, Span
 from tokenflex.hosts.positions import Positions, compact_grids, full_positions, span_positions
-from tokenflex.hosts.words import Scope, instruction_mask, instructions_of
+from tokenflex.hosts.words import Scope, read_instructions
 
 
 class GridAdapter(HostAdapter):
@@ -57,7 +56,7 @@ class GridAdapter(HostAdapter):
     @classmethod
     def refusal(cls, host: nn.Module) -> str | None:
         """What the architecture's entry says of this checkpoint's settings."""
-        config: Any = _base(host).config
+        config: Any = stock.base_of(host).config
         found = ARCHITECTURES.get(config.model_type)
         return f"its model_type is {config.model_type!r}" if found is None else found.refusal(config)
 
@@ -114,16 +113,8 @@ class GridAdapter(HostAdapter):
 
     def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
-        ids = inputs["input_ids"]
-        mask = instruction_mask(
-            ids.masked_fill(self._shown(ids), placeholders.PLACEHOLDER),
-            inputs.get("attention_mask"),
-            inputs.get("labels"),
-            image_token_id=placeholders.PLACEHOLDER,
-            scope=self.scope,
-            marker=self.marker,
-        )
-        return instructions_of(ids, mask, self._model.get_input_embeddings())
+        embed = self._model.get_input_embeddings()
+        return read_instructions(inputs, self._tokens, self.scope, self.marker, embed)
 
     def clips(self, inputs: HostInputs) -> tuple[int, ...]:
         """Frames of every clip, 0 for pictures."""
@@ -160,9 +151,8 @@ class GridAdapter(HostAdapter):
         kept = [unit.kept(layout_of(item), _frames(item)) for unit, item in zip(units, scaled, strict=True)]
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         plan = placeholders.plan(ids, mask, spans, kept, padding_side)
-        seen = {name for modality in self.architecture.modalities for name in (modality.pixels, *modality.inputs)}
         grids = {modality.grids for modality in self.architecture.modalities if modality.grids}
-        dropped = {*seen, *grids, *placeholders.SEQUENCE_KEYS, "input_ids"}
+        dropped = {*self.encoder_inputs, *grids, *placeholders.SEQUENCE_KEYS, "input_ids"}
         out = {key: value for key, value in inputs.items() if key not in dropped}
         out.update(placeholders.apply(plan, _without_axes(inputs), self._pad_token))
         if self.architecture.rotary:
@@ -173,18 +163,12 @@ class GridAdapter(HostAdapter):
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """By the architecture's paths; what stands in none of them is the language model's."""
-        groups: dict[str, tuple[nn.Parameter, ...]] = {}
-        taken: set[int] = set()
-        for name in ("projector", "vision_tower"):
-            found = [p for path in getattr(self.architecture, name) for p in _parameters(self._model, path)]
-            groups[name] = tuple(p for p in found if id(p) not in taken)
-            taken |= {id(p) for p in found}
-        groups["language_model"] = tuple(p for p in self._model.parameters() if id(p) not in taken)
-        return groups
+        found = self.architecture
+        return stock.parameter_groups(self._model, found.vision_tower, found.projector)
 
     @property
     def _model(self) -> Any:
-        return _base(self.host)
+        return stock.base_of(self.host)
 
     @property
     def _pad_token(self) -> int:
@@ -197,9 +181,6 @@ class GridAdapter(HostAdapter):
     @property
     def _tokens(self) -> list[int]:
         return [getattr(self._model.config, modality.token) for modality in self.architecture.modalities]
-
-    def _shown(self, ids: Tensor) -> Tensor:
-        return torch.isin(ids, torch.tensor(self._tokens, device=ids.device))
 
     def _located(self, inputs: HostInputs) -> list[tuple[Modality, list[Unit], list[Span]]]:
         """Per modality its units and where they stand.
@@ -223,7 +204,7 @@ class GridAdapter(HostAdapter):
         return found
 
     def _refuse_unseen(self, inputs: HostInputs) -> None:
-        known = {n for modality in self.architecture.modalities for n in (modality.pixels, *modality.inputs)}
+        known = self.encoder_inputs
         unseen = [n for n in inputs if n.startswith("pixel_values") and n not in known and inputs[n] is not None]
         if unseen:
             raise InputError(
@@ -268,18 +249,8 @@ class GridAdapter(HostAdapter):
         return {**inputs, types: made}
 
 
-def _base(host: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    return host.get_base_model() if hasattr(host, "get_base_model") else host
-
-
 def _frames(scaled: ScaledTokens) -> list[int] | None:
     return None if scaled.frames is None else scaled.frames.tolist()
-
-
-def _parameters(model: Any, path: str) -> list[nn.Parameter]:
-    found = reduce(getattr, path.split("."), model)
-    return [found] if isinstance(found, nn.Parameter) else list(found.parameters())
 
 
 def _without_axes(inputs: HostInputs) -> HostInputs:

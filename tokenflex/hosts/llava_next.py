@@ -22,11 +22,11 @@ from tokenflex.contracts import (
     VisualTokens,
 )
 from tokenflex.errors import ConfigError
-from tokenflex.hosts import anyres, placeholders
+from tokenflex.hosts import anyres, placeholders, stock
 from tokenflex.hosts.anyres import Item
 from tokenflex.hosts.encoded import layout_of
 from tokenflex.hosts.stretches import Stretch, Tiled
-from tokenflex.hosts.words import ZERO, Scope, published_words
+from tokenflex.hosts.words import ZERO, Scope, published_words, read_instructions, without_placeholders
 from tokenflex.ops.packing import Unpad
 
 
@@ -65,7 +65,7 @@ class LlavaNextAdapter(HostAdapter):
     @classmethod
     def refusal(cls, host: nn.Module) -> str | None:
         """Only LLaVA-NeXT with a square number of patch tokens per tile is served."""
-        config: Any = anyres.base_of(host).config
+        config: Any = stock.base_of(host).config
         if config.model_type not in cls.model_types:
             return f"its model_type is {config.model_type!r}, not one of {', '.join(cls.model_types)}"
         if getattr(config, "vision_feature_select_strategy", "default") != "default":
@@ -94,7 +94,7 @@ class LlavaNextAdapter(HostAdapter):
 
     @property
     def _model(self) -> Any:
-        return anyres.base_of(self.host)
+        return stock.base_of(self.host)
 
     @property
     def family(self) -> str:
@@ -123,9 +123,10 @@ class LlavaNextAdapter(HostAdapter):
 
     def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
+        embed = self._model.get_input_embeddings()
         if self.scope == "published":
-            return self._published_instructions(inputs, self._model.get_input_embeddings())
-        return anyres.instructions(self._model, inputs, self._tokens, self.scope, self.marker)
+            return self._published_instructions(inputs, embed)
+        return read_instructions(inputs, self._tokens.values(), self.scope, self.marker, embed)
 
     def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
         """The grid of a tile for every picture, that of a frame for every clip."""
@@ -168,8 +169,9 @@ class LlavaNextAdapter(HostAdapter):
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """The newline vector and the frames' pooling belong to the projector."""
-        pooling = ("vision_resampler",) if hasattr(self._model.model, "vision_resampler") else ()
-        return anyres.parameter_groups(self._model, ("multi_modal_projector", "image_newline", *pooling))
+        pooling = ("model.vision_resampler",) if hasattr(self._model.model, "vision_resampler") else ()
+        projector = ("model.multi_modal_projector", "model.image_newline", *pooling)
+        return stock.parameter_groups(self._model, ("model.vision_tower",), projector)
 
     def tiles(self, size: tuple[int, int]) -> Grid:
         """Local tiles, down and across, of a picture of (height, width) pixels."""
@@ -179,7 +181,7 @@ class LlavaNextAdapter(HostAdapter):
         owners = [item.span.row for item in self._items(inputs)]
         image = self._tokens["image"]
         ids, mask = published_words(
-            anyres.without_placeholders(inputs["input_ids"], self._tokens, image),
+            without_placeholders(inputs["input_ids"], self._tokens.values(), image),
             inputs.get("attention_mask"),
             inputs.get("labels"),
             image_token_id=image,

@@ -29,11 +29,11 @@ from tokenflex.contracts import (
     VisualTokens,
 )
 from tokenflex.errors import ConfigError, InputError
-from tokenflex.hosts import anyres, placeholders
+from tokenflex.hosts import anyres, placeholders, stock
 from tokenflex.hosts.anyres import Item
 from tokenflex.hosts.encoded import layout_of
 from tokenflex.hosts.stretches import Stretch, Strip, Tiled
-from tokenflex.hosts.words import Scope
+from tokenflex.hosts.words import Scope, read_instructions
 
 ENCODER_KEYS = (*anyres.PICTURE_KEYS, *anyres.CLIP_KEYS, "batch_num_images")
 ASPECT_RATIO = re.compile(r"anyres_max_([1-9]\d*)")
@@ -59,7 +59,7 @@ class LlavaOnevisionAdapter(HostAdapter):
     @classmethod
     def refusal(cls, host: nn.Module) -> str | None:
         """The checkpoint must say how many tiles' worth of tokens a canvas may have."""
-        config: Any = anyres.base_of(host).config
+        config: Any = stock.base_of(host).config
         if config.model_type not in cls.model_types:
             return f"its model_type is {config.model_type!r}, not 'llava_onevision'"
         if not ASPECT_RATIO.fullmatch(config.vision_aspect_ratio):
@@ -112,7 +112,9 @@ class LlavaOnevisionAdapter(HostAdapter):
 
     def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
-        return anyres.instructions(self._model, inputs, self._tokens, self.scope, self.marker)
+        return read_instructions(
+            inputs, self._tokens.values(), self.scope, self.marker, self._model.get_input_embeddings()
+        )
 
     def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
         """The grid of a tile for every picture, that of a frame for every clip."""
@@ -164,11 +166,13 @@ class LlavaOnevisionAdapter(HostAdapter):
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """The newline vector belongs to the projector."""
-        return anyres.parameter_groups(self._model, ("multi_modal_projector", "image_newline"))
+        return stock.parameter_groups(
+            self._model, ("model.vision_tower",), ("model.multi_modal_projector", "model.image_newline")
+        )
 
     @property
     def _model(self) -> Any:
-        return anyres.base_of(self.host)
+        return stock.base_of(self.host)
 
     @property
     def _tokens(self) -> dict[str, int]:

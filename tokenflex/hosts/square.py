@@ -34,14 +34,19 @@ def run_lengths(shown: Shown) -> list[int]:
     return lengths
 
 
-def squares(side: Side) -> Units:
-    """Every so many placeholders are one square, whether words lie between them or not."""
+def filled(grid: Callable[[Any], Grid]) -> Units:
+    """Every so many placeholders are one grid, whether words lie between them or not."""
 
     def units(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
-        unit = Unit(grid=Grid(side(config), side(config)))
+        unit = Unit(grid=grid(config))
         return [unit] * math.ceil(int(shown.sum()) / unit.placeholders)
 
     return units
+
+
+def squares(side: Side) -> Units:
+    """Every so many placeholders are one square."""
+    return filled(lambda config: Grid(side(config), side(config)))
 
 
 def tiles_in_a_run(side: Side) -> Units:
@@ -67,16 +72,14 @@ def square_runs(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
     return [Unit(grid=Grid(math.isqrt(length), math.isqrt(length))) for length in run_lengths(shown)]
 
 
-def told(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
-    """One grid per picture, (rows, columns) in the config."""
-    unit = Unit(grid=Grid(*config.grid))
-    return [unit] * math.ceil(int(shown.sum()) / unit.placeholders)
+def told(config: Any) -> Grid:
+    """(rows, columns) as the config has them."""
+    return Grid(*config.grid)
 
 
-def latents(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
-    """Learned queries lie on no grid; each view's count as one row, in their order."""
-    unit = Unit(grid=Grid(1, config.perceiver_config.resampler_n_latents))
-    return [unit] * math.ceil(int(shown.sum()) / unit.placeholders)
+def latents(config: Any) -> Grid:
+    """Learned queries lie on no grid; those of a view count as one row, in their order."""
+    return Grid(1, config.perceiver_config.resampler_n_latents)
 
 
 def _int(value: Any) -> int:
@@ -192,8 +195,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "janus": square(patches, **ALIGNER),
     "perception_lm": square(usual, alike),
     "idefics2": Architecture(
-        family="latents", modalities=(Modality(units=latents, inputs=("pixel_attention_mask",)),),
-        canonical=lambda config: Grid(1, config.perceiver_config.resampler_n_latents),
+        family="latents", modalities=(Modality(units=filled(latents), inputs=("pixel_attention_mask",)),),
+        canonical=latents,
         vision_tower=("model.vision_model",), projector=("model.connector",),
     ),
     "idefics3": square(by_scale, inputs=("pixel_attention_mask",), **ROWS_OF_TILES),
@@ -209,7 +212,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         vision_tower=("model.vision_model",), flat=False,
     ),
     "tokenflex_composed": Architecture(
-        family="composed", modalities=(Modality(units=told),), canonical=lambda config: Grid(*config.grid),
+        family="composed", modalities=(Modality(units=filled(told)),), canonical=told,
         vision_tower=("vision_tower",), projector=("multi_modal_projector",),
     ),
 }  # fmt: skip

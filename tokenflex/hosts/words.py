@@ -7,15 +7,15 @@ label is set is an answer, and with ``last-turn`` nothing after the last answer'
 falls back on when there are too few words (see `published_words`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from tokenflex.contracts import Instruction
-from tokenflex.hosts.placeholders import IGNORE, padding_side
+from tokenflex.contracts import HostInputs, Instruction
+from tokenflex.hosts.placeholders import IGNORE, PLACEHOLDER, padding_side
 
 Scope = Literal["last-turn", "prompt", "published"]
 ZERO = -1
@@ -103,6 +103,27 @@ def _after_last_marker(
     hits = hits & words.unfold(1, len(marker), 1).all(-1)
     ends = torch.arange(hits.shape[1], device=input_ids.device) + len(marker)
     return torch.where(hits, ends, 0).amax(-1)
+
+
+def without_placeholders(input_ids: Tensor, placeholder_ids: Collection[int], fill: int) -> Tensor:
+    """The ids with ``fill`` for every placeholder, whatever its modality."""
+    return input_ids.masked_fill(torch.isin(input_ids, torch.tensor([*placeholder_ids], device=input_ids.device)), fill)
+
+
+def read_instructions(
+    inputs: HostInputs, placeholder_ids: Collection[int], scope: Scope, marker: tuple[int, ...], embed: nn.Module
+) -> tuple[Instruction, ...]:
+    """The input embeddings of each row's words, detached; see `instruction_mask`."""
+    ids = inputs["input_ids"]
+    mask = instruction_mask(
+        without_placeholders(ids, placeholder_ids, PLACEHOLDER),
+        inputs.get("attention_mask"),
+        inputs.get("labels"),
+        image_token_id=PLACEHOLDER,
+        scope=scope,
+        marker=marker,
+    )
+    return instructions_of(ids, mask, embed)
 
 
 def instructions_of(

@@ -108,8 +108,9 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         images = self.adapter.encode(inputs)
         rows = self.adapter.instructions(inputs) if images else ()
         scaler, levels = self.compressor.scaler, range(self.compressor.num_levels)
-        layouts = [scaler.layouts(grid) for grid in self.adapter.grids(inputs)]
-        frames = [[scaler.kept_views(n, i) for i in levels] if n else None for n in self.adapter.clips(inputs)]
+        layouts = [scaler.layouts(image.grid) for image in images]
+        clips = [len(image.features) if image.clip else 0 for image in images]
+        frames = [[scaler.kept_views(n, i) for i in levels] if n else None for n in clips]
         counts = self.adapter.count(inputs, layouts, frames).view(-1, len(levels))
         return Encoded(images, tuple(rows[image.row] for image in images), counts)
 
