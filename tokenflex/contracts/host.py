@@ -89,6 +89,20 @@ class HostAdapter(ABC):
         """
         return None
 
+    @property
+    def packing_refusal(self) -> str | None:
+        """Why rows can't be packed into one (see `tokenflex.hosts.packed`), as a clause; None when they can."""
+        return "its adapter doesn't say that they can"
+
+    @property
+    def position_inputs(self) -> tuple[str, ...]:
+        """Names of inputs of a shortened batch that the host only computes positions from."""
+        return ()
+
+    def position_ids(self, inputs: HostInputs) -> Tensor | None:
+        """``(axes, rows, length)``, where the tokens of a shortened batch sit; None where they are simply counted."""
+        return None
+
     @abstractmethod
     def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
         """Run the vision tower once and give every image's tokens, in batch order.

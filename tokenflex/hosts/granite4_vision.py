@@ -83,6 +83,11 @@ class Granite4VisionAdapter(HostAdapter):
         patches = anyres.square(self._model.config)
         return Grid(int(patches.rows * rate), int(patches.cols * rate))
 
+    @property
+    def packing_refusal(self) -> str | None:
+        """None: rows can be packed."""
+        return None
+
     def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
         """One item per picture: the whole of it, then its local tiles row-major; later layers' features as planes."""
         items = self._items(inputs)

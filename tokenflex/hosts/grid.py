@@ -95,6 +95,22 @@ class GridAdapter(HostAdapter):
         """Of all modalities."""
         return tuple(name for modality in self.architecture.modalities for name in (modality.pixels, *modality.inputs))
 
+    @property
+    def packing_refusal(self) -> str | None:
+        """The architecture's."""
+        return self.architecture.unpackable
+
+    @property
+    def position_inputs(self) -> tuple[str, ...]:
+        """What hosts with M-RoPE compute positions from."""
+        if not self.architecture.rotary:
+            return ()
+        return tuple(modality.grids for modality in self.architecture.modalities if modality.grids)
+
+    def position_ids(self, inputs: HostInputs) -> Tensor | None:
+        """The host's own, or those given, for hosts with M-RoPE."""
+        return full_positions(self._model, self._typed(inputs)) if self.architecture.rotary else None
+
     def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
         """Every unit's own."""
         return tuple(unit.grid for _, unit, _ in self._items(inputs))

@@ -111,6 +111,11 @@ class LlavaNextAdapter(HostAdapter):
         """Patches of one tile."""
         return anyres.square(self._model.config)
 
+    @property
+    def packing_refusal(self) -> str | None:
+        """None: rows can be packed."""
+        return None
+
     def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
         """One item per image: the whole picture, then its local tiles row-major. Clips, frame by frame, come last."""
         items = self._items(inputs)

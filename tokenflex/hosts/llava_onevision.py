@@ -94,6 +94,11 @@ class LlavaOnevisionAdapter(HostAdapter):
         """Patches of one tile."""
         return anyres.square(self._model.config)
 
+    @property
+    def packing_refusal(self) -> str | None:
+        """None: rows can be packed."""
+        return None
+
     def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
         """Pictures, the whole of each first, then its local tiles row-major; then clips, frame by frame."""
         items = self._items(inputs)

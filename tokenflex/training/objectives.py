@@ -6,30 +6,25 @@ the batch's pictures once, however many levels it looks at.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers.utils import ModelOutput
 
-from tokenflex.model import Encoded, FlexModel
+from tokenflex.errors import ConfigError
+from tokenflex.model import FlexModel
 from tokenflex.ops.ranking import rglf_loss
+from tokenflex.training import levels as through
+from tokenflex.training.levels import at_level, language_loss, level_feedback
 
-IGNORE = -100
-
-
-def answer_nll(
-    logits: Float[Tensor, "rows length vocabulary"], labels: Int[Tensor, "rows length"]
-) -> Float[Tensor, " rows"]:
-    """Mean negative log-likelihood of each row's answer tokens, in nats per token; NaN without any."""
-    targets = labels[:, 1:]
-    supervised = targets != IGNORE
-    losses = F.cross_entropy(logits[:, :-1][supervised].float(), targets[supervised], reduction="none")
-    rows = supervised.nonzero()[:, 0]
-    total = losses.new_zeros(len(labels)).index_add(0, rows, losses)
-    return total / supervised.sum(-1)
+Memory = Literal["auto", "joint", "low", "packed"]
+Levels = Literal["all", "sandwich"]
+FEEDBACK = "feedback"
+"""Key of a batch under which stored feedback comes, ``(rows, levels)``."""
+VARIABLE_LENGTH = ("flash", "flex", "varlen")
+"""Parts of the names of attention implementations that skip what a packed row's mask hides."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +40,78 @@ class LanguageObjective:
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``: as the host computes it; 0 when the batch has no answer tokens."""
         encoded = flex.encode(batch)
-        return ModelOutput(loss=_language_loss(flex, batch, encoded, self.level))
+        return ModelOutput(loss=language_loss(flex, at_level(flex, batch, encoded, self.level)))
 
 
 @dataclass(frozen=True)
 class MultiGranularityObjective:
-    """The mean over levels of the language-model loss (stage 3; AVG-LLaVA, section 3.3)."""
+    """The mean over levels of the language-model loss (stage 3; AVG-LLaVA, section 3.3).
+
+    Attributes:
+        memory: how the levels share memory, with the same gradients: ``joint``, ``low`` or ``packed`` (see
+            `tokenflex.training.levels`). ``auto``: ``packed`` where the language model's parameters are sharded, or on
+            a GPU with an attention of variable length (flash, flex); elsewhere ``low``.
+        levels: ``all``, or ``sandwich``: finest, coarsest and a random one between, which stands for all between, so
+            that the expected loss is the mean over all levels. Without gradients it is always all.
+        backward: what ``low`` calls with the levels' losses inside forward; it must scale them as the result will be.
+    """
+
+    memory: Memory = "auto"
+    levels: Levels = "all"
+    backward: through.Backward = Tensor.backward
+
+    def __post_init__(self) -> None:
+        for name, known in (("memory", get_args(Memory)), ("levels", get_args(Levels))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}={getattr(self, name)!r}; use one of {', '.join(known)}.")
 
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
-        """``loss``: the mean; ``level_losses``: one per level, detached."""
+        """``loss``: the mean; ``level_losses``: one per level that was run, detached; ``levels``: which these are.
+
+        After ``low`` the gradients of all levels but one are in ``.grad`` already: backpropagate ``loss`` exactly once,
+        as it is.
+        """
         encoded = flex.encode(batch)
-        levels = range(flex.compressor.num_levels) if encoded.images else [-1]
-        losses = torch.stack([_language_loss(flex, batch, encoded, level) for level in levels])
-        return ModelOutput(loss=losses.mean(), level_losses=losses.detach())
+        chosen, weights = self._levels(flex.compressor.num_levels if encoded.images else 0)
+        way = self.resolve(flex)
+        if way == "low" and torch.is_grad_enabled():
+            loss, losses = through.low(flex, batch, encoded, chosen, weights, self.backward)
+        else:
+            run = through.packed if way == "packed" and len(chosen) > 1 else through.joint
+            losses = run(flex, batch, encoded, chosen)
+            loss = (losses * losses.new_tensor(weights)).sum()
+        return ModelOutput(loss=loss, level_losses=losses.detach(), levels=tuple(chosen))
+
+    def resolve(self, flex: FlexModel) -> Memory:
+        """The way that ``memory`` means for this model.
+
+        Raises:
+            ConfigError: the host's rows can't be packed, or ``low`` can't be had.
+        """
+        reason, by_engine = flex.adapter.packing_refusal, _by_engine(flex)
+        if self.memory == "packed" and reason:
+            raise ConfigError(f"memory='packed' can't be had of {flex.adapter.model_type}: {reason}. Use memory='low'.")
+        if self.memory == "low" and by_engine:
+            raise ConfigError(
+                "memory='low' runs several backward passes per step, and ZeRO's engine takes one; use memory='packed'."
+            )
+        if self.memory != "auto":
+            return self.memory
+        config: Any = flex.host.config
+        attention = str(getattr(config.get_text_config(), "_attn_implementation", ""))
+        lean = flex.device.type != "cpu" and any(name in attention for name in VARIABLE_LENGTH)
+        if reason is None and (by_engine or lean or isinstance(flex, FSDPModule)):
+            return "packed"
+        return "joint" if by_engine else "low"
+
+    def _levels(self, count: int) -> tuple[list[int], list[float]]:
+        """Levels to run, coarse to fine, and their weights."""
+        if count == 0:
+            return [-1], [1.0]
+        if self.levels == "all" or count <= 3 or not torch.is_grad_enabled():
+            return list(range(count)), [1 / count] * count
+        middle = 1 + int(torch.randint(count - 2, ()))
+        return [0, middle, count - 1], [1 / count, (count - 2) / count, 1 / count]
 
 
 @dataclass(frozen=True)
@@ -80,11 +134,14 @@ class RGLFObjective:
 
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``, and per image ``feedback`` and ``scores``, both ``(images, levels)``."""
-        flex.host.eval()
+        if isinstance(flex, FlexModel):
+            flex.host.eval()
+        stored = batch.get(FEEDBACK)
         with torch.no_grad():
-            encoded = flex.encode(batch)
+            encoded = flex.encode({key: value for key, value in batch.items() if key != FEEDBACK})
             if encoded.images:
-                feedback = level_feedback(flex, batch, encoded)
+                rows = [image.row for image in encoded.images]
+                feedback = (level_feedback(flex, batch, encoded) if stored is None else stored)[rows]
         if not encoded.images:
             return ModelOutput(loss=sum(p.sum() for p in flex.compressor.parameters()) * 0.0)
         scores = flex.scores(encoded)
@@ -100,31 +157,6 @@ class RGLFObjective:
         return ModelOutput(loss=loss, feedback=feedback, scores=scores.detach())
 
 
-def level_feedback(flex: FlexModel, batch: Mapping[str, Any], encoded: Encoded) -> Float[Tensor, "images levels"]:
-    """The host's mean answer loss at every level, per image (that of its row), longest level first."""
-    columns: list[Tensor] = []
-    for level in reversed(range(flex.compressor.num_levels)):
-        inputs = _at_level(flex, batch, encoded, level)
-        labels = inputs.pop("labels")
-        inputs.pop("num_items_in_batch", None)
-        logits = flex.host(**inputs, use_cache=False).logits[..., : flex.adapter.vocabulary]
-        columns.append(answer_nll(logits, labels))
-    rows = [image.row for image in encoded.images]
-    return torch.stack(columns[::-1], dim=-1)[rows]
-
-
-def _language_loss(flex: FlexModel, batch: Mapping[str, Any], encoded: Encoded, level: int) -> Tensor:
-    inputs = _at_level(flex, batch, encoded, level)
-    vocabulary = flex.adapter.vocabulary
-    held = {} if vocabulary is None else {key: inputs.pop(key, None) for key in ("labels", "num_items_in_batch")}
-    output = flex.host(**inputs, use_cache=False)
-    if not bool((batch["labels"][:, 1:] != IGNORE).any()):
-        return output.logits.sum() * 0.0
-    if vocabulary is None:
-        return output.loss
-    return flex.host.loss_function(logits=output.logits[..., :vocabulary], vocab_size=vocabulary, **held)
-
-
-def _at_level(flex: FlexModel, batch: Mapping[str, Any], encoded: Encoded, level: int) -> dict[str, Any]:
-    level %= flex.compressor.num_levels
-    return flex.at_levels(batch, encoded, [level] * len(encoded.images), "right").inputs
+def _by_engine(flex: nn.Module) -> bool:
+    """Whether DeepSpeed's ZeRO-3 holds the parameters."""
+    return any(hasattr(parameter, "ds_id") for parameter in flex.parameters())

@@ -1,7 +1,7 @@
 """transformers' ``Trainer`` with a stage: which parameters train, at which rates, on which objective."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from transformers import Trainer, TrainingArguments
 
 from tokenflex import checkpoint
 from tokenflex.errors import ConfigError
+from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import FlexModel
 from tokenflex.training.objectives import (
-    IGNORE,
     LanguageObjective,
     MultiGranularityObjective,
     RGLFObjective,
@@ -100,11 +100,30 @@ class FlexTrainer(Trainer):
         self._count_answers(inputs["labels"])
         if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
             inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
-        output = model(**inputs, objective=self.objective)
-        loss = output.loss
+        scale = 1.0
         if self.args.average_tokens_across_devices and "num_items_in_batch" in inputs:
-            loss = loss * self.accelerator.num_processes
+            scale = float(self.accelerator.num_processes)
+        output = model(**inputs, objective=self._objective(scale, "num_items_in_batch" in inputs))
+        loss = output.loss * scale
         return (loss, output) if return_outputs else loss
+
+    def _objective(self, scale: float, counted: bool) -> Any:
+        """The objective, told how the backward passes it runs itself are to be scaled.
+
+        Args:
+            counted: whether losses are sums over the items of the whole step, so that accumulation divides nothing.
+        """
+        objective = self.objective
+        if not isinstance(objective, MultiGranularityObjective):
+            return objective
+        if self.args.n_gpu > 1:  # DataParallel's replicas are no leaves of the graph
+            return replace(objective, memory="joint") if objective.memory in ("auto", "low") else objective
+        factor = scale if counted else scale / getattr(self, "current_gradient_accumulation_steps", 1)
+
+        def backward(loss: Tensor) -> None:
+            self.accelerator.backward(loss * factor)
+
+        return replace(objective, backward=backward)
 
     def prediction_step(
         self,
