@@ -13,7 +13,8 @@ from tokenflex.errors import InputError
 from tokenflex.registry import hosts
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing import hosts_table
-from tokenflex.testing.host_checks import CHECKS, ROWS, HostBench, same_ids
+from tokenflex.testing.host_bench import ROWS, HostBench
+from tokenflex.testing.host_checks import CHECKS, same_ids
 from tokenflex.testing.zoo.recipe import PICTURE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text()

@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 
 import tokenflex
 from tests.hosts.served import served
-from tokenflex.testing.host_checks import ROWS
+from tokenflex.testing.host_bench import ROWS
 from tokenflex.training import STAGES, MultiGranularityObjective
 from tokenflex.training.stages import select
 

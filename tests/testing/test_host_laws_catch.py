@@ -8,7 +8,8 @@ import torch
 from tests.hosts.served import served
 from tokenflex.hosts.grid import GridAdapter
 from tokenflex.testing.bench import Skip
-from tokenflex.testing.host_checks import CHECKS, HostBench, check_host
+from tokenflex.testing.host_bench import HostBench
+from tokenflex.testing.host_checks import CHECKS, check_host
 
 
 class Flipped(GridAdapter):
@@ -79,6 +80,13 @@ class Forgetful(GridAdapter):
         return {**super().parameter_groups(), "projector": ()}
 
 
+class Misplaced(GridAdapter):
+    """Spreads the tokens of packed rows out."""
+
+    def position_ids(self, inputs):
+        return 2 * super().position_ids(inputs)
+
+
 BROKEN = {
     **dict.fromkeys(
         ("logits", "greedy", "beams", "samples", "static-cache", "prompt-lookup", "assisted", "chunked-prefill"),
@@ -95,6 +103,8 @@ BROKEN = {
     "text-only": AttendingPadding,
     "groups": Forgetful,
     "videos": BackwardsInTime,
+    "answers": Unlabelling,
+    "packed": Misplaced,
 }
 
 

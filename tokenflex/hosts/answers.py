@@ -34,11 +34,11 @@ def answer_logits(
         predicts: True at the positions whose logits are wanted.
     """
     if not keeps_logits(type(stock.base_of(host))):
-        return host(**inputs, use_cache=False).logits[predicts]
+        return host(**{**inputs, "use_cache": False}).logits[predicts]
     if BY_MASK:
-        return host(**inputs, use_cache=False, logits_to_keep=predicts).logits
+        return host(**{**inputs, "use_cache": False}, logits_to_keep=predicts).logits
     columns = predicts.any(0).nonzero()[:, 0]
-    return host(**inputs, use_cache=False, logits_to_keep=columns).logits[predicts[:, columns]]
+    return host(**{**inputs, "use_cache": False}, logits_to_keep=columns).logits[predicts[:, columns]]
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def chunked_losses(
             "vocabulary can't be taken in chunks. Leave vocabulary_chunk out."
         )
     predicts = targets != IGNORE
-    hidden = model.base_model(**inputs, use_cache=False)[0][predicts]
+    hidden = model.base_model(**{**inputs, "use_cache": False})[0][predicts]
     wanted = targets[predicts]
     total = hidden.new_full((len(hidden),), float("-inf"), dtype=torch.float32)
     own = torch.zeros_like(total)

@@ -135,7 +135,6 @@ class Architecture:
         rotary: whether positions have axes (M-RoPE), so that shortened pictures need positions of their own.
         types: input that tells words, pictures and clips apart as 0, 1, 2; made from the ids where it is missing.
         mark_field: field of the encoder's output that goes along as it is.
-        unpackable: why rows can't be packed into one, as a clause; None when they can.
         refusal: from the config, why a checkpoint isn't served, or None.
     """
 
@@ -148,5 +147,4 @@ class Architecture:
     rotary: bool = False
     types: str | None = None
     mark_field: str | None = None
-    unpackable: str | None = None
     refusal: Callable[[Any], str | None] = lambda config: None

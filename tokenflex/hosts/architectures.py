@@ -1,6 +1,7 @@
 """Every architecture the generic adapter serves, by ``model_type``."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from tokenflex.hosts import grid_thw, ragged, square
 from tokenflex.hosts.architecture import Architecture
@@ -10,3 +11,25 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     **ragged.ARCHITECTURES,
     **grid_thw.ARCHITECTURES,
 }
+
+ATTENDING = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "moe", "mlp", "attention"}
+"""Layer types that keep packed rows apart by their mask, or look at one token at a time."""
+BLOCKS = "pictures attend within themselves, and the host counts those blocks across packed rows"
+UNPACKABLE: Mapping[str, str] = {
+    "gemma3": BLOCKS,
+    "shieldgemma2": BLOCKS,
+    "paligemma": BLOCKS,
+    "hunyuan_vl": "the host numbers pictures through the whole row",
+}
+
+
+def unpackable(config: Any) -> str | None:
+    """Why a host's rows can't be packed into one (measured by the law ``packed``); None when they can."""
+    text = config.get_text_config()
+    if getattr(text, "use_bidirectional_attention", None):
+        return BLOCKS
+    kinds = {*(getattr(text, "layer_types", None) or ()), *(getattr(text, "layers_block_type", None) or ())}
+    carrying = sorted(kinds - ATTENDING)
+    if carrying:
+        return f"its {', '.join(carrying)} layers carry what they have seen across packed rows"
+    return UNPACKABLE.get(config.model_type)

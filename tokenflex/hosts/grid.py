@@ -20,7 +20,7 @@ from tokenflex.contracts import (
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.hosts import encoded, placeholders, stock
 from tokenflex.hosts.architecture import Architecture, Modality, Unit
-from tokenflex.hosts.architectures import ARCHITECTURES
+from tokenflex.hosts.architectures import ARCHITECTURES, unpackable
 from tokenflex.hosts.encoded import Item, layout_of
 from tokenflex.hosts.placeholders import Plan, Span
 from tokenflex.hosts.positions import Positions, compact_grids, full_positions, span_positions
@@ -97,8 +97,8 @@ class GridAdapter(HostAdapter):
 
     @property
     def packing_refusal(self) -> str | None:
-        """The architecture's."""
-        return self.architecture.unpackable
+        """What was measured of the architecture."""
+        return unpackable(self._model.config)
 
     @property
     def position_inputs(self) -> tuple[str, ...]:

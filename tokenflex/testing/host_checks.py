@@ -5,76 +5,29 @@ Wherever the plain host itself refuses something (a static cache, say), the law 
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenflex.contracts import HostAdapter, Spliced
-from tokenflex.scalers.average_pool import AveragePoolScaler
+from tokenflex.contracts import HostAdapter
+from tokenflex.testing.answer_checks import answers_only, packed_rows_keep_apart
 from tokenflex.testing.bench import Skip
+from tokenflex.testing.host_bench import (
+    COARSEST,
+    FINEST,
+    LEVELS,
+    NEW,
+    ROWS,
+    SCALER,
+    HostBench,
+    HostCheck,
+    close,
+    labels_of,
+    off,
+)
 from tokenflex.testing.report import Report, Result
-from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP, WORD, Row, TinyHost
-
-SCALER = AveragePoolScaler(AveragePoolScaler.Config())
-COARSEST, FINEST = 0, SCALER.num_levels - 1
-ROWS: Sequence[Row] = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12))
-"""One picture, none, two; of different lengths."""
-LEVELS = (1, 3, 0)
-NEW = 5
-
-
-@dataclass(frozen=True)
-class HostBench:
-    """An adapter on a tiny host, and batches for it."""
-
-    adapter: HostAdapter
-    tiny: TinyHost
-
-    @property
-    def host(self) -> Any:
-        """The plain model."""
-        return self.adapter.host
-
-    def batch(self, rows: Sequence[Row] = ROWS, *, side: str = "left", first: int = 0) -> dict[str, Tensor]:
-        """Inputs as the host's processor would make them."""
-        return self.tiny.batch(self.host.config, rows, side=side, first=first)
-
-    def shortened(self, inputs: Mapping[str, Any], levels: Sequence[int] | int, side: Any = None) -> Spliced:
-        """The batch with every unit at its level."""
-        images = self.adapter.encode(inputs)
-        each = [levels] * len(images) if isinstance(levels, int) else list(levels)
-        each = [each[i % len(each)] for i in range(len(images))] if images else []
-        scaled = [SCALER.scale(image, level) for image, level in zip(images, each, strict=True)]
-        return self.adapter.splice(inputs, images, scaled, side)
-
-    def plainly(self, call: Callable[[], Any]) -> Any:
-        """What the plain host gives.
-
-        Raises:
-            Skip: it refuses.
-        """
-        try:
-            return call()
-        except Exception as error:
-            raise Skip(f"the plain host raises {type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
-
-
-@dataclass(frozen=True)
-class HostCheck:
-    """One law.
-
-    Attributes:
-        name: unique among the laws of hosts.
-        law: what holds, as a sentence.
-        run: raises ``AssertionError`` when it is broken, `Skip` when it asks nothing of this host.
-    """
-
-    name: str
-    law: str
-    run: Callable[[HostBench], None]
-
+from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP, Row, TinyHost
 
 def same_logits(bench: HostBench) -> None:
     """Forward, with left and right padding."""
@@ -82,13 +35,13 @@ def same_logits(bench: HostBench) -> None:
         inputs = bench.batch(side=side)
         expected = bench.host(**inputs).logits
         found = bench.host(**bench.shortened(inputs, FINEST).inputs).logits
-        assert torch.equal(expected, found), f"{side} padding: logits differ by {_off(expected, found)}"
+        assert torch.equal(expected, found), f"{side} padding: logits differ by {off(expected, found)}"
 
 
 def same_loss(bench: HostBench) -> None:
     """With labels on words."""
     inputs = bench.batch(side="right")
-    labels = _labels(inputs)
+    labels = labels_of(inputs)
     expected = bench.plainly(lambda: bench.host(**inputs, labels=labels).loss)
     found = bench.host(**bench.shortened({**inputs, "labels": labels}, FINEST).inputs).loss
     assert torch.equal(expected, found), f"the loss is {found.item()}, the plain host's {expected.item()}"
@@ -137,7 +90,7 @@ def padding_is_inert(bench: HostBench) -> None:
     left, right = (bench.shortened(bench.batch(side=side), LEVELS).inputs for side in ("left", "right"))
     rows = [_real_rows(bench, inputs) for inputs in (left, right)]
     for one, other in zip(*rows, strict=True):
-        _close(one, other, "left and right padding")
+        close(one, other, "left and right padding")
 
 
 def batch_equals_singles(bench: HostBench) -> None:
@@ -145,7 +98,7 @@ def batch_equals_singles(bench: HostBench) -> None:
     together = _real_rows(bench, bench.shortened(bench.batch(), LEVELS).inputs)
     for row, inputs, levels in _singles(bench):
         alone = _real_rows(bench, bench.shortened(inputs, levels or FINEST).inputs)[0]
-        _close(together[row], alone, f"row {row} in the batch and alone")
+        close(together[row], alone, f"row {row} in the batch and alone")
 
 
 def batch_generates_as_singles(**options: Any) -> Callable[[HostBench], None]:
@@ -167,7 +120,7 @@ def batch_generates_as_singles(**options: Any) -> Callable[[HostBench], None]:
 def labels_stay_on_their_words(bench: HostBench) -> None:
     """The same tokens carry loss at every level, and no placeholder does."""
     inputs = bench.batch(side="right")
-    labels = _labels(inputs)
+    labels = labels_of(inputs)
     for level in range(SCALER.num_levels):
         found = bench.shortened({**inputs, "labels": labels}, level).inputs["labels"]
         for row, expected in zip(found, labels, strict=True):
@@ -222,13 +175,13 @@ def _videos(bench: HostBench, rows: Sequence[Row], plainly: Callable[[Callable[[
     inputs = bench.batch(rows)
     expected = plainly(lambda: bench.host(**inputs).logits)
     found = bench.host(**bench.shortened(inputs, FINEST).inputs).logits
-    assert torch.equal(expected, found), f"logits differ by {_off(expected, found)}"
+    assert torch.equal(expected, found), f"logits differ by {off(expected, found)}"
     counts = bench.adapter.count(inputs, [SCALER.layouts(grid) for grid in bench.adapter.grids(inputs)])
     for level in range(SCALER.num_levels):
         assert list(bench.shortened(inputs, level).tokens) == counts[:, level].tolist(), f"counts of level {level}"
     together = _real_rows(bench, bench.shortened(inputs, 1).inputs)
     alone = _real_rows(bench, bench.shortened(bench.batch(rows[:1]), 1).inputs)[0]
-    _close(together[0], alone, "a clip in the batch and alone")
+    close(together[0], alone, "a clip in the batch and alone")
     plain = plainly(lambda: bench.host.generate(**inputs, max_new_tokens=NEW)[:, -NEW:])
     spliced = bench.shortened(inputs, FINEST, "left").inputs
     assert torch.equal(plain, bench.host.generate(**spliced, max_new_tokens=NEW)[:, -NEW:]), "generated ids differ"
@@ -255,6 +208,8 @@ CHECKS = (
     HostCheck("untouched", "the host stays as it was", host_is_untouched),
     HostCheck("text-only", "batches without pictures pass through", text_passes_through),
     HostCheck("groups", "parameter groups are disjoint and complete", groups_are_complete),
+    HostCheck("answers", "logits at answer positions, and their loss, are the host's", answers_only),
+    HostCheck("packed", "rows packed into one keep apart", packed_rows_keep_apart),
     HostCheck("videos", "clips keep the laws", videos_too),
 )
 
@@ -293,13 +248,6 @@ def _result(check: HostCheck, bench: HostBench, expected: str | None) -> Result:
     return Result(check.name, "passed")
 
 
-def _labels(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Every second word."""
-    ids = inputs["input_ids"]
-    supervised = (ids >= WORD) & (ids % 2 == 1) & (inputs["attention_mask"] != 0)
-    return ids.masked_fill(~supervised, -100)
-
-
 def _singles(bench: HostBench) -> list[tuple[int, dict[str, Tensor], list[int]]]:
     """(row, its batch of one, the levels of its units) as they are within `ROWS` under `LEVELS`."""
     found: list[tuple[int, dict[str, Tensor], list[int]]] = []
@@ -319,16 +267,6 @@ def _real_rows(bench: HostBench, inputs: Mapping[str, Any]) -> list[Tensor]:
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
     return [row[keep != 0] for row, keep in zip(logits, mask, strict=True)]
-
-
-def _close(one: Tensor, other: Tensor, what: str) -> None:
-    assert one.shape == other.shape, f"{what}: {tuple(one.shape)} and {tuple(other.shape)}"
-    limit = 1e-4 * max(1.0, other.abs().max().item())
-    assert _off(one, other) <= limit, f"{what}: logits differ by {_off(one, other)}"
-
-
-def _off(one: Tensor, other: Tensor) -> float:
-    return (one - other).abs().max().item() if one.shape == other.shape else float("inf")
 
 
 def _snapshot(host: Any) -> tuple[Any, ...]:

@@ -56,8 +56,8 @@ class MultiGranularityObjective:
         backward: what ``low`` calls with the levels' losses inside forward; it must scale them as the result will be.
     """
 
-    memory: Memory = "auto"
-    levels: Levels = "all"
+    memory: str = "auto"
+    levels: str = "all"
     backward: through.Backward = Tensor.backward
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class MultiGranularityObjective:
             loss = (losses * losses.new_tensor(weights)).sum()
         return ModelOutput(loss=loss, level_losses=losses.detach(), levels=tuple(chosen))
 
-    def resolve(self, flex: FlexModel) -> Memory:
+    def resolve(self, flex: FlexModel) -> str:
         """The way that ``memory`` means for this model.
 
         Raises:

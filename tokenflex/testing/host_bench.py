@@ -1,0 +1,87 @@
+"""What the laws of hosts are tried on: an adapter, its tiny host, and batches for it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tokenflex.contracts import HostAdapter, Spliced
+from tokenflex.scalers.average_pool import AveragePoolScaler
+from tokenflex.testing.bench import Skip
+from tokenflex.testing.zoo.recipe import PICTURE, WORD, Row, TinyHost
+
+SCALER = AveragePoolScaler(AveragePoolScaler.Config())
+COARSEST, FINEST = 0, SCALER.num_levels - 1
+ROWS: Sequence[Row] = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12))
+"""One picture, none, two; of different lengths."""
+LEVELS = (1, 3, 0)
+NEW = 5
+
+
+@dataclass(frozen=True)
+class HostBench:
+    """An adapter on a tiny host, and batches for it."""
+
+    adapter: HostAdapter
+    tiny: TinyHost
+
+    @property
+    def host(self) -> Any:
+        """The plain model."""
+        return self.adapter.host
+
+    def batch(self, rows: Sequence[Row] = ROWS, *, side: str = "left", first: int = 0) -> dict[str, Tensor]:
+        """Inputs as the host's processor would make them."""
+        return self.tiny.batch(self.host.config, rows, side=side, first=first)
+
+    def shortened(self, inputs: Mapping[str, Any], levels: Sequence[int] | int, side: Any = None) -> Spliced:
+        """The batch with every unit at its level."""
+        images = self.adapter.encode(inputs)
+        each = [levels] * len(images) if isinstance(levels, int) else list(levels)
+        each = [each[i % len(each)] for i in range(len(images))] if images else []
+        scaled = [SCALER.scale(image, level) for image, level in zip(images, each, strict=True)]
+        return self.adapter.splice(inputs, images, scaled, side)
+
+    def plainly(self, call: Callable[[], Any]) -> Any:
+        """What the plain host gives.
+
+        Raises:
+            Skip: it refuses.
+        """
+        try:
+            return call()
+        except Exception as error:
+            raise Skip(f"the plain host raises {type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
+
+
+@dataclass(frozen=True)
+class HostCheck:
+    """One law.
+
+    Attributes:
+        name: unique among the laws of hosts.
+        law: what holds, as a sentence.
+        run: raises ``AssertionError`` when it is broken, `Skip` when it asks nothing of this host.
+    """
+
+    name: str
+    law: str
+    run: Callable[[HostBench], None]
+
+
+def labels_of(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Every second word."""
+    ids = inputs["input_ids"]
+    supervised = (ids >= WORD) & (ids % 2 == 1) & (inputs["attention_mask"] != 0)
+    return ids.masked_fill(~supervised, -100)
+
+
+def close(one: Tensor, other: Tensor, what: str) -> None:
+    assert one.shape == other.shape, f"{what}: {tuple(one.shape)} and {tuple(other.shape)}"
+    limit = 1e-4 * max(1.0, other.abs().max().item())
+    assert off(one, other) <= limit, f"{what}: logits differ by {off(one, other)}"
+
+
+def off(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item() if one.shape == other.shape else float("inf")
