@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import transformers
 from packaging.version import Version
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokenflex import catalog, compressor, registry
 from tokenflex.compressor import Compressor
-from tokenflex.contracts import Component, ComponentConfig, HostAdapter
+from tokenflex.contracts import Grid, Component, ComponentConfig, HostAdapter
 from tokenflex.errors import ConfigError, UnknownComponentError, UnsupportedHostError
 
 FORMAT = 1
@@ -65,7 +65,31 @@ def adapter_for(host: nn.Module, options: Mapping[str, Any] | None = None) -> Ho
     return served(host, **(options or {}))
 
 
-def describe(parts: Compressor, adapter: HostAdapter) -> Spec:
+class HostFacts(Protocol):
+    """What of a host parts are made for: an adapter, or its facts alone."""
+
+    @property
+    def model_type(self) -> str:
+        """See `HostAdapter.model_type`."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """See `HostAdapter.dim`."""
+        ...
+
+    @property
+    def grid(self) -> Grid:
+        """See `HostAdapter.grid`."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """See `HostAdapter.options`."""
+        ...
+
+
+def describe(parts: Compressor, adapter: HostFacts) -> Spec:
     """The JSON-ready description from which `assemble` builds the same parts.
 
     Raises:
@@ -100,7 +124,7 @@ def _describe_part(kind: str, part: Component) -> Spec:
     }
 
 
-def assemble(spec: Spec, adapter: HostAdapter) -> Compressor:
+def assemble(spec: Spec, adapter: HostFacts) -> Compressor:
     """Build untrained parts from a description.
 
     Raises:
@@ -133,11 +157,20 @@ def config_of(kind: str, part: str | ComponentConfig) -> ComponentConfig:
 
 def _config(kind: str, part: Spec) -> ComponentConfig:
     _expect_keys(part, {"name", "provider", "version", "config"}, f"{JSON_NAME}: {kind}")
+    return config_from(kind, part)
+
+
+def config_from(kind: str, part: Spec) -> ComponentConfig:
+    """A part's config from its description.
+
+    Raises:
+        ConfigError: it isn't installed, or has other settings.
+    """
     try:
         found = KINDS[kind].get(part["name"])
     except UnknownComponentError as error:
         raise ConfigError(
-            f"the {kind} {part['name']!r} comes from {part['provider']} {part['version']}, which isn't "
+            f"the {kind} {part['name']!r} comes from {part['provider']} {part.get('version', '')}, which isn't "
             f"installed: pip install {part['provider']}. ({error})"
         ) from None
     return found.Config.from_dict(part["config"])

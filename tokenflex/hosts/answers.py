@@ -70,8 +70,8 @@ def chunked_losses(
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ConfigError(
-            f"the output embeddings of {type(model).__name__} are a {type(head).__name__}, not one linear layer, so its "
-            "vocabulary can't be taken in chunks. Leave vocabulary_chunk out."
+            f"the output embeddings of {type(model).__name__} are a {type(head).__name__}, not one linear layer, so "
+            "the vocabulary can't be taken in chunks. Leave vocabulary_chunk out."
         )
     predicts = targets != IGNORE
     hidden = model.base_model(**{**inputs, "use_cache": False})[0][predicts]

@@ -39,7 +39,7 @@ def pack(adapter: HostAdapter, batches: Sequence[HostInputs]) -> dict[str, Any]:
         raise InputError(f"{adapter.model_type}: rows can't be packed into one, because {reason}.")
     flat = [_flat(adapter, batch) for batch in batches]
     lengths = torch.cat([lengths for _, lengths in flat])
-    packed = {key: torch.cat([tokens[key] for tokens, _ in flat], dim=-1) for key in flat[0][0]}
+    packed: dict[str, Any] = {key: torch.cat([tokens[key] for tokens, _ in flat], dim=-1) for key in flat[0][0]}
     outputs = [batch[ENCODED] for batch in batches if batch.get(ENCODED)]
     if outputs:
         packed[ENCODED] = {key: _joined([o[key] for o in outputs if key in o]) for key in _keys(outputs)}

@@ -78,10 +78,12 @@ def labels_of(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def close(one: Tensor, other: Tensor, what: str) -> None:
+    """Equal logits, up to rounding."""
     assert one.shape == other.shape, f"{what}: {tuple(one.shape)} and {tuple(other.shape)}"
     limit = 1e-4 * max(1.0, other.abs().max().item())
     assert off(one, other) <= limit, f"{what}: logits differ by {off(one, other)}"
 
 
 def off(one: Tensor, other: Tensor) -> float:
+    """Largest difference; infinite between shapes."""
     return (one - other).abs().max().item() if one.shape == other.shape else float("inf")

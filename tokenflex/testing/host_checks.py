@@ -29,6 +29,7 @@ from tokenflex.testing.host_bench import (
 from tokenflex.testing.report import Report, Result
 from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP, Row, TinyHost
 
+
 def same_logits(bench: HostBench) -> None:
     """Forward, with left and right padding."""
     for side in ("left", "right"):

@@ -3,7 +3,10 @@
 from tokenflex.training.collate import FlexCollator
 from tokenflex.training.data import ChatDataset, read_rows
 from tokenflex.training.objectives import LanguageObjective, MultiGranularityObjective, RGLFObjective
+from tokenflex.training.router_only import RouterModel
+from tokenflex.training.score import score
 from tokenflex.training.stages import STAGES, Stage
+from tokenflex.training.store import FeedbackStore
 from tokenflex.training.trainer import (
     FlexTrainer,
     FlexTrainingArguments,
@@ -14,6 +17,7 @@ from tokenflex.training.trainer import (
 __all__ = [
     "STAGES",
     "ChatDataset",
+    "FeedbackStore",
     "FlexCollator",
     "FlexTrainer",
     "FlexTrainingArguments",
@@ -22,6 +26,8 @@ __all__ = [
     "MultiGranularityTrainer",
     "RGLFObjective",
     "RGLFTrainer",
+    "RouterModel",
     "Stage",
     "read_rows",
+    "score",
 ]

@@ -132,7 +132,7 @@ class RGLFObjective:
     tolerance: float = 0.0
     guard: bool = True
 
-    def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
+    def __call__(self, flex: Any, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``, and per image ``feedback`` and ``scores``, both ``(images, levels)``."""
         if isinstance(flex, FlexModel):
             flex.host.eval()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from tokenflex.errors import ConfigError
 from tokenflex.model import FlexModel
+from tokenflex.training.router_only import RouterModel
 
 Loss = Literal["language", "multi-granularity", "rglf"]
 GROUPS = ("vision_tower", "projector", "language_model", "scaler", "router")
@@ -70,17 +71,17 @@ STAGES: Mapping[int, Stage] = {
 }
 
 
-def parameter_groups(flex: FlexModel) -> dict[str, tuple[nn.Parameter, ...]]:
+def parameter_groups(flex: FlexModel | RouterModel) -> dict[str, tuple[nn.Parameter, ...]]:
     """All parameters by group; ``router`` is router and voter."""
     parts = flex.compressor
     return {
-        **flex.adapter.parameter_groups(),
+        **(flex.adapter.parameter_groups() if isinstance(flex, FlexModel) else {}),
         "scaler": tuple(parts.scaler.parameters()),
         "router": (*parts.router.parameters(), *parts.voter.parameters(), *parts.policy.parameters()),
     }
 
 
-def select(flex: FlexModel, stage: Stage) -> list[dict[str, Any]]:
+def select(flex: FlexModel | RouterModel, stage: Stage) -> list[dict[str, Any]]:
     """Freeze what the stage doesn't train; optimizer groups (``params``, ``lr``) for what it does.
 
     Inside a host wrapped by PEFT the wrapper's choice of trainable parameters is kept.
@@ -88,7 +89,7 @@ def select(flex: FlexModel, stage: Stage) -> list[dict[str, Any]]:
     Raises:
         ConfigError: nothing would be trained.
     """
-    wrapped = not isinstance(flex.host, PreTrainedModel)
+    wrapped = isinstance(flex, FlexModel) and not isinstance(flex.host, PreTrainedModel)
     chosen: list[dict[str, Any]] = []
     for name, parameters in parameter_groups(flex).items():
         rate = stage.rates.get(name, 0.0)

@@ -1,6 +1,7 @@
 """transformers' ``Trainer`` with a stage: which parameters train, at which rates, on which objective."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,11 @@ from tokenflex import checkpoint
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import FlexModel
-from tokenflex.training.objectives import (
-    LanguageObjective,
-    MultiGranularityObjective,
-    RGLFObjective,
-)
+from tokenflex.training.fingerprint import fingerprint
+from tokenflex.training.objectives import FEEDBACK, LanguageObjective, MultiGranularityObjective, RGLFObjective
+from tokenflex.training.router_only import FeedbackCollator, RouterModel, StoredRows, WithFeedback, stored_batch
 from tokenflex.training.stages import STAGES, Stage, select
+from tokenflex.training.store import FeedbackStore
 
 HOST_GROUPS = ("vision_tower", "projector", "language_model")
 
@@ -52,7 +52,7 @@ class FlexTrainer(Trainer):
 
     def __init__(
         self,
-        model: FlexModel,
+        model: FlexModel | RouterModel,
         args: FlexTrainingArguments,
         *,
         stage: int | Stage,
@@ -97,7 +97,7 @@ class FlexTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective, evaluated inside the model's ``forward``."""
-        self._count_answers(inputs["labels"])
+        self._count_answers(inputs)
         if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
             inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
         scale = 1.0
@@ -148,8 +148,10 @@ class FlexTrainer(Trainer):
         """Whether the stage changes the host; otherwise checkpoints hold the parts only."""
         return any(group in self.stage.rates for group in HOST_GROUPS)
 
-    def _count_answers(self, labels: Tensor) -> None:
-        self.samples_without_answers += int((labels[:, 1:] == IGNORE).all(-1).sum())
+    def _count_answers(self, inputs: Mapping[str, Any]) -> None:
+        stored = inputs.get(FEEDBACK)
+        missing = (inputs["labels"][:, 1:] == IGNORE).all(-1) if stored is None else stored.isnan().all(-1)
+        self.samples_without_answers += int(missing.sum())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.trains_host:
@@ -158,7 +160,7 @@ class FlexTrainer(Trainer):
         folder = output_dir or self.args.output_dir
         if self.args.should_save:
             assert folder is not None
-            unwrapped: FlexModel = self.accelerator.unwrap_model(self.model)
+            unwrapped: Any = self.accelerator.unwrap_model(self.model)
             unwrapped.save_parts(folder)
             torch.save(self.args, Path(folder, "training_args.bin"))
 
@@ -171,17 +173,10 @@ class FlexTrainer(Trainer):
 
 
 class MultiGranularityTrainer(FlexTrainer):
-    """Stage 3: all levels at once, one pass through the vision tower per step."""
-
-    def __init__(self, model: FlexModel, args: FlexTrainingArguments, *, stage: int | Stage = 3, **others: Any) -> None:
-        super().__init__(model, args, stage=stage, objective=MultiGranularityObjective(), **others)
-
-
-class RGLFTrainer(FlexTrainer):
-    """Stage 4: the router learns to rank levels as the frozen LMM's losses do.
+    """Stage 3: all levels at once, one pass through the vision tower per step.
 
     Args:
-        margin, rank_weight, ce_weight, tolerance, guard: see `RGLFObjective`.
+        memory, levels: see `MultiGranularityObjective`.
     """
 
     def __init__(
@@ -189,7 +184,36 @@ class RGLFTrainer(FlexTrainer):
         model: FlexModel,
         args: FlexTrainingArguments,
         *,
+        stage: int | Stage = 3,
+        memory: str = "auto",
+        levels: str = "all",
+        **others: Any,
+    ) -> None:
+        super().__init__(model, args, stage=stage, objective=MultiGranularityObjective(memory, levels), **others)
+
+
+class RGLFTrainer(FlexTrainer):
+    """Stage 4: the router learns to rank levels as the frozen LMM's losses do.
+
+    Args:
+        model: a `FlexModel`, or a `RouterModel`, which has no host and learns from a store with router inputs.
+        feedback: stored losses, from `tokenflex.training.score`, in place of the LMM's own at every step. With a
+            `FlexModel` its vision tower still runs, and the store must be of this host and ``train_dataset``; with a
+            `RouterModel` the store is the data set.
+        margin, rank_weight, ce_weight, tolerance, guard: see `RGLFObjective`.
+
+    Raises:
+        ConfigError: the store was scored with something else; the message says what.
+        DataError: the store isn't complete.
+    """
+
+    def __init__(
+        self,
+        model: FlexModel | RouterModel,
+        args: FlexTrainingArguments,
+        *,
         stage: int | Stage = 4,
+        feedback: FeedbackStore | None = None,
         margin: float = 1.0,
         rank_weight: float = 1.0,
         ce_weight: float = 0.1,
@@ -198,7 +222,20 @@ class RGLFTrainer(FlexTrainer):
         **others: Any,
     ) -> None:
         objective = RGLFObjective(margin, rank_weight, ce_weight, tolerance, guard)
+        if isinstance(model, RouterModel):
+            if feedback is None or others.get("train_dataset") is not None:
+                raise ConfigError("a RouterModel learns from a store alone; pass feedback=, and no train_dataset.")
+            others |= {"train_dataset": StoredRows(feedback), "data_collator": stored_batch}
+        elif feedback is not None:
+            dataset, collator = others["train_dataset"], others["data_collator"]
+            feedback.require(fingerprint(model, dataset, collator, precision_of(args)))
+            others |= {"train_dataset": WithFeedback(dataset, feedback), "data_collator": FeedbackCollator(collator)}
         super().__init__(model, args, stage=stage, objective=objective, **others)
+
+
+def precision_of(args: TrainingArguments) -> str:
+    """Of autocast: ``no``, ``bf16`` or ``fp16``."""
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
 
 
 def default_objective(stage: Stage) -> Any:

@@ -1,0 +1,114 @@
+"""What a set of stored feedback depends on, as digests that can be compared."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokenflex import checkpoint
+from tokenflex.model import FlexModel
+from tokenflex.training.data import ChatDataset
+
+Fingerprint = dict[str, Any]
+
+
+def fingerprint(flex: FlexModel, dataset: Any, collator: Any, precision: str = "no") -> Fingerprint:
+    """JSON-ready; equal exactly when host weights, adapter, scaler, processor, data set and precision are.
+
+    Pictures that a row names by their path count by that name, not by their pixels.
+
+    Args:
+        dataset: a `ChatDataset`, or anything with a length and comparable rows.
+        collator: with ``processor`` and ``max_length``, as `FlexCollator` has them.
+        precision: of autocast: ``no``, ``bf16`` or ``fp16``.
+    """
+    spec = checkpoint.describe(flex.compressor, flex.adapter)
+    scaler = {key: value for key, value in spec["parts"]["scaler"].items() if key != "version"}
+    processor = getattr(collator, "processor", None)
+    found = {
+        "host": {**spec["host"], "dtype": str(flex.host.dtype), "weights": of_tensors(flex.host.state_dict())},
+        "scaler": {**scaler, "weights": of_tensors(flex.compressor.scaler.state_dict())},
+        "processor": of_processor(processor) if processor is not None else type(collator).__name__,
+        "max_length": getattr(collator, "max_length", None),
+        "data": {"rows": len(dataset), "content": of_data(dataset)},
+        "precision": precision,
+    }
+    return json.loads(json.dumps(found))
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[str]:
+    """What differs, entry by entry, as ``host.dim: 32 stored, 64 now``."""
+    found: list[str] = []
+    for key in dict.fromkeys([*stored, *now]):
+        one, other = stored.get(key), now.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differences(one, other, f"{at}{key}.")
+        elif one != other:
+            found.append(f"{at}{key}: {one!r} stored, {other!r} now")
+    return found
+
+
+def of_tensors(state: Mapping[str, Tensor]) -> str:
+    """Digest of names, types, shapes and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        tensor = state[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def of_processor(processor: Any) -> str:
+    """Digest of the files it saves itself as."""
+    digest = hashlib.blake2b(digest_size=16)
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def of_data(dataset: Any) -> str:
+    """Digest of the rows, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(dataset, ChatDataset):
+        digest.update(f"{dataset.image_folder} {dataset.on_bad_sample}".encode())
+        rows = _undecoded(dataset.rows)
+    else:
+        rows = dataset
+    for i in range(len(rows)):
+        digest.update(json.dumps(rows[i], default=_plain, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _undecoded(rows: Any) -> Any:
+    """Rows of a ``datasets.Dataset`` with their pictures as the bytes that are stored."""
+    features = getattr(rows, "features", None)
+    if features is None:
+        return rows
+    import datasets
+
+    for name, feature in features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            rows = rows.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return hashlib.blake2b(value, digest_size=16).hexdigest()
+    if isinstance(value, Image.Image):
+        return [value.mode, *value.size, _plain(value.tobytes())]
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value)

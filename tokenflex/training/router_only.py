@@ -1,0 +1,182 @@
+"""Router training without the host: what a router sees, and how well each level answers, come from a store."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers.utils import ModelOutput
+
+from tokenflex import checkpoint, compressor
+from tokenflex.compressor import Compressor
+from tokenflex.contracts import ComponentConfig, Grid, Instruction, VisualTokens
+from tokenflex.errors import ConfigError
+from tokenflex.model import Encoded
+from tokenflex.training.objectives import FEEDBACK
+from tokenflex.training.store import FeedbackStore
+
+Part = str | ComponentConfig
+
+
+@dataclass(frozen=True)
+class StoredHost:
+    """The facts of the host that a store was scored with."""
+
+    model_type: str
+    dim: int
+    grid: Grid
+    options: dict[str, Any]
+
+
+class RouterModel(nn.Module):
+    """The parts of a `FlexModel` without a host, for stage 4 from a store with router inputs.
+
+    Its ``save_parts`` writes what `tokenflex.load_parts` puts onto the host.
+    """
+
+    def __init__(self, parts: Compressor, host: StoredHost) -> None:
+        super().__init__()
+        self.compressor, self.facts = parts, host
+
+    @classmethod
+    def from_store(
+        cls,
+        store: FeedbackStore,
+        *,
+        router: Part = "avg",
+        voter: Part = "position-weighted",
+        policy: Part = "argmax",
+        dtype: torch.dtype = torch.float32,
+    ) -> "RouterModel":
+        """Fresh parts around the store's scaler.
+
+        Raises:
+            ConfigError: the store holds no router inputs, or its scaler isn't installed.
+        """
+        facts = _facts(store)
+        chosen = {"router": router, "voter": voter, "policy": policy}
+        configs = {kind: checkpoint.config_of(kind, part) for kind, part in chosen.items()}
+        scaler = checkpoint.config_from("scaler", {**store.manifest["fingerprint"]["scaler"]})
+        parts = compressor.build(scaler, **configs, dim=facts.dim, grid=facts.grid).to(dtype)
+        parts.scaler.load_state_dict(store.scaler_weights())
+        return cls(parts, facts)
+
+    @classmethod
+    def from_parts(cls, folder: str | os.PathLike[str], store: FeedbackStore) -> "RouterModel":
+        """Trained parts, to be trained further.
+
+        Raises:
+            ConfigError: they belong to another host or scaler than the store.
+        """
+        facts = _facts(store)
+        spec, state = checkpoint.load(folder)
+        told = store.manifest["fingerprint"]["scaler"]
+        if spec["parts"]["scaler"]["name"] != told["name"] or spec["parts"]["scaler"]["config"] != told["config"]:
+            raise ConfigError(
+                f"{folder} has the scaler {spec['parts']['scaler']['name']!r} {spec['parts']['scaler']['config']}, and "
+                f"{store.folder} was scored with {told['name']!r} {told['config']}. Score it again with these parts."
+            )
+        parts = checkpoint.assemble(spec, facts)
+        parts.load_state_dict(state)
+        parts.scaler.load_state_dict(store.scaler_weights())
+        return cls(parts, facts)
+
+    def encode(self, batch: dict[str, Any]) -> Encoded:
+        """The batch that `stored_batch` made, as a host would have encoded it."""
+        images, words = [], []
+        for features, (rows, cols, clip), row in zip(batch["features"], batch["grids"], batch["rows"], strict=True):
+            images.append(VisualTokens(features, Grid(rows, cols), row=row, clip=bool(clip)))
+            words.append(Instruction(batch["words"][row], batch["masks"][row]))
+        counts = torch.zeros(len(images), self.compressor.num_levels, dtype=torch.long)
+        return Encoded(tuple(images), tuple(words), counts)
+
+    def scores(self, encoded: Encoded) -> Float[Tensor, "images levels"]:
+        """The voter's scores, with gradients to router and voter."""
+        return self.compressor.scores(encoded.images, encoded.instructions)
+
+    def forward(self, objective: Any, **batch: Any) -> ModelOutput:
+        """The objective of the batch."""
+        return objective(self, batch)
+
+    def save_parts(self, folder: str | os.PathLike[str]) -> None:
+        """As `FlexModel.save_parts`."""
+        checkpoint.save(folder, checkpoint.describe(self.compressor, self.facts), self.compressor.state_dict())
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One sample of a store."""
+
+    feedback: Float[Tensor, " levels"]
+    images: tuple[VisualTokens, ...]
+    instruction: Instruction
+
+
+class StoredRows(Dataset[StoredRow]):
+    """A store with router inputs as a data set: item ``i`` is what was row ``i`` of the data that was scored."""
+
+    def __init__(self, store: FeedbackStore) -> None:
+        store.require_complete()
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> StoredRow:
+        images, instruction = self.store.inputs(index)
+        return StoredRow(self.store.feedback(index), images, instruction)
+
+
+def stored_batch(rows: Sequence[StoredRow]) -> dict[str, Any]:
+    """Collates `StoredRow`s for `RouterModel`: tensors in lists, as sizes differ."""
+    images = [(image, n) for n, row in enumerate(rows) for image in row.images]
+    return {
+        "features": [image.features for image, _ in images],
+        "grids": [(image.grid.rows, image.grid.cols, int(image.clip)) for image, _ in images],
+        "rows": [n for _, n in images],
+        "words": [row.instruction.embeddings for row in rows],
+        "masks": [row.instruction.mask for row in rows],
+        FEEDBACK: torch.stack([row.feedback for row in rows]),
+    }
+
+
+class WithFeedback(Dataset[tuple[Any, Tensor]]):
+    """Samples with their stored feedback."""
+
+    def __init__(self, dataset: Any, store: FeedbackStore) -> None:
+        store.require_complete()
+        self.dataset, self.store = dataset, store
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        return self.dataset[index], self.store.feedback(index)
+
+
+class FeedbackCollator:
+    """Makes batches with ``feedback`` of samples that have some, and plain ones of samples that don't."""
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        """As the collator it was given."""
+        if not isinstance(samples[0], tuple):
+            return self.collator(samples)
+        given, feedback = zip(*samples, strict=True)
+        return {**self.collator(list(given)), FEEDBACK: torch.stack(feedback)}
+
+
+def _facts(store: FeedbackStore) -> StoredHost:
+    if not store.has_inputs:
+        raise ConfigError(
+            f"{store.folder} holds no router inputs, so routers can't be trained from it without the host. Make it "
+            "with 'tokenflex feedback RECIPE --levels-cache', or give RGLFTrainer the FlexModel."
+        )
+    host = store.manifest["fingerprint"]["host"]
+    return StoredHost(host["model_type"], host["dim"], Grid(*host["grid"]), host["options"])

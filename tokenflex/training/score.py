@@ -1,0 +1,257 @@
+"""The feedback pass: score a data set once with the frozen LMM, at every level.
+
+Each process takes its own share of the samples, so the pass runs unchanged under ``torchrun`` and ``accelerate
+launch``; what is finished already, by whichever process, isn't done again.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from tokenflex.contracts import Instruction, VisualTokens
+from tokenflex.errors import ConfigError
+from tokenflex.hosts.answers import agrees_in_chunks, shifted
+from tokenflex.hosts.placeholders import IGNORE
+from tokenflex.model import FlexModel
+from tokenflex.training.fingerprint import fingerprint
+from tokenflex.training.levels import at_level, level_feedback
+from tokenflex.training.store import FeedbackStore, PartWriter, Scored, begin
+
+WINDOW = 16
+"""Batches' worth of samples that are sorted by length before they are cut into batches."""
+PROBES = 8
+"""Samples that the size of router inputs is measured on."""
+PART_BYTES = 1 << 30
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def score(
+    flex: FlexModel,
+    dataset: Any,
+    collator: Any,
+    folder: str | os.PathLike[str],
+    *,
+    batch_size: int = 8,
+    part_size: int = 512,
+    router_inputs: str | None = None,
+    vocabulary_chunk: int | None = None,
+    precision: str = "no",
+    workers: int = 0,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> FeedbackStore:
+    """Score every sample that isn't scored yet, and give the whole store.
+
+    Args:
+        dataset: samples by place, as `ChatDataset` gives them.
+        collator: makes batches of them, padded on the right, with labels, as `FlexCollator` does.
+        folder: of the store; made, or gone on with.
+        batch_size: samples per process and batch.
+        part_size: samples per file.
+        router_inputs: keep what a router sees too, as ``float32``, ``bfloat16``, ``float16`` or, with ``auto``, as
+            the host computes it, which loses nothing.
+        vocabulary_chunk: compute the normaliser over so many words of the vocabulary at a time.
+        precision: of autocast, ``no``, ``bf16`` or ``fp16``: that of the training run the feedback is for.
+        workers: processes that read and prepare samples.
+        say: is told what a user wants to know before it starts.
+
+    Raises:
+        ConfigError: the folder holds feedback of something else, a setting isn't known, or the disk is too small.
+    """
+    _check(router_inputs, precision, batch_size, part_size)
+    state, device = PartialState(), flex.device
+    flex.eval()
+    kept = None if router_inputs is None else DTYPES.get(router_inputs, flex.host.dtype)
+    if state.is_main_process:
+        begin(folder, _manifest(flex, dataset, collator, precision, kept), flex.compressor.scaler.state_dict())
+    state.wait_for_everyone()
+    mine = range(state.process_index, len(dataset), state.num_processes)
+    done = set(FeedbackStore(Path(folder)).ids.tolist())
+    todo = [place for place in mine if place not in done]
+    run = _Pass(flex, device, kept, vocabulary_chunk, AUTOCAST[precision])
+    if kept is not None and todo:
+        _require_space(folder, run, dataset, collator, todo, state.num_processes, say)
+    state.wait_for_everyone()
+    bar = tqdm(
+        total=len(mine),
+        initial=len(mine) - len(todo),
+        unit="sample",
+        desc="feedback" if state.num_processes == 1 else f"feedback, 1 of {state.num_processes} processes",
+        disable=not (progress and state.is_main_process),
+    )
+    writer, buffer = PartWriter(folder, state.process_index), list[Scored]()
+    with bar:
+        for places, batch in _batches(todo, dataset, collator, batch_size, workers):
+            buffer += run(places, batch)
+            bar.update(len(places))
+            if len(buffer) >= part_size or sum(sample.bytes for sample in buffer) >= PART_BYTES:
+                writer.write(buffer)
+                buffer = []
+        if buffer:
+            writer.write(buffer)
+    state.wait_for_everyone()
+    return FeedbackStore(Path(folder))
+
+
+class _Pass:
+    """Scores batches.
+
+    Args:
+        kept: type in which what a router sees is kept; None: it isn't.
+        chunk: words of the vocabulary at a time.
+        precision: of autocast; None for none.
+    """
+
+    def __init__(
+        self,
+        flex: FlexModel,
+        device: torch.device,
+        kept: torch.dtype | None,
+        chunk: int | None,
+        precision: torch.dtype | None,
+    ) -> None:
+        self.flex, self.device, self.kept, self.chunk, self.precision = flex, device, kept, chunk, precision
+        self._agrees = chunk is None
+
+    @torch.no_grad()
+    def __call__(self, places: Sequence[int], batch: dict[str, Tensor]) -> list[Scored]:
+        """One entry per sample."""
+        inputs = {key: value.to(self.device) for key, value in batch.items()}
+        with self._autocast():
+            encoded = self.flex.encode(inputs)
+            self._check_chunks(inputs, encoded)
+            losses = level_feedback(self.flex, inputs, encoded, self.chunk).float().cpu()
+        answers = (shifted(batch["labels"]) != IGNORE).sum(-1).tolist()
+        tokens = torch.zeros(len(places), losses.shape[1], dtype=torch.long)
+        if encoded.images:
+            tokens.index_add_(0, torch.tensor([image.row for image in encoded.images]), encoded.counts.cpu())
+        seen = self.seen(inputs, encoded.images) if self.kept is not None else [((), None)] * len(places)
+        rows = zip(places, losses.tolist(), answers, tokens.tolist(), seen, strict=True)
+        return [Scored(place, nll, count, cost, *views) for place, nll, count, cost, views in rows]
+
+    @torch.no_grad()
+    def seen(
+        self, inputs: dict[str, Tensor], images: Sequence[VisualTokens]
+    ) -> list[tuple[tuple[VisualTokens, ...], Instruction]]:
+        """What a router sees, row by row, in the type it is kept in, on the CPU."""
+        assert self.kept is not None
+        found: list[tuple[tuple[VisualTokens, ...], Instruction]] = []
+        for row, words in enumerate(self.flex.adapter.instructions(inputs)):
+            mine = [image for image in images if image.row == row]
+            views = tuple(
+                replace(image, features=image.features.to("cpu", self.kept), row=0, planes=(), marks=None)
+                for image in mine
+            )
+            embeddings = words.embeddings.to("cpu", self.kept) if mine else words.embeddings[:0].to("cpu", self.kept)
+            found.append((views, Instruction(embeddings, words.mask[: len(embeddings)].cpu())))
+        return found
+
+    def size(self, batch: dict[str, Tensor]) -> int:
+        """Bytes of what a router sees of a batch."""
+        inputs = {key: value.to(self.device) for key, value in batch.items()}
+        with torch.no_grad(), self._autocast():
+            seen = self.seen(inputs, self.flex.encode(inputs).images)
+        return sum(Scored(0, (), 0, (), *views).bytes for views in seen)
+
+    def _autocast(self) -> Any:
+        return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
+
+    def _check_chunks(self, inputs: dict[str, Tensor], encoded: Any) -> None:
+        if self._agrees or self.chunk is None or not bool((inputs["labels"][:, 1:] != IGNORE).any()):
+            return
+        shortest = at_level(self.flex, inputs, encoded, 0)
+        targets = shifted(shortest.pop("labels"))
+        if not agrees_in_chunks(self.flex.host, shortest, targets, self.chunk, self.flex.adapter.vocabulary):
+            raise ConfigError(
+                f"vocabulary_chunk={self.chunk}: {type(self.flex.host).__name__} does more with its logits than its "
+                "output embeddings, so they can't be computed in chunks. Leave vocabulary_chunk out."
+            )
+        self._agrees = True
+
+
+class _Windows(Dataset[list[tuple[list[int], dict[str, Tensor]]]]):
+    """Windows of samples, each sorted by length and cut into batches."""
+
+    def __init__(self, places: Sequence[int], dataset: Any, collator: Any, batch_size: int) -> None:
+        self.places, self.dataset, self.collator, self.batch_size = places, dataset, collator, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.places) // (self.batch_size * WINDOW))
+
+    def __getitem__(self, index: int) -> list[tuple[list[int], dict[str, Tensor]]]:
+        size = self.batch_size * WINDOW
+        window = self.places[index * size : (index + 1) * size]
+        samples = {place: self.dataset[place] for place in window}
+        order = sorted(window, key=lambda place: _extent(samples[place]), reverse=True)
+        cut = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        return [(places, self.collator([samples[place] for place in places])) for places in cut]
+
+
+def _batches(
+    places: Sequence[int], dataset: Any, collator: Any, batch_size: int, workers: int
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    windows = _Windows(places, dataset, collator, batch_size)
+    for window in DataLoader(windows, batch_size=None, num_workers=workers):
+        yield from window
+
+
+def _extent(sample: Any) -> tuple[int, int]:
+    """Grows with the sample's length in tokens: pixels of its pictures, then characters of its text."""
+    pixels = sum(image.width * image.height for image in getattr(sample, "images", ()))
+    texts = (part.get("text", "") for message in getattr(sample, "messages", ()) for part in message["content"])
+    return pixels, sum(map(len, texts))
+
+
+def _require_space(
+    folder: str | os.PathLike[str],
+    run: _Pass,
+    dataset: Any,
+    collator: Any,
+    todo: Sequence[int],
+    processes: int,
+    say: Callable[[str], None],
+) -> None:
+    """Measure the size of router inputs on a few samples, say it, and refuse a disk that is too small.
+
+    Raises:
+        ConfigError: what is to be written doesn't fit.
+    """
+    probes = todo[:: max(1, len(todo) // PROBES)][:PROBES]
+    each = sum(run.size(collator([dataset[place]])) for place in probes) / len(probes)
+    needed, free = each * len(todo) * processes, shutil.disk_usage(folder).free
+    text = f"{needed / 2**30:.2f} GiB for {len(todo) * processes} samples ({each / 2**20:.2f} MiB each)"
+    say(f"router inputs: about {text}; {free / 2**30:.1f} GiB are free")
+    if needed > free:
+        raise ConfigError(
+            f"router inputs need about {text}, and {folder} has {free / 2**30:.2f} GiB left. Free some, choose another "
+            "disk, or leave levels_cache out: feedback alone takes a few bytes per sample."
+        )
+
+
+def _manifest(flex: FlexModel, dataset: Any, collator: Any, precision: str, kept: torch.dtype | None) -> dict[str, Any]:
+    return {
+        "fingerprint": fingerprint(flex, dataset, collator, precision),
+        "levels": flex.compressor.num_levels,
+        "router_inputs": None if kept is None else str(kept).removeprefix("torch."),
+    }
+
+
+def _check(router_inputs: str | None, precision: str, batch_size: int, part_size: int) -> None:
+    if router_inputs not in (None, "auto", *DTYPES):
+        raise ConfigError(f"router_inputs={router_inputs!r}; use auto, {', '.join(DTYPES)}, or leave it out.")
+    if precision not in AUTOCAST:
+        raise ConfigError(f"precision={precision!r}; use {', '.join(AUTOCAST)}.")
+    for name, value in (("batch_size", batch_size), ("part_size", part_size)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} must be 1 or more.")

@@ -1,0 +1,267 @@
+"""Feedback as data: how likely the frozen LMM finds each answer at each level, scored once, kept in a folder.
+
+``manifest.json``       what was scored with what (see `tokenflex.training.fingerprint`)
+``part-*.parquet``      one row per sample: ``id`` (its place in the data set), ``nll`` per level (mean over the
+                        answer's tokens, in nats; NaN without an answer), ``answer_tokens``, ``visual_tokens`` per level
+``part-*.safetensors``  what a router sees of the same samples, where that was asked for: the visual tokens before
+                        scaling, from which all levels follow, and the embeddings of the instruction's words
+``scaler.safetensors``  the scaler's weights, if it has any
+
+A part appears as a whole or not at all, its Parquet file last; so a pass that was killed loses what it hadn't written
+and nothing else.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tokenflex.contracts import Grid, Instruction, VisualTokens
+from tokenflex.errors import ConfigError, DataError
+from tokenflex.training.fingerprint import Fingerprint, differences
+
+FORMAT = 1
+MANIFEST, SCALER = "manifest.json", "scaler.safetensors"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One sample's feedback.
+
+    Attributes:
+        id: its place in the data set.
+        nll: per level, mean negative log-likelihood of the answer's tokens, in nats.
+        answer_tokens: how many tokens that is a mean of.
+        visual_tokens: per level, what its pictures cost, separators included.
+        images, instruction: what a router sees; empty where that isn't kept.
+    """
+
+    id: int
+    nll: Sequence[float]
+    answer_tokens: int
+    visual_tokens: Sequence[int]
+    images: tuple[VisualTokens, ...] = ()
+    instruction: Instruction | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of what a router sees."""
+        words = () if self.instruction is None else (self.instruction.embeddings, self.instruction.mask)
+        return sum(t.nbytes for t in (*(image.features for image in self.images), *words))
+
+
+def begin(folder: str | os.PathLike[str], manifest: Mapping[str, Any], scaler: Mapping[str, Tensor]) -> None:
+    """Start a store, or make sure that the one in ``folder`` can be gone on with.
+
+    Raises:
+        ConfigError: it was scored with something else; the message says what differs.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    if (target / MANIFEST).exists():
+        _same(target, _manifest(target), manifest)
+        return
+    if scaler:
+        save_file({k: v.detach().cpu().contiguous() for k, v in scaler.items()}, target / f"{SCALER}.tmp")
+        os.replace(target / f"{SCALER}.tmp", target / SCALER)
+    scratch = target / f"{MANIFEST}.tmp"
+    scratch.write_text(json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n", encoding="utf-8")
+    os.replace(scratch, target / MANIFEST)
+
+
+class PartWriter:
+    """Adds parts to a store; one writer per process.
+
+    Args:
+        rank: of the process; part of its files' names, so that processes never meet.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], rank: int) -> None:
+        self.folder, self.rank = Path(folder), rank
+        for left in self.folder.glob(f"part-{rank:05d}-*.tmp"):
+            left.unlink()
+        done = [int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(f"part-{rank:05d}-*.parquet")]
+        self._next = max(done, default=-1) + 1
+
+    def write(self, samples: Sequence[Scored]) -> None:
+        """One part, as a whole or not at all."""
+        stem = self.folder / f"part-{self.rank:05d}-{self._next:05d}"
+        if any(sample.instruction is not None for sample in samples):
+            tensors, layout = _tensors(samples)
+            save_file(tensors, f"{stem}.safetensors.tmp", metadata={"layout": json.dumps(layout)})
+            os.replace(f"{stem}.safetensors.tmp", f"{stem}.safetensors")
+        levels = len(samples[0].nll)
+        table = pa.table(
+            {
+                "id": pa.array([sample.id for sample in samples], pa.int64()),
+                "nll": pa.array([list(sample.nll) for sample in samples], pa.list_(pa.float32(), levels)),
+                "answer_tokens": pa.array([sample.answer_tokens for sample in samples], pa.int32()),
+                "visual_tokens": pa.array(
+                    [list(sample.visual_tokens) for sample in samples], pa.list_(pa.int32(), levels)
+                ),
+            }
+        )
+        pq.write_table(table, f"{stem}.parquet.tmp")
+        os.replace(f"{stem}.parquet.tmp", f"{stem}.parquet")
+        self._next += 1
+
+
+@dataclass
+class FeedbackStore:
+    """A folder of feedback, read.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it was made with.
+        ids: places in the data set of the samples that were scored, ascending.
+        nll: ``(samples, levels)``, in nats per answer token, in the order of ``ids``.
+        answer_tokens: ``(samples,)``.
+        visual_tokens: ``(samples, levels)``.
+    """
+
+    folder: Path
+    manifest: dict[str, Any] = field(init=False)
+    ids: Int[Tensor, " samples"] = field(init=False)
+    nll: Float[Tensor, "samples levels"] = field(init=False)
+    answer_tokens: Int[Tensor, " samples"] = field(init=False)
+    visual_tokens: Int[Tensor, "samples levels"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.folder)
+        self.manifest = _manifest(self.folder)
+        levels, columns = self.manifest["levels"], ("id", "nll", "answer_tokens", "visual_tokens")
+        self._parts = sorted(self.folder.glob("part-*.parquet"))
+        tables = [pq.read_table(path, columns=list(columns)) for path in self._parts]
+        ids = torch.tensor([i for table in tables for i in table["id"].to_pylist()], dtype=torch.long)
+        owner = torch.tensor([n for n, table in enumerate(tables) for _ in range(len(table))], dtype=torch.long)
+        order = ids.argsort(stable=True)
+        first = torch.ones(len(ids), dtype=torch.bool)
+        first[1:] = ids[order].diff() > 0
+        order = order[first]
+
+        def column(name: str, dtype: torch.dtype, width: tuple[int, ...]) -> Tensor:
+            rows = [row for table in tables for row in table[name].to_pylist()]
+            return torch.tensor(rows, dtype=dtype).view(-1, *width)[order]
+
+        self.ids, self._owner = ids[order], owner[order]
+        self.nll = column("nll", torch.float32, (levels,))
+        self.answer_tokens = column("answer_tokens", torch.long, ())
+        self.visual_tokens = column("visual_tokens", torch.long, (levels,))
+        self._place = {int(i): n for n, i in enumerate(self.ids)}
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether it holds what a router sees, so that routers can be trained without the host."""
+        return self.manifest["router_inputs"] is not None
+
+    def require_complete(self) -> None:
+        """Refuse a pass that isn't finished.
+
+        Raises:
+            DataError: samples are missing.
+        """
+        rows = self.manifest["fingerprint"]["data"]["rows"]
+        if len(self) != rows:
+            raise DataError(
+                f"{self.folder} holds feedback for {len(self)} of {rows} samples. Finish it with 'tokenflex feedback'; "
+                "it goes on where it stopped."
+            )
+
+    def require(self, now: Fingerprint) -> None:
+        """Refuse feedback that was scored with something else.
+
+        Raises:
+            ConfigError: the message says what differs.
+        """
+        _same(self.folder, self.manifest, {"fingerprint": now})
+
+    def feedback(self, place: int) -> Float[Tensor, " levels"]:
+        """Of the sample at ``place`` in the data set.
+
+        Raises:
+            DataError: it wasn't scored.
+        """
+        if place not in self._place:
+            raise DataError(f"{self.folder} holds no feedback for row {place}. Finish it with 'tokenflex feedback'.")
+        return self.nll[self._place[place]]
+
+    def inputs(self, place: int) -> tuple[tuple[VisualTokens, ...], Instruction]:
+        """What a router sees of the sample at ``place``; rows of the images are 0.
+
+        Raises:
+            ConfigError: the store was made without them.
+        """
+        if not self.has_inputs:
+            raise ConfigError(
+                f"{self.folder} holds no router inputs. Make it with 'tokenflex feedback RECIPE --levels-cache'."
+            )
+        part = int(self._owner[self._place[place]])
+        if part not in self._open:
+            held = safe_open(self._parts[part].with_suffix(".safetensors"), "pt")
+            self._open[part] = (held, json.loads(held.metadata()["layout"]))
+        held, layout = self._open[part]
+        images = tuple(
+            VisualTokens(held.get_tensor(f"{place}/{n}"), Grid(rows, cols), row=0, clip=bool(clip))
+            for n, (rows, cols, clip) in enumerate(layout[str(place)])
+        )
+        return images, Instruction(held.get_tensor(f"{place}/words"), held.get_tensor(f"{place}/mask"))
+
+    def scaler_weights(self) -> dict[str, Tensor]:
+        """Of the scaler that it was scored with."""
+        path = self.folder / SCALER
+        return load_file(path) if path.exists() else {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+
+def _tensors(samples: Sequence[Scored]) -> tuple[dict[str, Tensor], dict[str, list[list[int]]]]:
+    tensors: dict[str, Tensor] = {}
+    layout: dict[str, list[list[int]]] = {}
+    for sample in samples:
+        assert sample.instruction is not None
+        tensors[f"{sample.id}/words"] = sample.instruction.embeddings.contiguous()
+        tensors[f"{sample.id}/mask"] = sample.instruction.mask.contiguous()
+        for n, image in enumerate(sample.images):
+            tensors[f"{sample.id}/{n}"] = image.features.contiguous()
+        layout[str(sample.id)] = [[im.grid.rows, im.grid.cols, int(im.clip)] for im in sample.images]
+    return tensors, layout
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no {MANIFEST}, so no feedback. Make it with 'tokenflex feedback RECIPE'.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} isn't valid JSON: {error}.") from error
+    if found.get("format") != FORMAT:
+        raise ConfigError(f"{path}: format {found.get('format')!r} isn't known; this version reads {FORMAT}.")
+    return found
+
+
+def _same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
+        return {**manifest.get("fingerprint", {}), **{key: manifest.get(key) for key in now if key != "fingerprint"}}
+
+    found = differences(flat(stored), flat(now))
+    if found:
+        raise ConfigError(
+            f"{folder} was scored with something else: {'; '.join(found)}. Go back to that, or score into another "
+            "folder."
+        )
