@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokenflex import catalog, compressor, registry
 from tokenflex.compressor import Compressor
-from tokenflex.contracts import Grid, Component, ComponentConfig, HostAdapter
+from tokenflex.contracts import Component, ComponentConfig, Grid, HostAdapter
 from tokenflex.errors import ConfigError, UnknownComponentError, UnsupportedHostError
 
 FORMAT = 1

@@ -13,7 +13,7 @@ from tests.training.conftest import turns
 from tokenflex.cli.main import main
 from tokenflex.errors import ConfigError
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
-from tokenflex.training import recipe
+from tokenflex.training import recipe, run
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def test_stage_three_saves_a_model_that_a_later_stage_takes_up(written, tmp_path
     assert main(["train", written(stage=3)]) == 0
     assert (tmp_path / "out" / "model.safetensors").exists()
     settings, _ = recipe.read(written(host=str(tmp_path / "out")))
-    flex, _ = recipe.load(settings)
+    flex, _ = run.load(settings)
     assert flex.compressor.num_levels == 5
     assert main(["train", written(host=str(tmp_path / "out"), output_dir=str(tmp_path / "four"))]) == 0
 
@@ -135,3 +135,41 @@ def test_rows_that_cannot_be_used_stop_the_run_with_their_name(written, tmp_path
     rows = [{"messages": turns("w1", "w2")}, *json.loads((tmp_path / "rows.json").read_text())]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     assert main(["train", path, "--on_bad_sample", "skip"]) == 0
+
+
+def test_feedback_is_scored_and_trained_from(written, tmp_path, capsys, monkeypatch):
+    """Score, then train with the host's tower alone, then without the host."""
+    stored = {"feedback": str(tmp_path / "store")}
+    assert main(["feedback", written(**stored)]) == 0
+    assert "2 samples scored at 5 levels, 0 of them without an answer" in capsys.readouterr().out
+    assert main(["train", written(**stored)]) == 0
+    cached = {"feedback": str(tmp_path / "cached")}
+    assert main(["feedback", written(**cached), "--levels-cache"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"router inputs: about 0\.00 GiB for 2 samples \(0\.\d\d MiB each\); [\d.]+ GiB are free", said)
+    monkeypatch.setattr(run, "load", lambda recipe: pytest.fail("the host was loaded"))
+    assert main(["train", written(**cached, output_dir=str(tmp_path / "alone")), "--margin", "0.5", "--seed", "3"]) == 0
+    assert sorted(p.name for p in (tmp_path / "alone").glob("tokenflex.*")) == ["tokenflex.json", "tokenflex.safetensors"]
+    assert main(["train", written(**cached, parts=str(tmp_path / "alone"), output_dir=str(tmp_path / "on"))]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "entries", "message"),
+    [
+        ("feedback", {}, "names no folder for the feedback. Add e.g. 'feedback: runs/feedback'"),
+        ("train", {"feedback": "gone"}, "gone has no manifest.json, so no feedback"),
+        ("train", {"feedback": "gone", "stage": 3}, "feedback='gone' is for stage 4, and this is stage 3"),
+        ("train", {"memory": "tiny"}, "argument --memory: invalid choice: 'tiny'"),
+        ("train", {"levels": "two"}, "argument --levels: invalid choice: 'two'"),
+        ("feedback", {"part_size": 0, "feedback": "new"}, "part_size=0 must be 1 or more"),
+    ],
+)
+def test_mistakes_about_feedback(written, capsys, command, entries, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, written(**entries)]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_feedback_help(capsys):
+    assert main(["feedback", "--help"]) == 0
+    assert "--levels-cache" in capsys.readouterr().out

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 import tokenflex
-from tokenflex.cli import convert, hosts, quickstart, train
+from tokenflex.cli import convert, feedback, hosts, quickstart, train
 from tokenflex.errors import TokenFlexError
 
-COMMANDS = (quickstart, train, convert, hosts)
+COMMANDS = (quickstart, feedback, train, convert, hosts)
 
 
 def build() -> argparse.ArgumentParser:

@@ -20,13 +20,13 @@ def register(commands: Any) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train, or list every key of a recipe."""
-    from tokenflex.training import recipe
+    from tokenflex.training import recipe, run
 
     if options.wants_help or options.recipe is None:
         print("usage: tokenflex train RECIPE.yaml [--KEY VALUE ...]\n\nKeys of the recipe, and options:\n")
         recipe.parser().print_help()
         return 0 if options.wants_help else 2
     settings, arguments = recipe.read(options.recipe, overrides)
-    recipe.run(settings, arguments)
+    run.train(settings, arguments)
     print(f"Saved to {arguments.output_dir}")
     return 0

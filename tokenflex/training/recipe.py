@@ -1,4 +1,4 @@
-"""A training run as a YAML file: any stage, any host, checked key by key."""
+"""A training run as a YAML file: any stage, any host, checked key by key (see `tokenflex.training.run`)."""
 
 import argparse
 import dataclasses
@@ -9,17 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import torch
 import yaml
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, set_seed
+from transformers import HfArgumentParser
 
 from tokenflex.errors import ConfigError
-from tokenflex.model import FlexModel, load_parts, wrap
-from tokenflex.training.collate import FlexCollator
-from tokenflex.training.data import ChatDataset, read_rows
-from tokenflex.training.objectives import RGLFObjective
+from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
 from tokenflex.training.stages import STAGES, Stage
-from tokenflex.training.trainer import FlexTrainer, FlexTrainingArguments, default_objective
+from tokenflex.training.trainer import (
+    FlexTrainingArguments,
+    default_objective,
+)
 
 
 @dataclass
@@ -66,6 +65,41 @@ class Recipe:
     router_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of router and voter; default: the stage's."}
     )
+    memory: str = field(
+        default="auto",
+        metadata={
+            "help": "Stage 3: how the levels share memory, with the same gradients.",
+            "choices": ["auto", "joint", "low", "packed"],
+        },
+    )
+    levels: str = field(
+        default="all",
+        metadata={
+            "help": "Stage 3: levels of each step: all, or finest, coarsest and a random one.",
+            "choices": ["all", "sandwich"],
+        },
+    )
+    feedback: str | None = field(
+        default=None,
+        metadata={
+            "help": "Stage 4: folder of stored feedback; 'tokenflex feedback' writes it, 'tokenflex train' reads it."
+        },
+    )
+    levels_cache: bool = field(
+        default=False,
+        metadata={"help": "Store what a router sees with the feedback, so that routers are trained without the host."},
+    )
+    levels_cache_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Type of what is stored for routers; auto: as the host computes it.",
+            "choices": ["auto", "float32", "bfloat16", "float16"],
+        },
+    )
+    part_size: int = field(default=512, metadata={"help": "Samples per file of stored feedback."})
+    vocabulary_chunk: int | None = field(
+        default=None, metadata={"help": "Score so many words of the vocabulary at a time, to save memory."}
+    )
     margin: float = field(default=1.0, metadata={"help": "Stage 4: scale of the ranking margins, per nat."})
     rank_weight: float = field(default=1.0, metadata={"help": "Stage 4: weight of the ranking loss."})
     ce_weight: float = field(default=0.1, metadata={"help": "Stage 4: weight of the cross-entropy loss."})
@@ -79,6 +113,14 @@ class Recipe:
             "false as published."
         },
     )
+
+    def objective(self, stage: Stage) -> Any:
+        """What a stage minimises, with this recipe's settings."""
+        if stage.loss == "rglf":
+            return RGLFObjective(self.margin, self.rank_weight, self.ce_weight, self.tolerance, self.guard)
+        if stage.loss == "multi-granularity":
+            return MultiGranularityObjective(self.memory, self.levels)
+        return default_objective(stage)
 
     def preset(self) -> Stage:
         """The stage with this recipe's rates."""
@@ -115,7 +157,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, FlexT
         raise ConfigError(f"recipe {str(path)!r} isn't valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {str(path)!r} holds a {type(data).__name__}; expected 'key: value' lines.")
-    given = [item.split("=", 1)[0].removeprefix("--") for item in overrides if item.startswith("--")]
+    given = [item.split("=", 1)[0][2:].replace("-", "_") for item in overrides if item.startswith("--")]
     _check_names([*map(str, data), *given], str(path))
     words = [word for key, value in data.items() for word in _words(str(key), value)]
     missing = [f.name for f in dataclasses.fields(Recipe) if _required(f) and f.name not in [*data, *given]]
@@ -123,61 +165,6 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, FlexT
         raise ConfigError(f"recipe {str(path)!r} lacks {', '.join(missing)}. Add e.g. '{missing[0]}: ...'.")
     recipe, arguments = parser().parse_args_into_dataclasses(args=[*words, *overrides])
     return recipe, arguments
-
-
-def run(recipe: Recipe, arguments: FlexTrainingArguments) -> FlexTrainer:
-    """Load everything, train, and save the result to ``output_dir``."""
-    set_seed(arguments.seed)
-    flex, processor = load(recipe)
-    stage = recipe.preset()
-    objective = default_objective(stage)
-    if stage.loss == "rglf":
-        objective = RGLFObjective(recipe.margin, recipe.rank_weight, recipe.ce_weight, recipe.tolerance, recipe.guard)
-    trainer = FlexTrainer(
-        flex,
-        arguments,
-        stage=stage,
-        objective=objective,
-        train_dataset=ChatDataset(read_rows(recipe.data), recipe.image_folder, recipe.on_bad_sample),
-        data_collator=FlexCollator(processor, recipe.max_length),
-    )
-    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        processor.save_pretrained(arguments.output_dir)
-        flex.save_parts(arguments.output_dir)
-    return trainer
-
-
-def load(recipe: Recipe) -> tuple[FlexModel, Any]:
-    """The model and its processor.
-
-    Raises:
-        ConfigError: the host can't be loaded, or the parts don't fit it.
-    """
-    dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    try:
-        host = AutoModelForImageTextToText.from_pretrained(recipe.host, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(recipe.host)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"host {recipe.host!r} can't be loaded: {error} Give a folder or hub id with a model and its processor."
-        ) from error
-    if isinstance(host, FlexModel):
-        if recipe.parts is None:
-            return host, processor
-        host = host.host
-    if recipe.parts is not None:
-        return load_parts(recipe.parts, host=host), processor
-    return wrap(host, **{kind: _part(recipe, kind) for kind in ("scaler", "router", "voter")}), processor
-
-
-def _part(recipe: Recipe, kind: str) -> Any:
-    from tokenflex.checkpoint import KINDS
-
-    name, settings = getattr(recipe, kind), getattr(recipe, f"{kind}_config")
-    settings = json.loads(settings) if isinstance(settings, str) else settings or {}
-    return KINDS[kind].get(name).Config.from_dict(settings)
 
 
 def _required(one: "dataclasses.Field[Any]") -> bool:

@@ -201,6 +201,7 @@ class RGLFTrainer(FlexTrainer):
             `FlexModel` its vision tower still runs, and the store must be of this host and ``train_dataset``; with a
             `RouterModel` the store is the data set.
         margin, rank_weight, ce_weight, tolerance, guard: see `RGLFObjective`.
+        objective: in place of these settings.
 
     Raises:
         ConfigError: the store was scored with something else; the message says what.
@@ -219,9 +220,10 @@ class RGLFTrainer(FlexTrainer):
         ce_weight: float = 0.1,
         tolerance: float = 0.0,
         guard: bool = True,
+        objective: Any = None,
         **others: Any,
     ) -> None:
-        objective = RGLFObjective(margin, rank_weight, ce_weight, tolerance, guard)
+        objective = objective or RGLFObjective(margin, rank_weight, ce_weight, tolerance, guard)
         if isinstance(model, RouterModel):
             if feedback is None or others.get("train_dataset") is not None:
                 raise ConfigError("a RouterModel learns from a store alone; pass feedback=, and no train_dataset.")
