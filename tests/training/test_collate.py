@@ -1,11 +1,12 @@
 """Labels stand on answers, and nowhere else."""
 
 import pytest
+import torch
 
 from tests.training.conftest import ROWS, turns
 from tokenflex.errors import DataError
 from tokenflex.testing.tiny_hosts import tiny_llava_next_processor
-from tokenflex.training import ChatDataset, FlexCollator
+from tokenflex.training import ChatDataset, FlexCollator, MultiGranularityObjective, RGLFObjective
 
 MARKED = (
     "{% for m in messages %}{{ m.role }} : {% if m.role == 'assistant' %}{% generation %}"
@@ -76,3 +77,22 @@ def test_processors_without_a_template_are_refused():
     processor.chat_template = None
     with pytest.raises(DataError, match="has no chat template"):
         FlexCollator(processor)
+
+
+def test_a_blank_picture_for_batches_without_any(processor, fresh):
+    """Where parameters are sharded all processes must run the vision tower; the loss stays the same."""
+    collator = FlexCollator(processor, always_picture=True)
+    dataset = ChatDataset(ROWS)
+    text = collator([dataset[2]])
+    assert len(text["input_ids"]) == 2
+    assert len(text["pixel_values"]) == 1
+    assert bool((text["labels"][1] == -100).all())
+    assert len(collator([dataset[0], dataset[2]])["input_ids"]) == 2
+    flex = fresh()
+    plain = flex(**FlexCollator(processor)([dataset[2]]), objective=MultiGranularityObjective("joint"))
+    blank = flex(**text, objective=MultiGranularityObjective("joint"))
+    assert blank.levels == (0, 1, 2, 3, 4)
+    torch.testing.assert_close(blank.loss, plain.loss)
+    blank.loss.backward()
+    assert all(p.grad is not None for p in flex.host.model.multi_modal_projector.parameters())
+    assert bool(flex(**text, objective=RGLFObjective()).loss.isfinite())

@@ -149,7 +149,10 @@ def test_feedback_is_scored_and_trained_from(written, tmp_path, capsys, monkeypa
     assert re.search(r"router inputs: about 0\.00 GiB for 2 samples \(0\.\d\d MiB each\); [\d.]+ GiB are free", said)
     monkeypatch.setattr(run, "load", lambda recipe: pytest.fail("the host was loaded"))
     assert main(["train", written(**cached, output_dir=str(tmp_path / "alone")), "--margin", "0.5", "--seed", "3"]) == 0
-    assert sorted(p.name for p in (tmp_path / "alone").glob("tokenflex.*")) == ["tokenflex.json", "tokenflex.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "alone").glob("tokenflex.*")) == [
+        "tokenflex.json",
+        "tokenflex.safetensors",
+    ]
     assert main(["train", written(**cached, parts=str(tmp_path / "alone"), output_dir=str(tmp_path / "on"))]) == 0
 
 

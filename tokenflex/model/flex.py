@@ -83,6 +83,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         self.accepts_loss_kwargs = _accepts_loss_kwargs(self.host)
         self.generation_config = getattr(self.host, "generation_config", self.generation_config)
         self.post_init()
+        self._no_split_modules = _units(self)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Host and parts initialise themselves when they are built."""
@@ -266,6 +267,17 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         """
         spec = checkpoint.describe(self.compressor, self.adapter)
         checkpoint.save(folder, spec, self.compressor.state_dict())
+
+
+def _units(flex: FlexModel) -> set[str]:
+    """Classes of modules that stay whole when parameters are sharded or placed: the host's, router and voter.
+
+    Only those that are there; router and voter apart, because their type needn't be the host's.
+    """
+    present = {type(module).__name__ for module in flex.host.modules()}
+    named = set(getattr(flex.host, "_no_split_modules", None) or ()) & present
+    parts = (flex.compressor.router, flex.compressor.voter)
+    return named | {type(part).__name__ for part in parts if any(True for _ in part.parameters())}
 
 
 def _accepts_loss_kwargs(host: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from PIL import Image
 from torch import Tensor
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -13,6 +14,7 @@ from tokenflex.errors import DataError
 from tokenflex.training.data import Sample
 
 IGNORE = -100
+BLANK = Sample("blank row", (Image.new("RGB", (32, 32)),), ({"role": "user", "content": [{"type": "image"}]},))
 
 
 class FlexCollator:
@@ -24,15 +26,18 @@ class FlexCollator:
     Args:
         processor: the host's processor, with a chat template.
         max_length: longest row in tokens, placeholders included; text beyond it is cut off, placeholders never.
+        always_picture: give batches without pictures one more row, a blank picture without an answer. Where parameters
+            are sharded all processes must run the same modules, or they wait for each other for ever. The row counts as
+            a sample without answers.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None) -> None:
+    def __init__(self, processor: Any, max_length: int | None = None, always_picture: bool = False) -> None:
         if getattr(processor, "chat_template", None) is None:
             raise DataError(
                 f"{type(processor).__name__} has no chat template, so conversations can't be written down; "
                 "set processor.chat_template."
             )
-        self.processor, self.max_length = processor, max_length
+        self.processor, self.max_length, self.always_picture = processor, max_length, always_picture
         self.image_token_id: int = processor.image_token_id
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -41,6 +46,8 @@ class FlexCollator:
         Raises:
             DataError: names the row whose text can't be labelled or whose picture doesn't fit ``max_length``.
         """
+        if self.always_picture and not any(sample.images for sample in samples):
+            samples = [*samples, BLANK]
         texts, spans = zip(*(self._conversation(sample) for sample in samples), strict=True)
         images = [image for sample in samples for image in sample.images]
         batch = self.processor(

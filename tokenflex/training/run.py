@@ -1,6 +1,7 @@
 """Does what a recipe says: train a stage, or score its data."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def train(recipe: Recipe, arguments: FlexTrainingArguments) -> FlexTrainer:
     if store is not None and store.has_inputs:
         return _train_alone(recipe, arguments, stage, store)
     flex, processor = load(recipe)
-    dataset, collator = _data(recipe, processor)
+    dataset, collator = _data(recipe, processor, always_picture=_sharded(arguments))
     given: dict[str, Any] = {"stage": stage, "train_dataset": dataset, "data_collator": collator}
     if store is not None:
         trainer = RGLFTrainer(flex, arguments, feedback=store, objective=recipe.objective(stage), **given)
@@ -100,9 +101,15 @@ def _train_alone(recipe: Recipe, arguments: FlexTrainingArguments, stage: Stage,
     return trainer
 
 
-def _data(recipe: Recipe, processor: Any) -> tuple[ChatDataset, FlexCollator]:
+def _sharded(arguments: FlexTrainingArguments) -> bool:
+    """Whether FSDP or DeepSpeed will hold the parameters, by the recipe or by ``accelerate launch``."""
+    launched = any(os.environ.get(f"ACCELERATE_USE_{engine}") == "true" for engine in ("FSDP", "DEEPSPEED"))
+    return launched or bool(arguments.fsdp) or arguments.deepspeed is not None
+
+
+def _data(recipe: Recipe, processor: Any, always_picture: bool = False) -> tuple[ChatDataset, FlexCollator]:
     dataset = ChatDataset(read_rows(recipe.data), recipe.image_folder, recipe.on_bad_sample)
-    return dataset, FlexCollator(processor, recipe.max_length)
+    return dataset, FlexCollator(processor, recipe.max_length, always_picture)
 
 
 def load(recipe: Recipe) -> tuple[FlexModel, Any]:
