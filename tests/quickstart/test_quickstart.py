@@ -38,12 +38,13 @@ def composed(tmp_path_factory):
     plan = Plan()
     phases = tuple(replace(phase, rows=2, steps=2) for phase in plan.phases)
     small = replace(plan, stock=20, questions=30, pretrain_steps=2, phases=phases)
-    return run(folder, seed=1, device="cpu", host="composed", plan=small), folder
+    return run(folder, seed=1, device="cpu", host="composed", levels="sandwich", plan=small), folder
 
 
 def test_a_composed_host_goes_through_the_same_recipe(composed):
     report, folder = composed
     assert report["host"] == "composed"
+    assert report["levels_per_step"] == "sandwich"
     assert [level["tokens_mean"] for level in report["levels"]] == [2, 4, 8, 16, 32]
     assert {"levels", "router", "random_router", "oracle", "seconds"} <= set(report)
     assert "the cells of the picture" in (folder / "report.html").read_text()
@@ -55,6 +56,8 @@ def test_a_composed_host_goes_through_the_same_recipe(composed):
 def test_unknown_hosts_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="host 'llama' isn't known; use llava-next or composed"):
         run(tmp_path, host="llama")
+    with pytest.raises(ConfigError, match="levels='some'; use one of all, sandwich"):
+        run(tmp_path, levels="some")
 
 
 def test_pictures_repeat_with_their_seed():

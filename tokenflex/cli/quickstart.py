@@ -29,6 +29,12 @@ def register(commands: Any) -> None:
         default="llava-next",
         help="llava-next, or composed: a timm encoder and a Llama put together (needs the extra 'custom')",
     )
+    parser.add_argument(
+        "--levels",
+        choices=("all", "sandwich"),
+        default="all",
+        help="levels per step of stage 3: all, or finest, coarsest and a random one between (default: all)",
+    )
     parser.set_defaults(run=run, takes_overrides=False)
 
 
@@ -36,5 +42,5 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run everything and print the table."""
     from tokenflex.quickstart.run import run as quickstart
 
-    quickstart(options.out, seed=options.seed, device=options.device, host=options.host)
+    quickstart(options.out, seed=options.seed, device=options.device, host=options.host, levels=options.levels)
     return 0

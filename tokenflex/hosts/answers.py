@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import stock
 from tokenflex.hosts.placeholders import IGNORE
+from tokenflex.hosts.varlen import told_ends
 
 BY_MASK = hasattr(transformers.modeling_utils, "slice_logits_to_keep")
 """Whether this transformers lets rows keep logits at different positions."""
@@ -33,12 +34,14 @@ def answer_logits(
         inputs: keyword arguments for the host, without labels.
         predicts: True at the positions whose logits are wanted.
     """
-    if not keeps_logits(type(stock.base_of(host))):
-        return host(**{**inputs, "use_cache": False}).logits[predicts]
-    if BY_MASK:
-        return host(**{**inputs, "use_cache": False}, logits_to_keep=predicts).logits
-    columns = predicts.any(0).nonzero()[:, 0]
-    return host(**{**inputs, "use_cache": False}, logits_to_keep=columns).logits[predicts[:, columns]]
+    given = {**inputs, "use_cache": False}
+    with told_ends("cu_seq_lens_q" in inputs):
+        if not keeps_logits(type(stock.base_of(host))):
+            return host(**given).logits[predicts]
+        if BY_MASK:
+            return host(**given, logits_to_keep=predicts).logits
+        columns = predicts.any(0).nonzero()[:, 0]
+        return host(**given, logits_to_keep=columns).logits[predicts[:, columns]]
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from tokenflex.quickstart.pictures import Row, exam, pictures, practice, row
 from tokenflex.quickstart.pretrain import pretrain
 from tokenflex.registry import routers
 from tokenflex.training import STAGES, ChatDataset, FlexCollator, FlexTrainer, FlexTrainingArguments, Stage
-from tokenflex.training.objectives import RGLFObjective
+from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,13 @@ class Plan:
 
 
 def run(
-    out: str | Path, *, seed: int = 0, device: str = "auto", host: str = "llava-next", plan: Plan | None = None
+    out: str | Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    host: str = "llava-next",
+    levels: str = "all",
+    plan: Plan | None = None,
 ) -> dict[str, Any]:
     """Do everything; returns what ``report.json`` holds.
 
@@ -74,11 +80,13 @@ def run(
         seed: of data, weights and training.
         device: ``auto``, ``cpu`` or ``cuda``.
         host: ``llava-next``, or ``composed`` for a timm encoder and a language model put together.
+        levels: of each step of stage 3; see `MultiGranularityObjective`.
 
     Raises:
         ConfigError: the device isn't there, the host isn't known, or its library isn't installed.
     """
     plan, console = plan or Plan(), Console()
+    MultiGranularityObjective(levels=levels)  # refuses what it doesn't know
     where = _device(device)
     check(host)
     folder = Path(out)
@@ -97,12 +105,13 @@ def run(
         for phase in plan.phases:
             number, summary = phase.stage.number, phase.stage.summary
             with progress.phase(f"stage {number}: {summary}", phase.seconds, phase.steps, seconds) as tick:
-                train(flex, processor, phase, _rows(phase, stock, seed), plan, scratch, seed, tick)
+                objective = _objective(phase.stage, plan, levels)
+                train(flex, processor, phase, _rows(phase, stock, seed), objective, scratch, seed, tick)
         flex.eval()
         batches = -(-len(questions) // evaluate.BATCH)
-        levels = flex.compressor.num_levels
-        with progress.phase("evaluation", 35.0, batches * (levels + 1), seconds) as tick:
-            fixed = [evaluate.answer(flex, processor, questions, level, tick) for level in range(levels)]
+        count = flex.compressor.num_levels
+        with progress.phase("evaluation", 35.0, batches * (count + 1), seconds) as tick:
+            fixed = [evaluate.answer(flex, processor, questions, level, tick) for level in range(count)]
             routed = evaluate.answer(flex, processor, questions, None, tick)
         flex.save_pretrained(folder / "model")
         flex.save_parts(folder / "model")
@@ -110,6 +119,7 @@ def run(
     result = {
         "host": host,
         "seed": seed,
+        "levels_per_step": levels,
         "device": str(where),
         "questions": len(questions),
         "fine_share": round(sum(q.fine for _, q in questions) / len(questions), 4),
@@ -126,7 +136,7 @@ def train(
     processor: ProcessorMixin,
     phase: Phase,
     rows: list[Row],
-    plan: Plan,
+    objective: Any,
     scratch: str,
     seed: int,
     tick: Callable[[], None],
@@ -145,7 +155,6 @@ def train(
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    objective = RGLFObjective(tolerance=plan.tolerance) if phase.stage.loss == "rglf" else None
     trainer = FlexTrainer(
         flex,
         arguments,
@@ -157,6 +166,13 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+
+
+def _objective(stage: Stage, plan: Plan, levels: str) -> Any:
+    """What a stage minimises; None for what it names itself."""
+    if stage.loss == "rglf":
+        return RGLFObjective(tolerance=plan.tolerance)
+    return MultiGranularityObjective(levels=levels) if stage.loss == "multi-granularity" else None
 
 
 def _rows(phase: Phase, stock: Any, seed: int) -> list[Row]:

@@ -43,6 +43,13 @@ class Recipe:
             "choices": ["float32", "bfloat16", "float16", "auto"],
         },
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention of the host: sdpa, flash_attention_2, flex_attention, varlen (PyTorch's own, for packed "
+            "rows), ...; default: the host's."
+        },
+    )
     max_length: int | None = field(default=4096, metadata={"help": "Longest row, in tokens with full placeholders."})
     on_bad_sample: Literal["raise", "skip"] = field(
         default="raise", metadata={"help": "What to do with a row that can't be used."}

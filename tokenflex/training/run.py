@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
 from tokenflex.checkpoint import KINDS
 from tokenflex.errors import ConfigError
+from tokenflex.hosts import varlen
 from tokenflex.model import FlexModel, load_parts, wrap
 from tokenflex.training.collate import FlexCollator
 from tokenflex.training.data import ChatDataset, read_rows
@@ -118,9 +119,12 @@ def load(recipe: Recipe) -> tuple[FlexModel, Any]:
     Raises:
         ConfigError: the host can't be loaded, or the parts don't fit it.
     """
+    attention = {} if recipe.attn_implementation is None else {"attn_implementation": recipe.attn_implementation}
+    if recipe.attn_implementation == varlen.NAME:
+        varlen.register()
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     try:
-        host = AutoModelForImageTextToText.from_pretrained(recipe.host, dtype=dtype)
+        host = AutoModelForImageTextToText.from_pretrained(recipe.host, dtype=dtype, **attention)
         processor = AutoProcessor.from_pretrained(recipe.host)
     except (OSError, ValueError) as error:
         raise ConfigError(
