@@ -105,4 +105,5 @@ def _by_flash(
     q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
     size = (-1, 0) if window is None else (window - 1, 0)
     grouped = query.shape[1] != key.shape[1]
-    return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=size, enable_gqa=grouped)[None]
+    rows: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=size, enable_gqa=grouped)
+    return rows[None]
