@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,7 @@ from tokenflex.contracts import (
     VisualTokens,
     Voter,
 )
+from tokenflex.ops.assignment import beside
 
 Pyramid = tuple[ScaledTokens, ...]
 
@@ -51,15 +53,17 @@ class Compressor(nn.Module):
         Args:
             instructions: one per image.
         """
-        rows: list[Tensor | None] = [None] * len(images)
+        groups = _groups(_geometry(image) for image in images)
+        rows: list[Tensor] = []
         dtype = next((p.dtype for p in self.router.parameters()), torch.float32)
-        for members in _groups(_geometry(image) for image in images):
+        for members in groups:
             stack = _stack([images[i] for i in members], detach=True, dtype=dtype)
             pyramid = [self.scaler.scale(stack, level) for level in range(self.num_levels)]
             words = _stack_words([instructions[i] for i in members], dtype)
-            for i, row in zip(members, self.voter(self.router(pyramid, words)), strict=True):
-                rows[i] = row.float()
-        return torch.stack([row for row in rows if row is not None])
+            rows.append(self.voter(self.router(pyramid, words)).float())
+        table = torch.cat(rows)
+        places = torch.tensor([i for members in groups for i in members]).argsort()
+        return table.index_select(0, beside(places, table))
 
     def choose(self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]) -> list[int]:
         """The policy's level per image; the only place where a decision leaves the device."""
@@ -116,7 +120,7 @@ def _stack(images: Sequence[VisualTokens], detach: bool = False, dtype: torch.dt
 
 def _unstack(scaled: ScaledTokens) -> list[ScaledTokens]:
     pairs = zip(scaled.features, scaled.assignment, strict=True)
-    return [ScaledTokens(features, assignment, scaled.grid, scaled.frames) for features, assignment in pairs]
+    return [replace(scaled, features=features, assignment=assignment) for features, assignment in pairs]
 
 
 def _stack_words(instructions: Sequence[Instruction], dtype: torch.dtype) -> Instruction:

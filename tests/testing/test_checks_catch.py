@@ -159,6 +159,7 @@ BROKEN = {
         "coarse-to-fine": scaler(layouts=lambda found: found[::-1]),
         "counts-known-in-advance": scaler(layouts=lambda found: tuple(grid.tokens for grid in found)),
         "assignment-is-valid": scaler(shifted),
+        "averages-are-means": features(lambda t: 1.01 * t),
         "views-are-independent": scaler(mixed_views),
         "batch-equals-singles": scaler(mixed_batch),
         "dtype-is-kept": features(lambda t: t.float()),

@@ -64,12 +64,15 @@ class ScaledTokens:
         grid: layout of the kept tokens, or None when they no longer form a grid.
         frames: ``(views,)``, the kept view each source view went into, ascending, where frames of a clip were
             merged; None where every view is kept.
+        averages: features are the unweighted means of the source tokens that ``assignment`` names (and, where every
+            source is kept, in their order); False where frames were merged.
     """
 
     features: Float[Tensor, "*batch kept_views kept dim"]
     assignment: Int[Tensor, "*batch views tokens"]
     grid: Grid | None
     frames: Int[Tensor, " views"] | None = None
+    averages: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,14 @@
 """Assignments: which kept token a source token went into, and how they act on features."""
 
+import math
+from collections.abc import Callable, Sequence
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from tokenflex.contracts import ScaledTokens
 
 
 def keep_only(tokens: int, kept: Int[Tensor, " kept"]) -> Int[Tensor, " tokens"]:
@@ -16,7 +22,12 @@ def over_views(
     assignment: Int[Tensor, " tokens"], features: Float[Tensor, "*batch views tokens dim"]
 ) -> Int[Tensor, "*batch views tokens"]:
     """One view's assignment for all views of ``features``, on its device; a view, not a copy."""
-    return assignment.to(features.device).expand(features.shape[:-1])
+    return beside(assignment, features).expand(features.shape[:-1])
+
+
+def beside(indices: Int[Tensor, " n"], features: Float[Tensor, "..."]) -> Int[Tensor, " n"]:
+    """``indices``, made by the host, on the device of ``features``; the host doesn't wait for the device."""
+    return indices.to(features.device, non_blocking=features.is_cuda)
 
 
 def mean_of_sources(
@@ -35,14 +46,45 @@ def mean_of_sources(
     source = values.float()
     views = source.shape[-3]
     into = torch.arange(views, device=source.device) if frames is None else frames.to(source.device)
-    kept_views = int(into[-1]) + 1
-    inside = (assignment >= 0)[..., None].flatten(-3, -2)
-    place = (into[:, None] * kept + assignment.clamp(min=0))[..., None].flatten(-3, -2)
-    shape = (*source.shape[:-3], kept_views * kept)
-    flat = source.flatten(-3, -2)
-    total = source.new_zeros(*shape, source.shape[-1]).scatter_add(-2, place.expand_as(flat), flat * inside)
-    count = source.new_zeros(*shape, 1).scatter_add(-2, place, inside.float())
-    everything = source.new_zeros(*source.shape[:-3], kept_views, source.shape[-1])
-    everything = everything.index_add(-2, into, source.mean(-2)) / into.bincount()[:, None]
-    mean = torch.where(count > 0, total / count.clamp(min=1), everything.repeat_interleave(kept, dim=-2))
+    kept_views = views if frames is None else int(into[-1]) + 1
+    place = torch.where(assignment >= 0, into[:, None] * kept + assignment, -1).flatten(-2)
+    mean = average(source.flatten(-3, -2), place, kept_views * kept)
+    found = average(torch.ones_like(place, dtype=source.dtype)[..., None], place, kept_views * kept)
+    everything = average(source.mean(-2), into.expand(source.shape[:-2]), kept_views)
+    mean = torch.where(found > 0, mean, everything.repeat_interleave(kept, dim=-2))
     return mean.to(values.dtype).unflatten(-2, (kept_views, kept))
+
+
+def average(
+    values: Float[Tensor, "*batch tokens dim"], assignment: Int[Tensor, "*batch tokens"], kept: int
+) -> Float[Tensor, "*batch kept dim"]:
+    """For each kept token the mean of ``values`` over the source tokens that went into it; zero if there are none.
+
+    Half precision is added in float32, in the order of the tokens; nothing is read by the host.
+    """
+    leading = assignment.shape[:-1]
+    bags = math.prod(leading) * kept
+    offsets = torch.arange(0, bags, kept, device=values.device).view(*leading, 1)
+    # Dropped tokens go into a bag of their own behind all others.
+    into = (assignment + offsets).masked_fill(assignment < 0, bags).flatten()
+    into, order = into.sort(stable=True)
+    starts = torch.searchsorted(into, torch.arange(bags + 1, device=values.device))
+    means = F.embedding_bag(order, values.flatten(0, -2), starts, mode="mean")
+    return means[:-1].view(*leading, kept, values.shape[-1])
+
+
+def at_every_level(
+    pyramid: Sequence[ScaledTokens], affine: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "*batch views rows width"]:
+    """``affine`` of the tokens of every level, coarse to fine.
+
+    Averaging commutes with affine maps: where levels are averages and the finest keeps every source token, the finest
+    alone is mapped, and its values are averaged.
+    """
+    finest = pyramid[-1]
+    whole = finest.features.shape[-2] == finest.assignment.shape[-1]
+    if not (whole and all(level.averages for level in pyramid)):
+        return torch.cat([affine(level.features) for level in pyramid], dim=-2)
+    values = affine(finest.features)
+    coarser = [average(values, level.assignment, level.features.shape[-2]) for level in pyramid[:-1]]
+    return torch.cat([*coarser, values], dim=-2)

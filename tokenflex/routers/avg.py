@@ -1,16 +1,17 @@
 """The published router of AVG-LLaVA (arXiv 2410.02745, section 3.2)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
 from tokenflex.errors import ConfigError
+from tokenflex.ops.assignment import at_every_level
+from tokenflex.ops.encoder_layer import attend, attend_alone, finish, project
 from tokenflex.ops.relevance import most_relevant, relevance
 
 
@@ -65,30 +66,40 @@ class AVGRouter(Router):
         finest = pyramid[-1].features
         scores = relevance(finest[..., 0, :, :], instruction.embeddings)
         words = most_relevant(instruction.embeddings, scores, instruction.mask, self.text_tokens, spill=self.spill)
-        tokens = torch.cat([level.features for level in pyramid], dim=-2)
-        merged = self._across_tiles if self.attend == "tiles" else self._across_tokens
-        logits = self.mlp(merged(tokens, words.to(tokens.dtype)))
+        votes = self._across_tiles if self.attend == "tiles" else self._across_tokens
+        logits = votes(pyramid, words.to(finest.dtype))
         grids = [level.grid or Grid(1, level.features.shape[-2]) for level in pyramid]
         mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
         return Ballots(logits=logits, mask=mask, segments=self.segments(grids))
 
     def _across_tiles(
-        self, tokens: Float[Tensor, "*batch views tokens dim"], words: Float[Tensor, "*batch words dim"]
-    ) -> Float[Tensor, "*batch views voters dim"]:
-        """Attention over the views, row by row. A word is the same in all views, so it attends to itself."""
-        leading, views = tokens.shape[:-3], tokens.shape[-3]
-        rows = rearrange(tokens.flatten(0, -4) if leading else tokens[None], "b v t d -> v (b t) d")
-        merged = rearrange(self.merger(rows), "v (b t) d -> b v t d", b=math.prod(leading))
-        if self.text_tokens:
-            text = self.merger(words.reshape(1, -1, words.shape[-1])).view(-1, 1, *words.shape[-2:])
-            merged = torch.cat([merged, text.expand(-1, views, -1, -1)], dim=-2)
-        return merged.view(*leading, *merged.shape[1:])
+        self, pyramid: Sequence[ScaledTokens], words: Float[Tensor, "*batch words dim"]
+    ) -> Float[Tensor, "*batch views voters levels"]:
+        """Votes after attention over the views, row by row. A word is the same in all views: it attends to itself."""
+        layer = self.merger
+        tokens = torch.cat([level.features for level in pyramid], dim=-2)
+        views = tokens.shape[-3]
+        if views == 1:
+            attended = attend_alone(layer, partial(at_every_level, pyramid))
+        else:
+            attended = attend(layer, at_every_level(pyramid, partial(project, layer)), axis=-3)
+        logits = self.mlp(finish(layer, tokens, attended))
+        if not self.text_tokens:
+            return logits
+        text = self.mlp(finish(layer, words, attend_alone(layer, lambda affine: affine(words))))
+        return torch.cat([logits, _in_every_view(text, views)], dim=-2)
 
     def _across_tokens(
-        self, tokens: Float[Tensor, "*batch views tokens dim"], words: Float[Tensor, "*batch words dim"]
-    ) -> Float[Tensor, "*batch views voters dim"]:
-        """Attention over the rows, view by view."""
-        text = words[..., None, :, :].expand(*tokens.shape[:-2], *words.shape[-2:])
-        rows = torch.cat([tokens, text], dim=-2)
-        merged = self.merger(rows.flatten(0, -3).transpose(0, 1)).transpose(0, 1)
-        return merged.reshape(rows.shape)
+        self, pyramid: Sequence[ScaledTokens], words: Float[Tensor, "*batch words dim"]
+    ) -> Float[Tensor, "*batch views voters levels"]:
+        """Votes after attention over the rows, view by view."""
+        layer = self.merger
+        views = pyramid[-1].features.shape[-3]
+        rows = torch.cat([*(level.features for level in pyramid), _in_every_view(words, views)], dim=-2)
+        projected = at_every_level(pyramid, partial(project, layer))
+        projected = torch.cat([projected, _in_every_view(project(layer, words), views)], dim=-2)
+        return self.mlp(finish(layer, rows, attend(layer, projected, axis=-2)))
+
+
+def _in_every_view(words: Float[Tensor, "*batch words width"], views: int) -> Float[Tensor, "*batch views words width"]:
+    return words[..., None, :, :].expand(*words.shape[:-2], views, *words.shape[-2:])

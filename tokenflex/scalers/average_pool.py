@@ -64,4 +64,5 @@ class AveragePoolScaler(Scaler):
             assignment=over_views(window_assignment(tokens.grid, window), tokens.features),
             grid=pooled_grid(tokens.grid, window),
             frames=frames,
+            averages=frames is None,
         )

@@ -1,10 +1,12 @@
 """The laws of scalers."""
 
+import itertools
 from dataclasses import replace
 
 import torch
 
 from tokenflex.contracts import Grid, Scaler
+from tokenflex.ops.assignment import mean_of_sources
 from tokenflex.testing.bench import GRIDS, Bench, Check, Skip, same, stacked
 
 
@@ -60,6 +62,26 @@ def assignment_is_valid(bench: Bench) -> None:
             for view in scaled.assignment:
                 used = torch.bincount(view[view >= 0], minlength=kept)
                 assert bool((used > 0).all()), f"{where} some kept token has no source in the assignment"
+
+
+def averages_are_means(bench: Bench) -> None:
+    """Where the scaler claims them, of crops and of frames."""
+    scaler = bench.build()
+    claimed = False
+    for grid, clip in itertools.product(GRIDS, (False, True)):
+        image = replace(bench.image(grid), clip=clip)
+        for level in _levels(scaler):
+            scaled = scaler.scale(image, level)
+            if not scaled.averages:
+                continue
+            claimed, kept = True, scaled.features.shape[-2]
+            where = f"{'frames' if clip else 'crops'} on {grid}, level {level}"
+            means = mean_of_sources(image.features, scaled.assignment, kept)
+            same(scaled.features, means, f"{where}: claimed averages and the means of their sources")
+            in_order = kept < grid.tokens or torch.equal(scaled.features, image.features)
+            assert in_order, f"{where} keeps every source token, but not in their order"
+    if not claimed:
+        raise Skip("the scaler never claims averages")
 
 
 def views_are_independent(bench: Bench) -> None:
@@ -146,6 +168,7 @@ CHECKS = (
     Check("counts-known-in-advance", "layouts says what scale will give", counts_known_in_advance),
     Check("assignment-is-valid", "every source token is assigned or dropped, every kept one has a source",
           assignment_is_valid),
+    Check("averages-are-means", "claimed averages are the means of their sources", averages_are_means),
     Check("views-are-independent", "a view's tokens don't depend on the other views", views_are_independent),
     Check("batch-equals-singles", "an image's tokens don't depend on its batch", batch_equals_singles),
     Check("dtype-is-kept", "features keep their type", dtype_is_kept),
