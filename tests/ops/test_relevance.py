@@ -49,3 +49,11 @@ def test_half_precision_is_scored_in_float32():
     scores = relevance(image, text)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, relevance(image.float(), text.float()))
+
+
+def test_autocast_does_not_round_it():
+    torch.manual_seed(0)
+    image, words = torch.randn(9, 64), torch.randn(5, 64)
+    exact = relevance(image, words)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(relevance(image, words), exact)

@@ -8,7 +8,8 @@ from einops import rearrange
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenflex
-from tokenflex.contracts import Grid, Instruction, VisualTokens
+from tokenflex.contracts import Grid, Instruction, ScaledTokens, VisualTokens
+from tokenflex.errors import InputError
 from tokenflex.ops.relevance import most_relevant, relevance
 from tokenflex.routers.avg import AVGRouter
 
@@ -151,3 +152,13 @@ def test_attention_over_tokens_projects_the_finest_level_only():
         counts.append(counter.get_total_flops())
     coarse = 36 + 72 + 144 + 288
     assert counts[1] - counts[0] == 2 * coarse * 3 * 256 * 256
+
+
+def test_levels_with_different_numbers_of_frames_are_refused():
+    config = AVGRouter.Config(text_tokens=0)
+    router = config.build(dim=8, num_levels=2)
+    levels = [
+        ScaledTokens(torch.zeros(frames, 4, 8), torch.zeros(4, 4, dtype=torch.long), Grid(2, 2)) for frames in (2, 4)
+    ]
+    with pytest.raises(InputError, match="the levels have 2, 4 views"):
+        router(levels, Instruction(torch.zeros(0, 8), torch.zeros(0, dtype=torch.bool)))

@@ -16,8 +16,9 @@ def relevance(
     The mean of cosines equals the cosine with the mean of the normalised tokens, so nothing of size
     tokens x words x dim is made. A zero vector has similarity 0.
     """
-    mean = F.normalize(image.float(), dim=-1, eps=EPS).mean(-2)
-    return torch.einsum("...wd,...d->...w", F.normalize(words.float(), dim=-1, eps=EPS), mean)
+    with torch.autocast(image.device.type, enabled=False):
+        mean = F.normalize(image.float(), dim=-1, eps=EPS).mean(-2)
+        return torch.einsum("...wd,...d->...w", F.normalize(words.float(), dim=-1, eps=EPS), mean)
 
 
 def most_relevant(

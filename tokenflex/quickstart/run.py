@@ -43,6 +43,11 @@ class Phase:
     steps: int
     seconds: float
 
+    @property
+    def name(self) -> str:
+        """As the screen shows it."""
+        return f"stage {self.stage.number}: {self.stage.summary}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -85,10 +90,9 @@ def run(
     Raises:
         ConfigError: the device isn't there, the host isn't known, or its library isn't installed.
     """
-    plan, console = plan or Plan(), Console()
-    MultiGranularityObjective(levels=levels)  # refuses what it doesn't know
-    where = _device(device)
+    plan, console, where = plan or Plan(), Console(), _device(device)
     check(host)
+    MultiGranularityObjective(levels=levels)  # refuses what it doesn't know
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
@@ -103,19 +107,17 @@ def run(
             pretrain(small, stock, steps=plan.pretrain_steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
         flex = wrap(small.model, router=_router(plan))
         for phase in plan.phases:
-            number, summary = phase.stage.number, phase.stage.summary
-            with progress.phase(f"stage {number}: {summary}", phase.seconds, phase.steps, seconds) as tick:
-                objective = _objective(phase.stage, plan, levels)
-                train(flex, processor, phase, _rows(phase, stock, seed), objective, scratch, seed, tick)
+            with progress.phase(phase.name, phase.seconds, phase.steps, seconds) as tick:
+                given = _rows(phase, stock, seed), _objective(phase.stage, plan, levels)
+                train(flex, processor, phase, *given, scratch, seed, tick)
         flex.eval()
         batches = -(-len(questions) // evaluate.BATCH)
         count = flex.compressor.num_levels
         with progress.phase("evaluation", 35.0, batches * (count + 1), seconds) as tick:
             fixed = [evaluate.answer(flex, processor, questions, level, tick) for level in range(count)]
             routed = evaluate.answer(flex, processor, questions, None, tick)
-        flex.save_pretrained(folder / "model")
-        flex.save_parts(folder / "model")
-        processor.save_pretrained(folder / "model")
+        for save in (flex.save_pretrained, flex.save_parts, processor.save_pretrained):
+            save(folder / "model")
     result = {
         "host": host,
         "seed": seed,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, InputError
 from tokenflex.ops.assignment import at_every_level
 from tokenflex.ops.encoder_layer import attend, attend_alone, finish, project
 from tokenflex.ops.relevance import most_relevant, relevance
@@ -62,8 +62,18 @@ class AVGRouter(Router):
         return (*grids, Grid(1, self.text_tokens)) if self.text_tokens else tuple(grids)
 
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
-        """Vote; see `Router.forward` for shapes."""
+        """Vote; see `Router.forward` for shapes.
+
+        Raises:
+            InputError: the levels have different numbers of views, as where frames of a clip were merged.
+        """
         finest = pyramid[-1].features
+        views = [level.features.shape[-3] for level in pyramid]
+        if len(set(views)) > 1:
+            raise InputError(
+                f"the levels have {', '.join(map(str, views))} views, and the avg router compares views one by one. "
+                "Use windows without time for its scaler, or another router."
+            )
         scores = relevance(finest[..., 0, :, :], instruction.embeddings)
         words = most_relevant(instruction.embeddings, scores, instruction.mask, self.text_tokens, spill=self.spill)
         votes = self._across_tiles if self.attend == "tiles" else self._across_tokens

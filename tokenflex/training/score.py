@@ -70,7 +70,7 @@ def score(
         ConfigError: the folder holds feedback of something else, a setting isn't known, or the disk is too small.
     """
     _check(router_inputs, precision, batch_size, part_size)
-    state, device = PartialState(), flex.device
+    state = PartialState()
     flex.eval()
     kept = None if router_inputs is None else DTYPES.get(router_inputs, flex.host.dtype)
     if state.is_main_process:
@@ -79,7 +79,7 @@ def score(
     mine = range(state.process_index, len(dataset), state.num_processes)
     done = set(FeedbackStore(Path(folder)).ids.tolist())
     todo = [place for place in mine if place not in done]
-    run = _Pass(flex, device, kept, vocabulary_chunk, AUTOCAST[precision])
+    run = _Pass(flex, kept, vocabulary_chunk, AUTOCAST[precision])
     if kept is not None and todo:
         _require_space(folder, run, dataset, collator, todo, state.num_processes, say)
     state.wait_for_everyone()
@@ -90,18 +90,27 @@ def score(
         desc="feedback" if state.num_processes == 1 else f"feedback, 1 of {state.num_processes} processes",
         disable=not (progress and state.is_main_process),
     )
-    writer, buffer = PartWriter(folder, state.process_index), list[Scored]()
+    writer = PartWriter(folder, state.process_index)
     with bar:
-        for places, batch in _batches(todo, dataset, collator, batch_size, workers):
-            buffer += run(places, batch)
-            bar.update(len(places))
-            if len(buffer) >= part_size or sum(sample.bytes for sample in buffer) >= PART_BYTES:
-                writer.write(buffer)
-                buffer = []
-        if buffer:
-            writer.write(buffer)
+        for count in _scored(run, _batches(todo, dataset, collator, batch_size, workers), writer, part_size):
+            bar.update(count)
     state.wait_for_everyone()
     return FeedbackStore(Path(folder))
+
+
+def _scored(
+    run: "_Pass", batches: Iterator[tuple[list[int], dict[str, Tensor]]], writer: PartWriter, part_size: int
+) -> Iterator[int]:
+    """Score batches and write parts; gives each batch's number of samples once it is scored."""
+    buffer: list[Scored] = []
+    for places, batch in batches:
+        buffer += run(places, batch)
+        yield len(places)
+        if len(buffer) >= part_size or sum(sample.bytes for sample in buffer) >= PART_BYTES:
+            writer.write(buffer)
+            buffer = []
+    if buffer:
+        writer.write(buffer)
 
 
 class _Pass:
@@ -116,12 +125,11 @@ class _Pass:
     def __init__(
         self,
         flex: FlexModel,
-        device: torch.device,
         kept: torch.dtype | None,
         chunk: int | None,
         precision: torch.dtype | None,
     ) -> None:
-        self.flex, self.device, self.kept, self.chunk, self.precision = flex, device, kept, chunk, precision
+        self.flex, self.device, self.kept, self.chunk, self.precision = flex, flex.device, kept, chunk, precision
         self._agrees = chunk is None
 
     @torch.no_grad()
