@@ -88,14 +88,13 @@ def run(
         levels: of each step of stage 3; see `MultiGranularityObjective`.
 
     Raises:
-        ConfigError: the device isn't there, the host isn't known, or its library isn't installed.
+        ConfigError: the device isn't there, host or levels aren't known, or a library isn't installed.
     """
     plan, console, where = plan or Plan(), Console(), _device(device)
     check(host)
     MultiGranularityObjective(levels=levels)  # refuses what it doesn't know
-    folder = Path(out)
+    folder, seconds = Path(out), dict[str, float]()
     folder.mkdir(parents=True, exist_ok=True)
-    seconds: dict[str, float] = {}
     with _quiet(), _progress(console, plan) as progress, tempfile.TemporaryDirectory() as scratch:
         with progress.phase("pictures", 5.0, 1, seconds) as tick:
             stock = list(pictures(seed, "train", plan.stock))
@@ -111,8 +110,7 @@ def run(
                 given = _rows(phase, stock, seed), _objective(phase.stage, plan, levels)
                 train(flex, processor, phase, *given, scratch, seed, tick)
         flex.eval()
-        batches = -(-len(questions) // evaluate.BATCH)
-        count = flex.compressor.num_levels
+        count, batches = flex.compressor.num_levels, -(-len(questions) // evaluate.BATCH)
         with progress.phase("evaluation", 35.0, batches * (count + 1), seconds) as tick:
             fixed = [evaluate.answer(flex, processor, questions, level, tick) for level in range(count)]
             routed = evaluate.answer(flex, processor, questions, None, tick)
