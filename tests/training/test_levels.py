@@ -58,6 +58,17 @@ def test_some_hosts_pack():
     assert sum(made(name)[0].adapter.packing_refusal is None for name in HOSTS) >= 5
 
 
+@pytest.mark.parametrize(("way", "passes"), [("joint", 5), ("low", 5), ("packed", 1)])
+def test_passes_through_the_language_model(fresh, training_batch, monkeypatch, way, passes):
+    """Where parameters are sharded each pass gathers all of them."""
+    flex, seen = fresh(), []
+    model = flex.host.model.language_model
+    original = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **kwargs: (seen.append(1), original(*args, **kwargs))[1])
+    flex(**training_batch, objective=MultiGranularityObjective(way))
+    assert len(seen) == passes
+
+
 @pytest.mark.parametrize("way", WAYS[1:])
 def test_under_autocast(fresh, training_batch, way):
     flex = fresh()

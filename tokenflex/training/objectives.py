@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers.utils import ModelOutput
 
 from tokenflex.errors import ConfigError
@@ -93,7 +93,8 @@ class MultiGranularityObjective:
             raise ConfigError(f"memory='packed' can't be had of {flex.adapter.model_type}: {reason}. Use memory='low'.")
         if self.memory == "low" and by_engine:
             raise ConfigError(
-                "memory='low' runs several backward passes per step, and ZeRO's engine takes one; use memory='packed'."
+                "memory='low' runs several backward passes per step, and ZeRO's engine (or the first FSDP) takes one; "
+                "use memory='packed', or FSDP2."
             )
         if self.memory != "auto":
             return self.memory
@@ -158,5 +159,6 @@ class RGLFObjective:
 
 
 def _by_engine(flex: nn.Module) -> bool:
-    """Whether DeepSpeed's ZeRO-3 holds the parameters."""
-    return any(hasattr(parameter, "ds_id") for parameter in flex.parameters())
+    """Whether DeepSpeed's ZeRO-3 or the first FSDP holds the parameters; both take one backward pass per step."""
+    zero = any(hasattr(parameter, "ds_id") for parameter in flex.parameters())
+    return zero or any(isinstance(module, FullyShardedDataParallel) for module in flex.modules())

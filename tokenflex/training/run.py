@@ -43,9 +43,9 @@ def train(recipe: Recipe, arguments: FlexTrainingArguments) -> FlexTrainer:
         trainer = FlexTrainer(flex, arguments, objective=recipe.objective(stage), **given)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     trainer.save_model()
+    trainer.save_parts(arguments.output_dir)
     if trainer.is_world_process_zero():
         processor.save_pretrained(arguments.output_dir)
-        flex.save_parts(arguments.output_dir)
     return trainer
 
 

@@ -160,9 +160,25 @@ class FlexTrainer(Trainer):
         folder = output_dir or self.args.output_dir
         if self.args.should_save:
             assert folder is not None
-            unwrapped: Any = self.accelerator.unwrap_model(self.model)
-            unwrapped.save_parts(folder)
+            self._write_parts(folder, state_dict)
             torch.save(self.args, Path(folder, "training_args.bin"))
+
+    def save_parts(self, folder: str | os.PathLike[str]) -> None:
+        """As `FlexModel.save_parts`; call it in all processes, as sharded parameters are gathered from all of them."""
+        state: Any = None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            state = self.accelerator.get_state_dict(self.model_wrapped)
+        if self.args.should_save:
+            self._write_parts(folder, state)
+
+    def _write_parts(self, folder: str | os.PathLike[str], gathered: Mapping[str, Tensor] | None) -> None:
+        unwrapped: Any = self.accelerator.unwrap_model(self.model)
+        if gathered is None:
+            unwrapped.save_parts(folder)
+            return
+        prefix, facts = "compressor.", unwrapped.adapter if isinstance(unwrapped, FlexModel) else unwrapped.facts
+        state = {name.removeprefix(prefix): value for name, value in gathered.items() if name.startswith(prefix)}
+        checkpoint.save(folder, checkpoint.describe(unwrapped.compressor, facts), state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not os.path.exists(os.path.join(resume_from_checkpoint, checkpoint.JSON_NAME)):
