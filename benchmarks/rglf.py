@@ -1,0 +1,159 @@
+"""What training and routing cost, against a plain implementation of the published procedure.
+
+    python -m benchmarks.rglf --size small            # about seven minutes on two idle CPU cores
+    python -m benchmarks.rglf --size small --json     # the same figures as one JSON line
+    python -m benchmarks.rglf --size 7b --out benchmarks/results/rglf_7b.md
+
+Nothing is reported unless both sides compute the same losses and gradients.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks import memory, report, routers, sizes, step_time, stored
+from benchmarks.measure import Row
+from benchmarks.steps import GRADIENT_TOLERANCE, LOSS_TOLERANCE
+
+PARTS = ("stage3", "stage4", "router", "store", "levels")
+PROTOCOL = """\
+Ratios are ours / baseline. The baseline is `benchmarks/published.py`: the published procedure written down plainly,
+with the vision tower run again for every level (and once more for the router), float32 logits of the whole vocabulary
+at every position, and in stage 3 all levels' graphs and logits alive until one backward pass. Ours is
+`MultiGranularityObjective(memory="low")` and `RGLFObjective()`; `packed` (with attention of variable length) and
+`joint` are the other ways through the levels. Model: {model}. Parameters are frozen as the stage does; rows with a frozen vision tower leave it without
+gradients, as the published code does. Before anything is reported, both sides have to agree on the loss to {loss:g}
+and on gradients to {gradient:g} (relative, float32, dropout 0).
+
+Time: seconds of forward and backward without optimizer step; both sides take turns in one process, after one untimed
+run of each, in an order that turns round every time; figures are medians, ratios medians of the pairs' ratios,
+spreads their least and greatest. FLOPs: as torch's counter sees them, attention included; exact, so counted once.
+Memory: peak above the loaded model (gradients included), {memory}, every run in a process of its own{threads}.
+Router: one picture of {tiles} tiles of {patches} x {patches} tokens with {words} words, pooling included, without
+gradients. Store: `RGLFTrainer` on both sides with the same order of samples and the same start, ours from a store
+with router inputs, the baseline our own stage 4 with the model in the loop; the ratio is that of the sums over
+epochs, the spread that of single epochs; both runs have to end with the same router. Rows on the number of levels
+compare `low` (ours) with `joint` (baseline).\
+"""
+
+
+def measured(name: str, size: sizes.Size, seed: int, threads: int, only: Collection[str]) -> tuple[list[Row], str]:
+    """All rows asked for, and a description of the model."""
+    if set(only) & set(memory.COMPARISONS):
+        _say("peak memory")
+    peaks = memory.rows(name, seed, tuple(only), together=1 if size.device == "cuda" else threads)
+    flex, batch = sizes.flex_model(size, seed), sizes.batch(size, seed)
+    model = sizes.describe(size, flex, batch)
+    found: list[Row] = []
+    for stage in (3, 4):
+        if f"stage{stage}" in only:
+            _say(f"stage {stage}")
+            found += [*step_time.rows(size, flex, batch, seed, stage), *peaks[f"stage{stage}"]]
+    if "router" in only:
+        _say("router")
+        found += routers.rows(size, seed)
+    if "store" in only:
+        _say("store")
+        found += stored.rows(size, flex, batch, seed)
+    return found + peaks.get("levels", []), model
+
+
+def _say(what: str) -> None:
+    """Progress, on standard error."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {what}\n")
+
+
+def protocol(size: sizes.Size, model: str) -> str:
+    """How the figures were made."""
+    on_cuda = size.device == "cuda"
+    return PROTOCOL.format(
+        model=model,
+        loss=LOSS_TOLERANCE,
+        gradient=GRADIENT_TOLERANCE,
+        memory="as CUDA's allocator counts it" if on_cuda else "resident",
+        threads="" if on_cuda else " with one thread",
+        tiles=size.tiles,
+        patches=size.patches,
+        words=size.router_words,
+    )
+
+
+def results(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    """Rows, and what else the JSON line says."""
+    size = sizes.SIZES[options.size]
+    if options.pairs:
+        size = replace(size, pairs=options.pairs, extra_pairs=min(size.extra_pairs, options.pairs))
+    torch.set_num_threads(options.threads)
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):
+        rows, model = measured(options.size, size, options.seed, options.threads, options.only)
+    told = {
+        "size": options.size,
+        "seed": options.seed,
+        "threads": options.threads,
+        "n": size.pairs,
+        "seconds": time.perf_counter() - start,
+        "protocol": protocol(size, model),
+        **report.surroundings(size.device),
+    }
+    return rows, told
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, and write to standard output and ``--out``."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = _options(argv)
+    if sizes.SIZES[options.size].device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"--size {options.size} needs a CUDA device with about 80 GB, and torch sees none; use --size small.")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    rows, told = results(options)
+    _say("done")
+    if options.out:
+        _write(options.out, report.page(rows, told, " ".join(["python -m benchmarks.rglf", *argv])))
+    if options.json:
+        sys.stdout.write(json.dumps({**report.figures(rows), **told}) + "\n")
+    else:
+        sys.stdout.write(report.table(rows))
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sizes.SIZES, default="small", help="tiny only shows that it runs")
+    parser.add_argument("--json", action="store_true", help="write one JSON line and nothing else")
+    parser.add_argument("--out", type=Path, help="Markdown file to write as well")
+    parser.add_argument("--only", type=_parts, default=PARTS, help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of the CPU")
+    parser.add_argument("--pairs", type=int, help="pairs of timed runs; by default the size's own, 5")
+    return parser.parse_args(argv)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    unknown = sorted(set(chosen) - set(PARTS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(PARTS)}")
+    return chosen
+
+
+def _write(path: Path, text: str) -> None:
+    """The file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+if __name__ == "__main__":
+    main()
