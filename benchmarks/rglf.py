@@ -31,9 +31,9 @@ Ratios are ours / baseline. The baseline is `benchmarks/published.py`: the publi
 with the vision tower run again for every level (and once more for the router), float32 logits of the whole vocabulary
 at every position, and in stage 3 all levels' graphs and logits alive until one backward pass. Ours is
 `MultiGranularityObjective(memory="low")` and `RGLFObjective()`; `packed` (with attention of variable length) and
-`joint` are the other ways through the levels. Model: {model}. Parameters are frozen as the stage does; rows with a frozen vision tower leave it without
-gradients, as the published code does. Before anything is reported, both sides have to agree on the loss to {loss:g}
-and on gradients to {gradient:g} (relative, float32, dropout 0).
+`joint` are the other ways through the levels. Model: {model}. Parameters are frozen as the stage does; rows with a
+frozen vision tower leave it without gradients, as the published code does. Before anything is reported, both sides
+have to agree on the loss to {loss:g} and on gradients to {gradient:g} (relative, float32, dropout 0).
 
 Time: seconds of forward and backward without optimizer step; both sides take turns in one process, after one untimed
 run of each, in an order that turns round every time; figures are medians, ratios medians of the pairs' ratios,
