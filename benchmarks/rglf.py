@@ -1,6 +1,6 @@
 """What training and routing cost, against a plain implementation of the published procedure.
 
-    python -m benchmarks.rglf --size small            # about seven minutes on two idle CPU cores
+    python -m benchmarks.rglf --size small            # under ten minutes on two CPU cores
     python -m benchmarks.rglf --size small --json     # the same figures as one JSON line
     python -m benchmarks.rglf --size 7b --out benchmarks/results/rglf_7b.md
 
