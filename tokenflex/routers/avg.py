@@ -68,10 +68,10 @@ class AVGRouter(Router):
             InputError: the levels have different numbers of views, as where frames of a clip were merged.
         """
         finest = pyramid[-1].features
-        views = [level.features.shape[-3] for level in pyramid]
-        if len(set(views)) > 1:
+        if any(level.features.shape[-3] != finest.shape[-3] for level in pyramid):
+            views = ", ".join(str(level.features.shape[-3]) for level in pyramid)
             raise InputError(
-                f"the levels have {', '.join(map(str, views))} views, and the avg router compares views one by one. "
+                f"the levels have {views} views, and the avg router compares views one by one. "
                 "Use windows without time for its scaler, or another router."
             )
         scores = relevance(finest[..., 0, :, :], instruction.embeddings)
