@@ -15,6 +15,32 @@ Affine = Callable[[Tensor], Tensor]
 """A map of rows ``(*batch, rows, dim)`` that commutes with averaging them."""
 
 
+class EncoderLayer(nn.TransformerEncoderLayer):
+    """The layer, called with rows and with how they attend.
+
+    A call of the module, not of functions on its weights: where parameters are sharded, that is what gathers them.
+    """
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        attending: Callable[[nn.TransformerEncoderLayer], Tensor] | None = None,
+    ) -> Tensor:
+        """As ``nn.TransformerEncoderLayer``, or with what ``attending`` gives in place of its attention.
+
+        Args:
+            src: rows, ``(*batch, rows, dim)``.
+            attending: of the layer, what attention adds to each row.
+        """
+        if attending is None:
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        return finish(self, src, attending(self))
+
+
 def project(
     layer: nn.TransformerEncoderLayer, rows: Float[Tensor, "*batch rows dim"]
 ) -> Float[Tensor, "*batch rows 3*dim"]:

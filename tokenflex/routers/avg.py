@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.ops.assignment import at_every_level
-from tokenflex.ops.encoder_layer import attend, attend_alone, finish, project
+from tokenflex.ops.encoder_layer import EncoderLayer, attend, attend_alone, project
 from tokenflex.ops.relevance import most_relevant, relevance
 
 
@@ -52,7 +52,7 @@ class AVGRouter(Router):
         if config.text_tokens < 0:
             raise ConfigError(f"text_tokens={config.text_tokens} must be 0 or more.")
         self.text_tokens, self.attend, self.spill = config.text_tokens, config.attend, config.spill
-        self.merger = nn.TransformerEncoderLayer(dim, config.heads, dim_feedforward=dim, dropout=config.dropout)
+        self.merger = EncoderLayer(dim, config.heads, dim_feedforward=dim, dropout=config.dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_levels))
         for linear in self.mlp[::2]:
             nn.init.kaiming_normal_(linear.get_parameter("weight"), mode="fan_in", nonlinearity="relu")
@@ -86,29 +86,34 @@ class AVGRouter(Router):
         self, pyramid: Sequence[ScaledTokens], words: Float[Tensor, "*batch words dim"]
     ) -> Float[Tensor, "*batch views voters levels"]:
         """Votes after attention over the views, row by row. A word is the same in all views: it attends to itself."""
-        layer = self.merger
         tokens = torch.cat([level.features for level in pyramid], dim=-2)
         views = tokens.shape[-3]
-        if views == 1:
-            attended = attend_alone(layer, partial(at_every_level, pyramid))
-        else:
-            attended = attend(layer, at_every_level(pyramid, partial(project, layer)), axis=-3)
-        logits = self.mlp(finish(layer, tokens, attended))
+
+        def attending(layer: nn.TransformerEncoderLayer) -> Tensor:
+            if views == 1:
+                return attend_alone(layer, partial(at_every_level, pyramid))
+            return attend(layer, at_every_level(pyramid, partial(project, layer)), axis=-3)
+
+        logits = self.mlp(self.merger(tokens, attending=attending))
         if not self.text_tokens:
             return logits
-        text = self.mlp(finish(layer, words, attend_alone(layer, lambda affine: affine(words))))
+        alone = partial(attend_alone, at_rows=lambda affine: affine(words))
+        text = self.mlp(self.merger(words, attending=alone))
         return torch.cat([logits, _in_every_view(text, views)], dim=-2)
 
     def _across_tokens(
         self, pyramid: Sequence[ScaledTokens], words: Float[Tensor, "*batch words dim"]
     ) -> Float[Tensor, "*batch views voters levels"]:
         """Votes after attention over the rows, view by view."""
-        layer = self.merger
         views = pyramid[-1].features.shape[-3]
         rows = torch.cat([*(level.features for level in pyramid), _in_every_view(words, views)], dim=-2)
-        projected = at_every_level(pyramid, partial(project, layer))
-        projected = torch.cat([projected, _in_every_view(project(layer, words), views)], dim=-2)
-        return self.mlp(finish(layer, rows, attend(layer, projected, axis=-2)))
+
+        def attending(layer: nn.TransformerEncoderLayer) -> Tensor:
+            projected = at_every_level(pyramid, partial(project, layer))
+            text = _in_every_view(project(layer, words), views)
+            return attend(layer, torch.cat([projected, text], dim=-2), axis=-2)
+
+        return self.mlp(self.merger(rows, attending=attending))
 
 
 def _in_every_view(words: Float[Tensor, "*batch words width"], views: int) -> Float[Tensor, "*batch views words width"]:
