@@ -93,6 +93,8 @@ def results(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     size = sizes.SIZES[options.size]
     if options.pairs:
         size = replace(size, pairs=options.pairs, extra_pairs=min(size.extra_pairs, options.pairs))
+    if options.widths:
+        size = replace(size, routers=tuple(options.widths))
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
@@ -135,6 +137,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", type=_parts, default=PARTS, help=f"some of {','.join(PARTS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of the CPU")
+    parser.add_argument("--widths", type=int, nargs="+", help="of the routers alone; by default the size's own")
     parser.add_argument("--pairs", type=int, help="pairs of timed runs; by default the size's own, 5")
     return parser.parse_args(argv)
 
