@@ -10,7 +10,7 @@ import torch
 
 import tokenflex
 from tests.conftest import picture
-from tests.training.conftest import ROWS, turns
+from tests.training.conftest import ROWS, Forgetful, turns
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 from tokenflex.training import ChatDataset, FeedbackStore, FlexCollator, RGLFObjective, RGLFTrainer, RouterModel, score
@@ -63,14 +63,6 @@ def test_parquet_is_plain(fresh, dataset, collator, tmp_path):
 
 
 def test_samples_without_answers_are_nan_and_left_out(fresh, dataset, processor, tmp_path, arguments):
-    class Forgetful(FlexCollator):
-        def __call__(self, samples):
-            batch = super().__call__(samples)
-            for row, sample in enumerate(samples):
-                if sample.name.startswith("row 1 "):
-                    batch["labels"][row] = -100
-            return batch
-
     flex, collator = fresh(), Forgetful(processor)
     store = scored(flex, dataset, collator, tmp_path / "s", router_inputs="auto")
     assert store.nll.isnan().all(-1).nonzero().flatten().tolist() == [1]

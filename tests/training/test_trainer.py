@@ -5,13 +5,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tokenflex
-from tests.training.conftest import ROWS
+from tests.training.conftest import ROWS, Forgetful
 from tokenflex.errors import ConfigError
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 from tokenflex.training import (
     STAGES,
     ChatDataset,
-    FlexCollator,
     FlexTrainer,
     MultiGranularityTrainer,
     RGLFTrainer,
@@ -139,14 +138,6 @@ def test_resuming_is_bit_exact(fresh, arguments, collator, tmp_path, stage):
 
 
 def test_samples_without_answers_are_counted(fresh, arguments, processor):
-    class Forgetful(FlexCollator):
-        def __call__(self, samples):
-            batch = super().__call__(samples)
-            for row, sample in enumerate(samples):
-                if sample.name.startswith("row 1"):
-                    batch["labels"][row] = -100
-            return batch
-
     flex = fresh()
     trainer = trainer_for(flex, arguments(max_steps=2, logging_strategy="steps", logging_steps=1),
                           Forgetful(processor), 3)  # fmt: skip

@@ -44,6 +44,15 @@ def answer_logits(
         return host(**given, logits_to_keep=columns).logits[predicts[:, columns]]
 
 
+def answer_losses(
+    host: Any, inputs: Mapping[str, Any], targets: Int[Tensor, "rows length"], vocabulary: int | None = None
+) -> Float[Tensor, " answers"]:
+    """Negative log-likelihood of each answer token, in float32, from `answer_logits`; arguments as `chunked_losses`."""
+    predicts = targets != IGNORE
+    logits = answer_logits(host, inputs, predicts)[..., :vocabulary]
+    return F.cross_entropy(logits.float(), targets[predicts], reduction="none")
+
+
 @functools.cache
 def keeps_logits(host: type) -> bool:
     """Whether the host's forward can leave logits out."""
@@ -81,8 +90,9 @@ def chunked_losses(
     wanted = targets[predicts]
     total = hidden.new_full((len(hidden),), float("-inf"), dtype=torch.float32)
     own = torch.zeros_like(total)
-    for first in range(0, len(head.weight) if vocabulary is None else vocabulary, chunk):
-        last = min(first + chunk, len(head.weight) if vocabulary is None else vocabulary)
+    size = len(head.weight) if vocabulary is None else vocabulary
+    for first in range(0, size, chunk):
+        last = min(first + chunk, size)
         bias = None if head.bias is None else head.bias[first:last]
         logits = F.linear(hidden, head.weight[first:last], bias).float()
         total = torch.logaddexp(total, logits.logsumexp(-1))
@@ -96,9 +106,7 @@ def agrees_in_chunks(
     host: Any, inputs: Mapping[str, Any], targets: Int[Tensor, "rows length"], chunk: int, vocabulary: int | None = None
 ) -> bool:
     """Whether `chunked_losses` gives the losses of the host's own logits, to 1e-2 nats in half precision, else 1e-4."""
-    predicts = targets != IGNORE
-    logits = answer_logits(host, inputs, predicts)[..., :vocabulary].float()
-    whole = F.cross_entropy(logits, targets[predicts], reduction="none")
+    whole = answer_losses(host, inputs, targets, vocabulary)
     parts = chunked_losses(host, inputs, targets, chunk, vocabulary)
     exact = stock.base_of(host).dtype == torch.float32
     return bool(torch.allclose(whole, parts, rtol=1e-3, atol=1e-4 if exact else 1e-2))

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tokenflex.errors import DataError
+from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.training.data import Sample
 
-IGNORE = -100
 BLANK = Sample("blank row", (Image.new("RGB", (32, 32)),), ({"role": "user", "content": [{"type": "image"}]},))
 
 

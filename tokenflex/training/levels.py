@@ -15,13 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from tokenflex.contracts import VisualTokens
-from tokenflex.hosts.answers import answer_logits, chunked_losses, shifted
+from tokenflex.hosts.answers import answer_losses, chunked_losses, shifted
 from tokenflex.hosts.packed import pack
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import Encoded, FlexModel
@@ -127,12 +126,10 @@ def at_level(flex: FlexModel, batch: Batch, encoded: Encoded, level: int) -> dic
 
 def _answer_losses(flex: FlexModel, inputs: Batch, chunk: int | None = None) -> Float[Tensor, " answers"]:
     rest = {key: value for key, value in inputs.items() if key not in ("labels", "num_items_in_batch")}
-    targets: Int[Tensor, "rows length"] = shifted(inputs["labels"])
-    predicts = targets != IGNORE
+    targets, vocabulary = shifted(inputs["labels"]), flex.adapter.vocabulary
     if chunk is not None:
-        return chunked_losses(flex.host, rest, targets, chunk, flex.adapter.vocabulary)
-    logits = answer_logits(flex.host, rest, predicts)[..., : flex.adapter.vocabulary]
-    return F.cross_entropy(logits.float(), targets[predicts], reduction="none")
+        return chunked_losses(flex.host, rest, targets, chunk, vocabulary)
+    return answer_losses(flex.host, rest, targets, vocabulary)
 
 
 def _items(batch: Batch, losses: Float[Tensor, " answers"]) -> Any:

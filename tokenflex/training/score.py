@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from tokenflex.contracts import Instruction, VisualTokens
+from tokenflex.contracts.host import no_words
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.answers import agrees_in_chunks, shifted
 from tokenflex.hosts.placeholders import IGNORE
-from tokenflex.model import FlexModel
+from tokenflex.model import Encoded, FlexModel
 from tokenflex.training.fingerprint import fingerprint
 from tokenflex.training.levels import at_level, level_feedback
 from tokenflex.training.store import FeedbackStore, PartWriter, Scored, begin
@@ -144,38 +145,36 @@ class _Pass:
         tokens = torch.zeros(len(places), losses.shape[1], dtype=torch.long)
         if encoded.images:
             tokens.index_add_(0, torch.tensor([image.row for image in encoded.images]), encoded.counts.cpu())
-        seen = self.seen(inputs, encoded.images) if self.kept is not None else [((), None)] * len(places)
+        seen = self.seen(encoded, len(places)) if self.kept is not None else [((), None)] * len(places)
         rows = zip(places, losses.tolist(), answers, tokens.tolist(), seen, strict=True)
         return [Scored(place, nll, count, cost, *views) for place, nll, count, cost, views in rows]
 
-    @torch.no_grad()
-    def seen(
-        self, inputs: dict[str, Tensor], images: Sequence[VisualTokens]
-    ) -> list[tuple[tuple[VisualTokens, ...], Instruction]]:
+    def seen(self, encoded: Encoded, rows: int) -> list[tuple[tuple[VisualTokens, ...], Instruction]]:
         """What a router sees, row by row, in the type it is kept in, on the CPU."""
         assert self.kept is not None
         found: list[tuple[tuple[VisualTokens, ...], Instruction]] = []
-        for row, words in enumerate(self.flex.adapter.instructions(inputs)):
-            mine = [image for image in images if image.row == row]
+        nothing = no_words(self.flex.adapter.dim, torch.empty(0, dtype=self.kept))
+        for row in range(rows):
+            mine = [i for i, image in enumerate(encoded.images) if image.row == row]
             views = tuple(
                 replace(image, features=image.features.to("cpu", self.kept), row=0, planes=(), marks=None)
-                for image in mine
+                for image in (encoded.images[i] for i in mine)
             )
-            embeddings = words.embeddings.to("cpu", self.kept) if mine else words.embeddings[:0].to("cpu", self.kept)
-            found.append((views, Instruction(embeddings, words.mask[: len(embeddings)].cpu())))
+            words = encoded.instructions[mine[0]] if mine else nothing
+            found.append((views, Instruction(words.embeddings.to("cpu", self.kept), words.mask.cpu())))
         return found
 
     def size(self, batch: dict[str, Tensor]) -> int:
         """Bytes of what a router sees of a batch."""
         inputs = {key: value.to(self.device) for key, value in batch.items()}
         with torch.no_grad(), self._autocast():
-            seen = self.seen(inputs, self.flex.encode(inputs).images)
+            seen = self.seen(self.flex.encode(inputs), len(inputs["input_ids"]))
         return sum(Scored(0, (), 0, (), *views).bytes for views in seen)
 
     def _autocast(self) -> Any:
         return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
 
-    def _check_chunks(self, inputs: dict[str, Tensor], encoded: Any) -> None:
+    def _check_chunks(self, inputs: dict[str, Tensor], encoded: Encoded) -> None:
         if self._agrees or self.chunk is None or not bool((inputs["labels"][:, 1:] != IGNORE).any()):
             return
         shortest = at_level(self.flex, inputs, encoded, 0)
