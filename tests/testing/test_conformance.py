@@ -44,7 +44,7 @@ def test_unexpected_pass_is_a_failure():
     report = check_component(AveragePoolScaler.Config(), expected_failures={"stays-finite": "an old reason"})
     assert not report.ok
     assert report.named("unexpected pass") == ["stays-finite"]
-    with pytest.raises(ConformanceError, match=r"15 of 16 checks passed\n  unexpected pass: stays-finite.*old reason"):
+    with pytest.raises(ConformanceError, match=r"17 of 18 checks passed\n  unexpected pass: stays-finite.*old reason"):
         report.raise_if_bad()
 
 
@@ -68,4 +68,4 @@ def test_works_without_pytest():
         "from tokenflex.scalers.stride import StrideScaler; print(check(StrideScaler.Config()))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "StrideScaler: 16 of 16 checks passed"
+    assert done.stdout.strip() == "StrideScaler: 18 of 18 checks passed"

@@ -5,7 +5,7 @@ from tokenflex.contracts.host import HostAdapter, HostInputs, PaddingSide, Splic
 from tokenflex.contracts.policy import Policy
 from tokenflex.contracts.router import Router
 from tokenflex.contracts.scaler import Scaler
-from tokenflex.contracts.tensors import Ballots, Decision, Grid, Instruction, ScaledTokens, VisualTokens
+from tokenflex.contracts.tensors import Ballots, Decision, Grid, Instruction, Need, ScaledTokens, VisualTokens
 from tokenflex.contracts.voter import Voter
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "HostAdapter",
     "HostInputs",
     "Instruction",
+    "Need",
     "PaddingSide",
     "Policy",
     "Router",

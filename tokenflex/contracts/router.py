@@ -4,11 +4,16 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from tokenflex.contracts.component import Component
-from tokenflex.contracts.tensors import Ballots, Grid, Instruction, ScaledTokens
+from tokenflex.contracts.tensors import Ballots, Grid, Instruction, Need, ScaledTokens
 
 
 class Router(Component):
     """Casts ballots over the levels of a pyramid."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """``attention``, if it reads `ScaledTokens.attention`; the instruction is always there."""
+        return frozenset()
 
     @abstractmethod
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:

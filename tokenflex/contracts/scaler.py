@@ -4,7 +4,7 @@ from abc import abstractmethod
 from typing import ClassVar
 
 from tokenflex.contracts.component import Component
-from tokenflex.contracts.tensors import Grid, ScaledTokens, VisualTokens
+from tokenflex.contracts.tensors import Grid, Need, ScaledTokens, VisualTokens
 
 
 class Scaler(Component):
@@ -28,6 +28,14 @@ class Scaler(Component):
         """Tokens kept per view at each level, known before any feature exists; never decreasing."""
         return tuple(kept if isinstance(kept, int) else kept.tokens for kept in self.layouts(grid))
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it reads of `VisualTokens` besides features and grid; nothing else is there.
+
+        ``attention`` and ``keys`` are served by hosts whose vision tower can be read, ``instruction`` by all.
+        """
+        return frozenset()
+
     def kept_views(self, views: int, level: int) -> int:
         """Views left of a clip of ``views`` frames; all, unless the scaler merges frames. Crops are never merged."""
         return views
@@ -40,3 +48,7 @@ class Scaler(Component):
             tokens: features ``(*batch, views, tokens, dim)``.
             level: 0 .. ``num_levels - 1``.
         """
+
+    def pyramid(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
+        """The tokens at every level, as `scale` gives them; override it where levels can share work."""
+        return tuple(self.scale(tokens, level) for level in range(self.num_levels))

@@ -11,9 +11,13 @@ dim     width of the language model's embeddings
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+Need = Literal["attention", "keys", "instruction"]
+"""What a part may ask for besides features and grid; each is a field of `VisualTokens`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class VisualTokens:
         planes: further features of the same shape that are added deeper in the host (DeepStack).
         marks: vectors the host's encoder itself puts around and between tokens; None where there are none.
         clip: the views are frames in order of time, so that neighbours may be merged; otherwise they are crops.
+        attention: how much the vision tower looks at each token, >= 0: from the class token, or where there is none
+            from all tokens on average; mean over heads, of the layer the features come from. Only if asked for.
+        keys: ``(*batch, views, tokens, width)``, the tokens' attention keys in that layer, heads side by side. Only if
+            asked for.
+        instruction: the words the image was sent with, padded in a stack. Only if asked for.
     """
 
     features: Float[Tensor, "*batch views tokens dim"]
@@ -51,6 +60,9 @@ class VisualTokens:
     planes: tuple[Float[Tensor, "*batch views tokens dim"], ...] = ()
     marks: Float[Tensor, "marks dim"] | None = None
     clip: bool = False
+    attention: Float[Tensor, "*batch views tokens"] | None = None
+    keys: Float[Tensor, "*batch views tokens width"] | None = None
+    instruction: "Instruction | None" = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,8 @@ class ScaledTokens:
             merged; None where every view is kept.
         averages: features are the unweighted means of the source tokens that ``assignment`` names (and, where every
             source is kept, in their order); False where frames were merged.
+        attention: ``(*batch, views, tokens)``, `VisualTokens.attention` of the source tokens; only for routers that ask
+            for it.
     """
 
     features: Float[Tensor, "*batch kept_views kept dim"]
@@ -73,6 +87,7 @@ class ScaledTokens:
     grid: Grid | None
     frames: Int[Tensor, " views"] | None = None
     averages: bool = False
+    attention: Float[Tensor, "*batch views tokens"] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from tokenflex.contracts import Ballots, Component, ComponentConfig, Grid, Instruction, ScaledTokens, VisualTokens
+from tokenflex.contracts import Ballots, Component, ComponentConfig, Grid, Instruction, Need, ScaledTokens, VisualTokens
 from tokenflex.ops.pooling import PYRAMID
 from tokenflex.scalers.average_pool import AveragePoolScaler
 
 GRIDS = (Grid(8, 8), Grid(5, 7), Grid(1, 6), Grid(1, 1))
 CANONICAL = GRIDS[0]
 VIEWS, WORDS = 3, 4
+KEY_WIDTH = 12
+NEEDS: frozenset[Need] = frozenset(get_args(Need))
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,32 @@ class Bench:
 
     def segments(self) -> tuple[Grid, ...]:
         """The voters' layout on the canonical grid: the tokens of every level, and words."""
-        kept = self.pyramid(self.image())
+        kept = self.pyramid(self.full_image())
         return (*(level.grid for level in kept if level.grid is not None), Grid(1, WORDS))
 
-    def image(self, grid: Grid = CANONICAL, views: int = VIEWS, seed: int = 0, batch: tuple[int, ...] = ()) -> Any:
-        """Random tokens."""
+    def image(self, grid: Grid = CANONICAL, views: int = VIEWS, seed: int = 0) -> Any:
+        """Random tokens, with what the part under test needs of them and nothing else."""
+        image = self.full_image(grid, views, seed)
+        return replace(image, **dict.fromkeys(NEEDS - self.needs))
+
+    def full_image(self, grid: Grid = CANONICAL, views: int = VIEWS, seed: int = 0) -> VisualTokens:
+        """Random tokens with everything a part could ask for."""
         generator = torch.Generator().manual_seed(seed)
-        return VisualTokens(torch.randn(*batch, views, grid.tokens, self.dim, generator=generator), grid)
+        features = torch.randn(views, grid.tokens, self.dim, generator=generator)
+        attention = torch.rand(views, grid.tokens, generator=generator)
+        keys = torch.randn(views, grid.tokens, KEY_WIDTH, generator=generator)
+        return VisualTokens(features, grid, attention=attention, keys=keys, instruction=self.words(seed=seed))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the part under test asks for; policies and voters ask for nothing."""
+        return getattr(self.build(), "needs", frozenset())
 
     def pyramid(self, image: VisualTokens) -> list[ScaledTokens]:
         """An image at all levels, by average pooling."""
         windows = PYRAMID[len(PYRAMID) - self.levels :]
         scaler = AveragePoolScaler(AveragePoolScaler.Config(windows=windows))
-        return [scaler.scale(image, level) for level in range(self.levels)]
+        return [replace(level, attention=image.attention) for level in scaler.pyramid(image)]
 
     def words(self, count: int = WORDS, seed: int = 0, batch: tuple[int, ...] = ()) -> Instruction:
         """Random words, none of them masked."""
@@ -93,11 +108,12 @@ class Bench:
 
 def stacked(*items: Any) -> Any:
     """Tensors of equal geometry under one leading batch axis: every tensor field stacked, the rest kept."""
-    fields = {
-        name: torch.stack([getattr(item, name) for item in items])
-        for name, value in vars(items[0]).items()
-        if isinstance(value, Tensor)
-    }
+    fields: dict[str, Any] = {}
+    for name, value in vars(items[0]).items():
+        if isinstance(value, Tensor):
+            fields[name] = torch.stack([getattr(item, name) for item in items])
+        elif isinstance(value, Instruction):
+            fields[name] = stacked(*(getattr(item, name) for item in items))
     return replace(items[0], **fields)
 
 

@@ -5,13 +5,19 @@ from dataclasses import replace
 
 import torch
 
-from tokenflex.contracts import Grid, Scaler
+from tokenflex.contracts import Grid, Scaler, VisualTokens
 from tokenflex.ops.assignment import mean_of_sources
-from tokenflex.testing.bench import GRIDS, Bench, Check, Skip, same, stacked
+from tokenflex.testing.bench import GRIDS, NEEDS, Bench, Check, Skip, same, stacked
 
 
 def _levels(scaler: Scaler) -> range:
     return range(scaler.num_levels)
+
+
+def _one_view(image: VisualTokens, view: int) -> VisualTokens:
+    here = slice(view, view + 1)
+    each = {name: getattr(image, name) for name in ("features", "attention", "keys")}
+    return replace(image, **{name: tensor if tensor is None else tensor[here] for name, tensor in each.items()})
 
 
 def one_count_per_level(bench: Bench) -> None:
@@ -91,7 +97,7 @@ def views_are_independent(bench: Bench) -> None:
     for level in _levels(scaler):
         whole = scaler.scale(image, level).features
         for view in range(image.features.shape[0]):
-            alone = scaler.scale(replace(image, features=image.features[view : view + 1]), level).features[0]
+            alone = scaler.scale(_one_view(image, view), level).features[0]
             same(whole[view], alone, f"level {level}: a view alone and among others")
 
 
@@ -111,7 +117,9 @@ def dtype_is_kept(bench: Bench) -> None:
     """bfloat16 in, bfloat16 out, without parameters of another type getting in the way."""
     scaler = bench.build().to(torch.bfloat16)
     image = bench.image()
-    image = replace(image, features=image.features.bfloat16())
+    image = replace(
+        image, features=image.features.bfloat16(), keys=None if image.keys is None else image.keys.bfloat16()
+    )
     for level in _levels(scaler):
         given = scaler.scale(image, level).features.dtype
         assert given == torch.bfloat16, f"level {level} turns bfloat16 into {given}"
@@ -146,6 +154,34 @@ def stays_finite(bench: Bench) -> None:
             assert finite, f"level {level} gives NaN or infinity on an image of {value}"
 
 
+def levels_together_are_levels_alone(bench: Bench) -> None:
+    """``pyramid`` against ``scale``."""
+    scaler = bench.build()
+    for grid in GRIDS:
+        image = bench.image(grid)
+        pyramid = scaler.pyramid(image)
+        assert len(pyramid) == scaler.num_levels, f"on {grid} the pyramid has {len(pyramid)} of {scaler.num_levels}"
+        for level, together in enumerate(pyramid):
+            alone, where = scaler.scale(image, level), f"on {grid}, level {level}: in the pyramid and alone"
+            same(together.features, alone.features, where)
+            assert torch.equal(together.assignment, alone.assignment), f"{where}: assignments differ"
+            assert together.grid == alone.grid, f"{where}: grids {together.grid} and {alone.grid}"
+
+
+def needs_are_told(bench: Bench) -> None:
+    """Only what is declared is read, and only what exists is declared."""
+    scaler = bench.build()
+    unknown = sorted(scaler.needs - NEEDS)
+    assert not unknown, f"needs {unknown}; there are only {', '.join(sorted(NEEDS))}"
+    for level in _levels(scaler):
+        given = scaler.scale(bench.image(), level).features
+        same(
+            scaler.scale(bench.full_image(), level).features,
+            given,
+            f"level {level}: with and without what isn't needed",
+        )
+
+
 def gradients_flow(bench: Bench) -> None:
     """Back to the features, at every level."""
     scaler = bench.build()
@@ -175,5 +211,8 @@ CHECKS = (
     Check("repeats-itself", "the same image gives the same tokens", repeats_itself),
     Check("input-is-left-alone", "nothing is changed in place", input_is_left_alone),
     Check("stays-finite", "constant images give finite tokens", stays_finite),
+    Check("levels-together-are-levels-alone", "pyramid gives what scale gives level by level",
+          levels_together_are_levels_alone),
+    Check("needs-are-told", "what isn't declared as needed changes nothing", needs_are_told),
     Check("gradients-flow", "gradients reach the features", gradients_flow),
 )  # fmt: skip
