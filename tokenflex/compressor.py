@@ -12,6 +12,7 @@ from tokenflex.contracts import (
     ComponentConfig,
     Grid,
     Instruction,
+    Need,
     Policy,
     Router,
     ScaledTokens,
@@ -36,6 +37,11 @@ class Compressor(nn.Module):
         """Number of granularities."""
         return self.scaler.num_levels
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What scaler and router read of images besides features and grid."""
+        return self.scaler.needs | self.router.needs
+
     def scale(self, images: Sequence[VisualTokens], levels: Sequence[int]) -> list[ScaledTokens]:
         """Every image at its level."""
         scaled: list[ScaledTokens | None] = [None] * len(images)
@@ -58,12 +64,18 @@ class Compressor(nn.Module):
         dtype = next((p.dtype for p in self.router.parameters()), torch.float32)
         for members in groups:
             stack = _stack([images[i] for i in members], detach=True, dtype=dtype)
-            pyramid = [self.scaler.scale(stack, level) for level in range(self.num_levels)]
             words = _stack_words([instructions[i] for i in members], dtype)
-            rows.append(self.voter(self.router(pyramid, words)).float())
+            rows.append(self.voter(self.router(self.pyramid(stack), words)).float())
         table = torch.cat(rows)
         places = torch.tensor([i for members in groups for i in members]).argsort()
         return table.index_select(0, beside(places, table))
+
+    def pyramid(self, tokens: VisualTokens) -> Sequence[ScaledTokens]:
+        """Every level of one image or stack, with what the router needs of its source."""
+        levels = self.scaler.pyramid(tokens)
+        if "attention" not in self.router.needs:
+            return levels
+        return [replace(level, attention=tokens.attention) for level in levels]
 
     def choose(self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]) -> list[int]:
         """The policy's level per image; the only place where a decision leaves the device."""
@@ -109,12 +121,20 @@ def _stack(images: Sequence[VisualTokens], detach: bool = False, dtype: torch.dt
         stacked = torch.stack([t.detach() if detach else t for t in tensors])
         return stacked if dtype is None else stacked.to(dtype)
 
+    def given(found: Sequence[Tensor | None]) -> Tensor | None:
+        there = [tensor for tensor in found if tensor is not None]
+        return joined(there) if there else None
+
     planes = zip(*(image.planes for image in images), strict=True)
+    words = [image.instruction for image in images if image.instruction is not None]
     return VisualTokens(
         joined([image.features for image in images]),
         images[0].grid,
         planes=tuple(joined(plane) for plane in planes),
         clip=images[0].clip,
+        attention=given([image.attention for image in images]),
+        keys=given([image.keys for image in images]),
+        instruction=_stack_words(words, dtype or words[0].embeddings.dtype) if words else None,
     )
 
 

@@ -103,9 +103,18 @@ class HostAdapter(ABC):
         """``(axes, rows, length)``, where the tokens of a shortened batch sit; None where they are simply counted."""
         return None
 
+    @property
+    def attention_refusal(self) -> str | None:
+        """Why `encode` can't give the tower's attention and keys, as a clause; None when it can."""
+        return "its adapter doesn't read its vision tower"
+
     @abstractmethod
-    def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
+    def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
         """Run the vision tower once and give every image's tokens, in batch order.
+
+        Args:
+            attention: also fill in `VisualTokens.attention` and `VisualTokens.keys`; never asked of adapters with an
+                `attention_refusal`.
 
         Raises:
             InputError: placeholders in the text don't match the images.

@@ -19,9 +19,11 @@ from tokenflex.errors import InputError
 from tokenflex.hosts import placeholders
 from tokenflex.hosts.placeholders import Plan, Span
 from tokenflex.hosts.stretches import Stretch, Strip
+from tokenflex.hosts.tower_attention import attending
 
 PICTURE_KEYS = ("pixel_values", "image_sizes")
 CLIP_KEYS = ("pixel_values_videos",)
+TOWER = ("model.vision_tower",)
 ENCODER_OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")
 
 
@@ -65,10 +67,34 @@ def encoded_pictures(model: Any, inputs: HostInputs, **options: Any) -> Any:
     return model.get_image_features(pixels, sizes, return_dict=True, **_given(inputs), **options)
 
 
-def encoded_clips(model: Any, inputs: HostInputs) -> Any:
-    """``(clips, packed, dim)`` of the batch's clips."""
+def encoded_clips(model: Any, inputs: HostInputs, **options: Any) -> Any:
+    """The host's output for the batch's clips, packed ``(clips, packed, dim)``."""
     pixels = inputs["pixel_values_videos"]
-    return model.get_video_features(pixels, return_dict=True, **_given(inputs)).pooler_output
+    return model.get_video_features(pixels, return_dict=True, **_given(inputs), **options)
+
+
+def encoded(
+    model: Any, inputs: HostInputs, items: Sequence[Item], attention: bool, **options: Any
+) -> tuple[VisualTokens, ...]:
+    """Everything a batch shows, pictures first.
+
+    Args:
+        attention: also read attention and keys off the tower.
+        options: for pictures only.
+    """
+    found: list[VisualTokens] = []
+    asked = {"output_hidden_states": True} if attention else {}
+    for key in ("image", "video"):
+        mine = [item for item in items if item.key == key]
+        if not mine:
+            continue
+        pictures = key == "image"
+        output = (
+            encoded_pictures(model, inputs, **options, **asked) if pictures else encoded_clips(model, inputs, **asked)
+        )
+        images = read(mine, list(output.pooler_output))
+        found += attending(images, model, TOWER, output.hidden_states, inputs) if attention else images
+    return tuple(found)
 
 
 def _given(inputs: HostInputs) -> dict[str, Any]:
@@ -130,12 +156,12 @@ def located(inputs: HostInputs, seen: Mapping[str, Sequence[Stretch]], tokens: M
     return items
 
 
-def read(items: Sequence[Item], packed: Sequence[Tensor]) -> tuple[VisualTokens, ...]:
+def read(items: Sequence[Item], packed: Sequence[Tensor]) -> list[VisualTokens]:
     """The views of every item from what the host packed."""
-    return tuple(
+    return [
         VisualTokens(item.stretch.unpack(features), item.stretch.grid, row=item.span.row, clip=item.stretch.frames > 0)
         for item, features in zip(items, packed, strict=True)
-    )
+    ]
 
 
 def counts(

@@ -23,6 +23,13 @@ UNPACKABLE: Mapping[str, str] = {
 }
 
 
+READABLE = (
+    "aya_vision", "cohere2_vision", "deepseek_vl", "gemma3", "idefics3", "internvl", "janus", "llava", "paligemma",
+    "perception_lm", "shieldgemma2", "smolvlm", "vipllava",
+)  # fmt: skip
+"""Whose vision towers' attention can be computed again; their tests compare it with the tower's own."""
+
+
 def unpackable(config: Any) -> str | None:
     """Why a host's rows can't be packed into one (measured by the law ``packed``); None when they can."""
     text = config.get_text_config()

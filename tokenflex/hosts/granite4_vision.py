@@ -88,7 +88,7 @@ class Granite4VisionAdapter(HostAdapter):
         """None: rows can be packed."""
         return None
 
-    def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
+    def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
         """One item per picture: the whole of it, then its local tiles row-major; later layers' features as planes."""
         items = self._items(inputs)
         if not items:

@@ -20,10 +20,11 @@ from tokenflex.contracts import (
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.hosts import encoded, placeholders, stock
 from tokenflex.hosts.architecture import Architecture, Modality, Unit
-from tokenflex.hosts.architectures import ARCHITECTURES, unpackable
+from tokenflex.hosts.architectures import ARCHITECTURES, READABLE, unpackable
 from tokenflex.hosts.encoded import Item, layout_of
 from tokenflex.hosts.placeholders import Plan, Span
 from tokenflex.hosts.positions import Positions, compact_grids, full_positions, span_positions
+from tokenflex.hosts.tower_attention import attending, unreadable
 from tokenflex.hosts.words import Scope, read_instructions
 
 
@@ -101,6 +102,13 @@ class GridAdapter(HostAdapter):
         return unpackable(self._model.config)
 
     @property
+    def attention_refusal(self) -> str | None:
+        """What is known of the architecture's vision tower."""
+        if self.model_type not in READABLE:
+            return "its vision tower isn't a plain stack of layers over square views"
+        return unreadable(self._model, self.architecture.vision_tower)
+
+    @property
     def position_inputs(self) -> tuple[str, ...]:
         """What hosts with M-RoPE compute positions from."""
         if not self.architecture.rotary:
@@ -115,7 +123,7 @@ class GridAdapter(HostAdapter):
         """Every unit's own."""
         return tuple(unit.grid for _, unit, _ in self._items(inputs))
 
-    def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
+    def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
         """One item per unit; clips after pictures."""
         found: list[VisualTokens] = []
         for modality, units, spans in self._located(inputs):
@@ -123,8 +131,13 @@ class GridAdapter(HostAdapter):
                 continue
             names = (modality.pixels, *modality.inputs, *((modality.grids,) if modality.grids else ()))
             given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-            output = getattr(self._model.base_model, modality.encoder)(**given, return_dict=True)
-            found += encoded.read(output, units, spans, self.architecture.mark_field)
+            asked = {"output_hidden_states": True} if attention else {}
+            output = getattr(self._model.base_model, modality.encoder)(**given, **asked, return_dict=True)
+            images = encoded.read(output, units, spans, self.architecture.mark_field)
+            if attention:
+                paths = self.architecture.vision_tower
+                images = attending(images, self._model, paths, output.hidden_states, given)
+            found += images
         return tuple(found)
 
     def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:

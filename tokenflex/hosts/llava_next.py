@@ -26,6 +26,7 @@ from tokenflex.hosts import anyres, placeholders, stock
 from tokenflex.hosts.anyres import Item
 from tokenflex.hosts.encoded import layout_of
 from tokenflex.hosts.stretches import Stretch, Tiled
+from tokenflex.hosts.tower_attention import unreadable
 from tokenflex.hosts.words import ZERO, Scope, published_words, read_instructions, without_placeholders
 from tokenflex.ops.packing import Unpad
 
@@ -116,15 +117,14 @@ class LlavaNextAdapter(HostAdapter):
         """None: rows can be packed."""
         return None
 
-    def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
+    @property
+    def attention_refusal(self) -> str | None:
+        """None for plain towers, such as CLIP's."""
+        return unreadable(self._model, anyres.TOWER)
+
+    def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
         """One item per image: the whole picture, then its local tiles row-major. Clips, frame by frame, come last."""
-        items = self._items(inputs)
-        packed: list[Tensor] = []
-        if any(item.key == "image" for item in items):
-            packed += anyres.encoded_pictures(self._model, inputs).pooler_output
-        if any(item.key == "video" for item in items):
-            packed += anyres.encoded_clips(self._model, inputs)
-        return anyres.read(items, packed)
+        return anyres.encoded(self._model, inputs, self._items(inputs), attention)
 
     def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""

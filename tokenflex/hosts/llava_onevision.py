@@ -33,6 +33,7 @@ from tokenflex.hosts import anyres, placeholders, stock
 from tokenflex.hosts.anyres import Item
 from tokenflex.hosts.encoded import layout_of
 from tokenflex.hosts.stretches import Stretch, Strip, Tiled
+from tokenflex.hosts.tower_attention import unreadable
 from tokenflex.hosts.words import Scope, read_instructions
 
 ENCODER_KEYS = (*anyres.PICTURE_KEYS, *anyres.CLIP_KEYS, "batch_num_images")
@@ -99,21 +100,21 @@ class LlavaOnevisionAdapter(HostAdapter):
         """None: rows can be packed."""
         return None
 
-    def encode(self, inputs: HostInputs) -> tuple[VisualTokens, ...]:
+    @property
+    def attention_refusal(self) -> str | None:
+        """None for plain towers, such as SigLIP's."""
+        return unreadable(self._model, anyres.TOWER)
+
+    def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
         """Pictures, the whole of each first, then its local tiles row-major; then clips, frame by frame."""
         items = self._items(inputs)
-        packed: list[Tensor] = []
         pictures = [item.stretch for item in items if item.key == "image"]
-        if pictures:
-            tiles = max(stretch.tiles.tokens if isinstance(stretch, Tiled) else 1 for stretch in pictures)
-            unshrunk = {
-                "vision_aspect_ratio": f"anyres_max_{tiles}",
-                "batch_num_images": inputs.get("batch_num_images"),
-            }
-            packed += anyres.encoded_pictures(self._model, inputs, **unshrunk).pooler_output
-        if len(pictures) < len(items):
-            packed += anyres.encoded_clips(self._model, inputs)
-        return anyres.read(items, packed)
+        tiles = max((stretch.tiles.tokens if isinstance(stretch, Tiled) else 1 for stretch in pictures), default=1)
+        unshrunk = {
+            "vision_aspect_ratio": f"anyres_max_{tiles}",
+            "batch_num_images": inputs.get("batch_num_images"),
+        }
+        return anyres.encoded(self._model, inputs, items, attention, **unshrunk)
 
     def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""

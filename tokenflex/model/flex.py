@@ -4,7 +4,7 @@ import copy
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,14 +20,17 @@ from tokenflex.contracts import (
     HostAdapter,
     HostInputs,
     Instruction,
+    Need,
     PaddingSide,
     Spliced,
     VisualTokens,
 )
-from tokenflex.errors import InputError
+from tokenflex.errors import InputError, UnsupportedHostError
 from tokenflex.model import generation
 from tokenflex.model.config import FlexConfig
 
+READ_OFF: frozenset[Need] = frozenset({"attention", "keys"})
+"""Needs that an adapter reads off the vision tower."""
 Levels = int | Sequence[int] | None
 Objective = Callable[["FlexModel", HostInputs], ModelOutput]
 
@@ -80,6 +83,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             self.host = AutoModelForImageTextToText.from_config(copy.deepcopy(config.host))
         self.adapter = adapter or checkpoint.adapter_for(self.host, spec["host"]["options"])
         self.compressor = compressor or checkpoint.assemble(spec, self.adapter)
+        _require_served(self.compressor, self.adapter)
         self.accepts_loss_kwargs = _accepts_loss_kwargs(self.host)
         self.generation_config = getattr(self.host, "generation_config", self.generation_config)
         self.post_init()
@@ -106,14 +110,22 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         Raises:
             InputError: images and placeholders don't match.
         """
-        images = self.adapter.encode(inputs)
-        rows = self.adapter.instructions(inputs) if images else ()
+        images, rows = self._read(inputs)
         scaler, levels = self.compressor.scaler, range(self.compressor.num_levels)
         layouts = [scaler.layouts(image.grid) for image in images]
         clips = [len(image.features) if image.clip else 0 for image in images]
         frames = [[scaler.kept_views(n, i) for i in levels] if n else None for n in clips]
         counts = self.adapter.count(inputs, layouts, frames).view(-1, len(levels))
         return Encoded(images, tuple(rows[image.row] for image in images), counts)
+
+    def _read(self, inputs: HostInputs) -> tuple[tuple[VisualTokens, ...], tuple[Instruction, ...]]:
+        """Images with what the parts need of them, and the instruction of every row."""
+        needs = self.compressor.needs
+        images = self.adapter.encode(inputs, attention=True) if needs & READ_OFF else self.adapter.encode(inputs)
+        rows = self.adapter.instructions(inputs) if images else ()
+        if "instruction" in needs:
+            images = tuple(replace(image, instruction=rows[image.row]) for image in images)
+        return images, rows
 
     def scores(self, encoded: Encoded) -> Float[Tensor, "images levels"]:
         """The voter's scores, with gradients to router and voter."""
@@ -267,6 +279,17 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         """
         spec = checkpoint.describe(self.compressor, self.adapter)
         checkpoint.save(folder, spec, self.compressor.state_dict())
+
+
+def _require_served(parts: Compressor, adapter: HostAdapter) -> None:
+    wanted, refusal = parts.needs & READ_OFF, adapter.attention_refusal
+    if wanted and refusal:
+        who = [part for part in (parts.scaler, parts.router) if part.needs & READ_OFF]
+        raise UnsupportedHostError(
+            f"{' and '.join(type(part).__name__ for part in who)} need(s) the vision tower's "
+            f"{' and '.join(sorted(wanted))}, which {adapter.model_type!r} doesn't give: {refusal}. Use parts that "
+            "need features only ('tokenflex plugins' lists needs), or another host."
+        )
 
 
 def _units(flex: FlexModel) -> set[str]:

@@ -1,0 +1,110 @@
+"""Clusters around the peaks of density."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
+from tokenflex.ops.keeping import RATIOS, check_ratios, everything, kept_layouts, merged
+from tokenflex_matching.inputs import check_count, numbering
+
+
+class DensityPeaksScaler(Scaler):
+    """Density-peak clustering by nearest neighbours (Chat-UniVi, arXiv 2311.08046, section 3.2).
+
+    A token is dense when its nearest neighbours are near, and a centre when it is dense and far from all denser ones.
+    Every other token goes to its nearest centre; clusters are averaged. Kept tokens are in the order of the grid, each
+    at the place of its centre. Distances are root mean squares over the channels, so that densities of wide
+    features don't all vanish.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ComponentConfig):
+        """Settings.
+
+        Attributes:
+            ratios: share of the tokens kept per level, coarse to fine; the last is 1.
+            neighbours: nearest tokens that density is measured with; all others where a view has fewer.
+        """
+
+        ratios: tuple[float, ...] = RATIOS
+        neighbours: int = 5
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        check_count("neighbours", config.neighbours)
+        self.ratios, self.neighbours = check_ratios(config.ratios), config.neighbours
+
+    @property
+    def num_levels(self) -> int:
+        """One level per ratio."""
+        return len(self.ratios)
+
+    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
+        """Counts; the grid where all tokens are kept."""
+        return kept_layouts(grid, self.ratios)
+
+    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
+        """Average the clusters of ``level``."""
+        return self._at(tokens, [self.granularities(tokens.grid)[level]])[0]
+
+    def pyramid(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
+        """Every level; distances and peaks are computed once."""
+        return self._at(tokens, self.granularities(tokens.grid))
+
+    def _at(self, tokens: VisualTokens, counts: Sequence[int]) -> tuple[ScaledTokens, ...]:
+        if min(counts) == tokens.grid.tokens:
+            return tuple(everything(tokens) for _ in counts)
+        squared = squared_distances(tokens.features.detach().float())
+        order = peaks(squared, self.neighbours)
+        return tuple(merged(tokens, clusters(squared, order[..., :kept]), kept) for kept in counts)
+
+
+@torch.no_grad()
+def squared_distances(features: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens tokens"]:
+    """Mean over the channels of the squared differences of every two tokens; 0 from a token to itself."""
+    with torch.autocast(features.device.type, enabled=False):
+        # Differences don't change when all tokens are moved, and small numbers lose fewer digits.
+        centred = features - features.mean(-2, keepdim=True)
+        norms = centred.square().sum(-1)
+        squared = norms[..., :, None] + norms[..., None, :] - 2 * centred @ centred.mT
+    squared = squared.clamp(min=0) / features.shape[-1]
+    itself = torch.eye(features.shape[-2], dtype=torch.bool, device=features.device)
+    return squared.masked_fill(itself, 0.0)
+
+
+@torch.no_grad()
+def peaks(squared: Float[Tensor, "*batch tokens tokens"], neighbours: int) -> Int[Tensor, "*batch tokens"]:
+    """All tokens, the most likely centre first: by density times distance to the nearest denser token.
+
+    Of two tokens of equal density the one of lower index counts as denser; the densest of all has its greatest
+    distance. Equal products: lower index first. Products are compared as sums of logarithms: densities
+    exp(-mean squared distance) may be too small for float32.
+
+    Args:
+        squared: squared distances, of two tokens or more.
+        neighbours: tokens that density is measured with.
+    """
+    count = squared.shape[-1]
+    itself = torch.eye(count, dtype=torch.bool, device=squared.device)
+    others = squared.masked_fill(itself, float("inf"))
+    log_density = -others.topk(min(neighbours, count - 1), dim=-1, largest=False).values.mean(-1)
+    rank = log_density.argsort(-1, descending=True, stable=True).argsort(-1)
+    denser = rank[..., None, :] < rank[..., :, None]
+    nearest = squared.masked_fill(~denser, float("inf")).amin(-1)
+    separation = torch.where(rank == 0, squared.amax(-1), nearest)
+    return (log_density + separation.log() / 2).argsort(-1, descending=True, stable=True)
+
+
+@torch.no_grad()
+def clusters(
+    squared: Float[Tensor, "*batch tokens tokens"], centres: Int[Tensor, "*batch kept"]
+) -> Int[Tensor, "*batch tokens"]:
+    """For every token the number of its nearest centre in the order of the grid; ties: lower index first."""
+    places = centres.sort(-1).values
+    to_centres = squared.gather(-1, places[..., None, :].expand(*squared.shape[:-1], places.shape[-1]))
+    own = numbering(places, squared.shape[-1])
+    return torch.where(own >= 0, own, to_centres.argmin(-1))
