@@ -7,13 +7,19 @@ SCALERS = {
     "stride": "tokenflex.scalers.stride:StrideScaler",
 }
 ROUTERS = {
+    "attention-mass": "tokenflex.routers.attention_mass:AttentionMassRouter",
     "avg": "tokenflex.routers.avg:AVGRouter",
     "constant": "tokenflex.routers.constant:ConstantRouter",
     "random": "tokenflex.routers.random:RandomRouter",
+    "reconstruction": "tokenflex.routers.reconstruction:ReconstructionRouter",
 }
 VOTERS = {
+    "attention": "tokenflex.voters.attention:AttentionVoter",
+    "majority": "tokenflex.voters.majority:MajorityVoter",
+    "max-detail": "tokenflex.voters.max_detail:MaxDetailVoter",
     "mean": "tokenflex.voters.mean:MeanVoter",
     "position-weighted": "tokenflex.voters.position_weighted:PositionWeightedVoter",
+    "quantile": "tokenflex.voters.quantile:QuantileVoter",
 }
 POLICIES = {
     "argmax": "tokenflex.policies.argmax:ArgmaxPolicy",

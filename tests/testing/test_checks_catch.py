@@ -122,6 +122,10 @@ def shifted(scaled, tokens, level):
     return replace(scaled, assignment=scaled.assignment + 1)
 
 
+def curious(scaled, tokens, level):
+    return scaled if tokens.keys is None else replace(scaled, features=scaled.features + 1)
+
+
 def mixed_views(scaled, tokens, level):
     return replace(scaled, features=scaled.features - scaled.features.mean(-3, keepdim=True))
 
@@ -166,6 +170,10 @@ BROKEN = {
         "repeats-itself": features(lambda t: t + torch.rand(())),
         "input-is-left-alone": scaler(in_place),
         "stays-finite": features(lambda t: t / t.std()),
+        "levels-together-are-levels-alone": scaler(
+            pyramid=lambda self, tokens: [self.scale(replace(tokens, features=tokens.features + 1), level)
+                                          for level in range(self.num_levels)]),
+        "needs-are-told": scaler(curious),
         "gradients-flow": features(lambda t: t.detach()),
     },
     "Router": {
@@ -179,6 +187,7 @@ BROKEN = {
         "repeats-itself": logits(lambda t, p, words: t + torch.rand(())),
         "input-is-left-alone": router(spoil_words),
         "stays-finite": logits(lambda t, p, words: t / p[-1].features.norm()),
+        "needs-are-told": logits(lambda t, p, words: t if p[0].attention is None else t + 1),
         "gradients-reach-parameters": Idle.Config(),
     },
     "Voter": {

@@ -37,7 +37,7 @@ def test_parts_work_with_fewer_levels(levels):
 def test_report_counts_and_names_skips():
     report = check_component(KINDS["router"].get("constant").Config())
     assert report.ok
-    assert str(report).startswith("ConstantRouter: 12 of 13 checks passed\n  skipped: gradients-reach-parameters: the")
+    assert str(report).startswith("ConstantRouter: 13 of 14 checks passed\n  skipped: gradients-reach-parameters: the")
 
 
 def test_unexpected_pass_is_a_failure():

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,9 +12,14 @@ import torch
 import tokenflex
 from tests.conftest import picture
 from tests.training.conftest import ROWS, Forgetful, turns
+from tokenflex import routers, scalers
+from tokenflex.contracts import ComponentConfig, Grid, Router, Scaler
 from tokenflex.errors import ConfigError, DataError
+from tokenflex.ops.ballots import one_per_view
+from tokenflex.ops.keeping import selected
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 from tokenflex.training import ChatDataset, FeedbackStore, FlexCollator, RGLFObjective, RGLFTrainer, RouterModel, score
+from tokenflex.training.router_only import StoredRows, stored_batch
 from tokenflex.training.store import PartWriter, Scored
 
 MANY = [
@@ -204,6 +210,59 @@ def test_neither_llm_nor_tower_run_with_a_store(fresh, dataset, collator, tmp_pa
     model = RouterModel.from_store(store)
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"compressor"}
     RGLFTrainer(model, arguments(), feedback=store).train()
+
+
+class Reader(Scaler):
+    """Keeps the tokens that are looked at most, then those nearest to the words, by keys and by features."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ComponentConfig):
+        pass
+
+    needs = frozenset({"attention", "keys", "instruction"})
+    num_levels = 2
+
+    def layouts(self, grid):
+        return (max(grid.tokens // 2, 1), grid)
+
+    def scale(self, tokens, level):
+        words = tokens.instruction.embeddings.sum(-2)[..., None, None, :]
+        score = tokens.attention + tokens.keys.float().norm(dim=-1) + (tokens.features * words).sum(-1).sigmoid()
+        count = self.granularities(tokens.grid)[level]
+        return selected(tokens, score.argsort(-1, descending=True)[..., :count])
+
+
+def test_what_a_scaler_reads_besides_features_is_stored_with_them(dataset, collator, tmp_path):
+    with scalers.temporary("reader", Reader), routers.temporary("own-mass", OwnMass):
+        flex = tokenflex.wrap(tiny_llava_next(), scaler="reader", router="own-mass", voter="mean")
+        store = scored(flex, dataset, collator, tmp_path / "s", router_inputs="auto", batch_size=3)
+        alone = RouterModel.from_store(store, router="own-mass", voter="mean")
+        rows = [place for place in range(len(MANY)) if dataset[place].images]
+        stored = alone.encode(stored_batch([StoredRows(store)[place] for place in rows]))
+        live = flex.encode(collator([dataset[place] for place in rows]))
+        assert len(stored.images) == len(live.images) > len(rows)
+        torch.testing.assert_close(alone.scores(stored), flex.scores(live))
+        assert flex.scores(live).unique().numel() > 2
+        for one, other in zip(stored.images, live.images, strict=True):
+            torch.testing.assert_close(one.keys, other.keys)
+            torch.testing.assert_close(one.instruction.embeddings, other.instruction.embeddings)
+
+
+class OwnMass(Router):
+    """How much of the tower's attention each level keeps."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ComponentConfig):
+        pass
+
+    needs = frozenset({"attention"})
+
+    def segments(self, grids):
+        return (Grid(1, 1),)
+
+    def forward(self, pyramid, instruction):
+        kept = [(level.attention * (level.assignment >= 0)).sum(-1) for level in pyramid]
+        return one_per_view(torch.stack(kept, dim=-1))
 
 
 def test_parts_trained_alone_go_onto_the_host(fresh, dataset, collator, tmp_path, arguments):

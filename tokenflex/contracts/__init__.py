@@ -5,10 +5,11 @@ from tokenflex.contracts.host import HostAdapter, HostInputs, PaddingSide, Splic
 from tokenflex.contracts.policy import Policy
 from tokenflex.contracts.router import Router
 from tokenflex.contracts.scaler import Scaler
-from tokenflex.contracts.tensors import Ballots, Decision, Grid, Instruction, Need, ScaledTokens, VisualTokens
+from tokenflex.contracts.tensors import READ_OFF, Ballots, Decision, Grid, Instruction, Need, ScaledTokens, VisualTokens
 from tokenflex.contracts.voter import Voter
 
 __all__ = [
+    "READ_OFF",
     "Ballots",
     "Component",
     "ComponentConfig",

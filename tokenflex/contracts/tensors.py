@@ -20,6 +20,10 @@ Need = Literal["attention", "keys", "instruction"]
 """What a part may ask for besides features and grid; each is a field of `VisualTokens`."""
 
 
+READ_OFF: tuple[Need, ...] = ("attention", "keys")
+"""The needs that a host adapter reads off the vision tower."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """A rectangle of tokens, counted in tokens.

@@ -16,11 +16,11 @@ from transformers.utils import ModelOutput
 from tokenflex import checkpoint
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import (
+    READ_OFF,
     Decision,
     HostAdapter,
     HostInputs,
     Instruction,
-    Need,
     PaddingSide,
     Spliced,
     VisualTokens,
@@ -29,8 +29,6 @@ from tokenflex.errors import InputError, UnsupportedHostError
 from tokenflex.model import generation
 from tokenflex.model.config import FlexConfig
 
-READ_OFF: frozenset[Need] = frozenset({"attention", "keys"})
-"""Needs that an adapter reads off the vision tower."""
 Levels = int | Sequence[int] | None
 Objective = Callable[["FlexModel", HostInputs], ModelOutput]
 
@@ -121,7 +119,9 @@ class FlexModel(PreTrainedModel, GenerationMixin):
     def _read(self, inputs: HostInputs) -> tuple[tuple[VisualTokens, ...], tuple[Instruction, ...]]:
         """Images with what the parts need of them, and the instruction of every row."""
         needs = self.compressor.needs
-        images = self.adapter.encode(inputs, attention=True) if needs & READ_OFF else self.adapter.encode(inputs)
+        images = (
+            self.adapter.encode(inputs, attention=True) if needs.intersection(READ_OFF) else self.adapter.encode(inputs)
+        )
         rows = self.adapter.instructions(inputs) if images else ()
         if "instruction" in needs:
             images = tuple(replace(image, instruction=rows[image.row]) for image in images)
@@ -282,9 +282,9 @@ class FlexModel(PreTrainedModel, GenerationMixin):
 
 
 def _require_served(parts: Compressor, adapter: HostAdapter) -> None:
-    wanted, refusal = parts.needs & READ_OFF, adapter.attention_refusal
+    wanted, refusal = parts.needs.intersection(READ_OFF), adapter.attention_refusal
     if wanted and refusal:
-        who = [part for part in (parts.scaler, parts.router) if part.needs & READ_OFF]
+        who = [part for part in (parts.scaler, parts.router) if part.needs.intersection(READ_OFF)]
         raise UnsupportedHostError(
             f"{' and '.join(type(part).__name__ for part in who)} need(s) the vision tower's "
             f"{' and '.join(sorted(wanted))}, which {adapter.model_type!r} doesn't give: {refusal}. Use parts that "

@@ -1,9 +1,10 @@
-"""Ballots of routers that need no training."""
+"""Ballots: simple ones made, and votes counted."""
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tokenflex.contracts import Ballots, Grid, ScaledTokens
@@ -24,3 +25,11 @@ def shortfall(needed: Float[Tensor, "*batch views"], pyramid: Sequence[ScaledTok
     kept = [float(level.features.shape[-2]) for level in pyramid]
     counts = torch.tensor(kept, dtype=torch.float32).to(needed.device, non_blocking=needed.is_cuda)
     return one_per_view(-(needed.float()[..., None] / counts - 1).clamp(min=0))
+
+
+def favourites(ballots: Ballots, counted: Bool[Tensor, "*batch views voters"]) -> Float[Tensor, "*batch levels"]:
+    """Per level the share of the ``counted`` voters that like it best (ties: the coarser one); zero without voters."""
+    logits = ballots.logits.detach().float().masked_fill(~counted[..., None], 0.0)
+    best = (logits >= logits.amax(-1, keepdim=True)).int().argmax(-1)
+    votes = F.one_hot(best, logits.shape[-1]) * counted[..., None]
+    return votes.sum((-3, -2)) / counted.sum((-2, -1))[..., None].clamp(min=1)

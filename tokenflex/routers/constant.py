@@ -7,6 +7,7 @@ import torch
 
 from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
 from tokenflex.errors import ConfigError
+from tokenflex.ops.ballots import one_per_view
 
 
 class ConstantRouter(Router):
@@ -31,7 +32,6 @@ class ConstantRouter(Router):
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
         """One for the level, zero for the others."""
         finest = pyramid[-1].features
-        logits = finest.new_zeros(*finest.shape[:-2], 1, self.num_levels, dtype=torch.float32)
+        logits = finest.new_zeros(*finest.shape[:-2], self.num_levels, dtype=torch.float32)
         logits[..., self.level] = 1.0
-        mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
-        return Ballots(logits=logits, mask=mask, segments=(Grid(1, 1),))
+        return one_per_view(logits)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
 from tokenflex.errors import ConfigError
+from tokenflex.ops.ballots import one_per_view
 
 
 class RandomRouter(Router):
@@ -45,9 +46,7 @@ class RandomRouter(Router):
         masks = instruction.mask.reshape(len(images), -1)
         levels = [self._draw(i, w[m]) for i, w, m in zip(images, words, masks, strict=True)]
         votes = torch.eye(self.num_levels, device=finest.device)[torch.tensor(levels, device=finest.device)]
-        logits = votes.view(*leading, 1, 1, -1).expand(*leading, finest.shape[-3], 1, -1)
-        mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
-        return Ballots(logits=logits, mask=mask, segments=(Grid(1, 1),))
+        return one_per_view(votes.view(*leading, 1, -1).expand(*leading, finest.shape[-3], -1))
 
     def _draw(self, image: Tensor, words: Tensor) -> int:
         digest = hashlib.sha256(str(self.seed).encode())

@@ -99,6 +99,15 @@ def gradients_reach_parameters(bench: Bench) -> None:
     assert not without, f"no gradient reaches {without}"
 
 
+def needs_are_told(bench: Bench) -> None:
+    """Only attention can be asked for, and it is read only then."""
+    unknown = sorted(bench.needs - {"attention"})
+    assert not unknown, f"needs {unknown}; routers can ask for attention only, and the instruction is always there"
+    given = _vote(bench).logits
+    full = bench.build()(bench.pyramid(bench.full_image()), bench.words()).logits
+    same(full, given, "with and without attention that isn't asked for")
+
+
 CHECKS = (
     Check("shapes-fit", "ballots have one row per voter of the segments and one column per level", shapes_fit),
     Check("segments-known-in-advance", "segments says how the voters will be laid out", segments_known_in_advance),
@@ -108,5 +117,6 @@ CHECKS = (
     Check("repeats-itself", "the same request gives the same ballots", repeats_itself),
     Check("input-is-left-alone", "nothing is changed in place", input_is_left_alone),
     Check("stays-finite", "blank images give finite ballots", stays_finite),
+    Check("needs-are-told", "what isn't declared as needed changes nothing", needs_are_told),
     Check("gradients-reach-parameters", "every parameter can be trained", gradients_reach_parameters),
 )

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from tokenflex import checkpoint, compressor
 from tokenflex.compressor import Compressor
-from tokenflex.contracts import ComponentConfig, Grid, Instruction, VisualTokens
+from tokenflex.contracts import READ_OFF, ComponentConfig, Grid, Instruction, VisualTokens
 from tokenflex.errors import ConfigError
 from tokenflex.model import Encoded
 from tokenflex.training.objectives import FEEDBACK
@@ -88,9 +88,12 @@ class RouterModel(nn.Module):
     def encode(self, batch: dict[str, Any]) -> Encoded:
         """The batch that `stored_batch` made, as a host would have encoded it."""
         images, words = [], []
-        for features, (rows, cols, clip), row in zip(batch["features"], batch["grids"], batch["rows"], strict=True):
-            images.append(VisualTokens(features, Grid(rows, cols), row=row, clip=bool(clip)))
+        each = zip(batch["features"], batch["grids"], batch["rows"], batch["read"], strict=True)
+        for features, (rows, cols, clip), row, read in each:
             words.append(Instruction(batch["words"][row], batch["masks"][row]))
+            told = words[-1] if "instruction" in self.compressor.needs else None
+            image = VisualTokens(features, Grid(rows, cols), row=row, clip=bool(clip), instruction=told, **read)
+            images.append(image)
         counts = torch.zeros(len(images), self.compressor.num_levels, dtype=torch.long)
         return Encoded(tuple(images), tuple(words), counts)
 
@@ -138,6 +141,7 @@ def stored_batch(rows: Sequence[StoredRow]) -> dict[str, Any]:
         "features": [image.features for image, _ in images],
         "grids": [(image.grid.rows, image.grid.cols, int(image.clip)) for image, _ in images],
         "rows": [n for _, n in images],
+        "read": [{name: t for name in READ_OFF if (t := getattr(im, name)) is not None} for im, _ in images],
         "words": [row.instruction.embeddings for row in rows],
         "masks": [row.instruction.mask for row in rows],
         FEEDBACK: torch.stack([row.feedback for row in rows]),

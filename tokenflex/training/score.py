@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +155,7 @@ class _Pass:
         nothing = no_words(self.flex.adapter.dim, torch.empty(0, dtype=self.kept))
         for row in range(rows):
             mine = [i for i, image in enumerate(encoded.images) if image.row == row]
-            views = tuple(
-                replace(image, features=image.features.to("cpu", self.kept), row=0, planes=(), marks=None)
-                for image in (encoded.images[i] for i in mine)
-            )
+            views = tuple(_seen(encoded.images[i], self.kept) for i in mine)
             words = encoded.instructions[mine[0]] if mine else nothing
             found.append((views, Instruction(words.embeddings.to("cpu", self.kept), words.mask.cpu())))
         return found
@@ -252,6 +248,15 @@ def _manifest(flex: FlexModel, dataset: Any, collator: Any, precision: str, kept
         "levels": flex.compressor.num_levels,
         "router_inputs": None if kept is None else str(kept).removeprefix("torch."),
     }
+
+
+def _seen(image: VisualTokens, kept: torch.dtype) -> VisualTokens:
+    """What is kept of an image, on the CPU; its words are kept once per row."""
+    keys = None if image.keys is None else image.keys.to("cpu", kept)
+    attention = None if image.attention is None else image.attention.cpu()
+    return VisualTokens(
+        image.features.to("cpu", kept), image.grid, row=0, clip=image.clip, attention=attention, keys=keys
+    )
 
 
 def _check(router_inputs: str | None, precision: str, batch_size: int, part_size: int) -> None:

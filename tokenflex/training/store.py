@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokenflex.contracts import Grid, Instruction, VisualTokens
+from tokenflex.contracts import READ_OFF, Grid, Instruction, VisualTokens
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.training.fingerprint import Fingerprint, differences
 
@@ -57,7 +57,8 @@ class Scored:
     def bytes(self) -> int:
         """Size of what a router sees."""
         words = () if self.instruction is None else (self.instruction.embeddings, self.instruction.mask)
-        return sum(t.nbytes for t in (*(image.features for image in self.images), *words))
+        seen = [getattr(image, name) for image in self.images for name in ("features", *READ_OFF)]
+        return sum(t.nbytes for t in (*seen, *words) if t is not None)
 
 
 def begin(folder: str | os.PathLike[str], manifest: Mapping[str, Any], scaler: Mapping[str, Tensor]) -> None:
@@ -214,10 +215,14 @@ class FeedbackStore:
             held = safe_open(self._parts[part].with_suffix(".safetensors"), "pt")
             self._open[part] = (held, json.loads(held.metadata()["layout"]))
         held, layout = self._open[part]
-        images = tuple(
-            VisualTokens(held.get_tensor(f"{place}/{n}"), Grid(rows, cols), row=0, clip=bool(clip))
-            for n, (rows, cols, clip) in enumerate(layout[str(place)])
-        )
+        keys = set(held.keys())
+
+        def one(n: int, rows: int, cols: int, clip: int) -> VisualTokens:
+            names = [name for name in READ_OFF if f"{place}/{n}/{name}" in keys]
+            read = {name: held.get_tensor(f"{place}/{n}/{name}") for name in names}
+            return VisualTokens(held.get_tensor(f"{place}/{n}"), Grid(rows, cols), row=0, clip=bool(clip), **read)
+
+        images = tuple(one(n, *told) for n, told in enumerate(layout[str(place)]))
         return images, Instruction(held.get_tensor(f"{place}/words"), held.get_tensor(f"{place}/mask"))
 
     def scaler_weights(self) -> dict[str, Tensor]:
@@ -238,6 +243,8 @@ def _tensors(samples: Sequence[Scored]) -> tuple[dict[str, Tensor], dict[str, li
         tensors[f"{sample.id}/mask"] = sample.instruction.mask.contiguous()
         for n, image in enumerate(sample.images):
             tensors[f"{sample.id}/{n}"] = image.features.contiguous()
+            read = {name: getattr(image, name) for name in READ_OFF}
+            tensors |= {f"{sample.id}/{n}/{name}": t.contiguous() for name, t in read.items() if t is not None}
         layout[str(sample.id)] = [[im.grid.rows, im.grid.cols, int(im.clip)] for im in sample.images]
     return tensors, layout
 

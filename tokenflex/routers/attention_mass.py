@@ -1,0 +1,56 @@
+"""No training: as many tokens as hold most of the vision tower's attention."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Need, Router, ScaledTokens
+from tokenflex.errors import ConfigError, InputError
+from tokenflex.ops.ballots import shortfall
+
+
+class AttentionMassRouter(Router):
+    """Per view, the fewest tokens that together receive ``mass`` of the attention; levels that keep fewer lose votes.
+
+    Attention is that of the vision tower (see `VisualTokens.attention`), so a host is needed whose tower can be read.
+    A picture with one salient thing needs few tokens, a page of text many. It ignores the instruction.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ComponentConfig):
+        """Attributes: ``mass``, share of the attention to be kept, above 0, at most 1."""
+
+        mass: float = 0.9
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if not 0 < config.mass <= 1:
+            raise ConfigError(f"mass={config.mass} is no share; use a number above 0, at most 1.")
+        self.mass = config.mass
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The attention."""
+        return frozenset({"attention"})
+
+    def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
+        """One voter per view."""
+        return (Grid(1, 1),)
+
+    @torch.no_grad()
+    def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
+        """See `tokenflex.ops.ballots.shortfall` and `Router.forward`.
+
+        Raises:
+            InputError: the pyramid comes without attention.
+        """
+        attention = pyramid[-1].attention
+        if attention is None:
+            raise InputError(
+                "the attention-mass router got no attention. Tokens from a feedback store have it only if the store "
+                "was scored with a part that needs attention."
+            )
+        largest = attention.float().sort(-1, descending=True).values.cumsum(-1)
+        needed = (largest < self.mass * largest[..., -1:]).sum(-1) + 1
+        return shortfall(needed.clamp(max=attention.shape[-1]).float(), pyramid)

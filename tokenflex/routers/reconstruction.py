@@ -1,0 +1,68 @@
+"""No training: the coarsest level from which the finest can be told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
+from tokenflex.errors import ConfigError
+from tokenflex.ops.ballots import one_per_view
+
+FLOOR = 1e-6
+"""Share of the tokens' energy below which their variance counts as rounding."""
+
+
+class ReconstructionRouter(Router):
+    """Votes against every level whose tokens, put back in place, lose more than ``eps`` of the finest ones' variance.
+
+    A view's loss at a level is ``sum |x - x'|^2 / sum |x - mean|^2`` over its finest tokens x: x' is the kept token
+    that x went into, or the view's mean for a token that was dropped. 0 is no loss, 1 what a single mean token leaves.
+    It looks at features and assignment only, so it works on every host and with every scaler, and ignores the
+    instruction.
+
+    Votes are minus the excess, ``max(loss / eps - 1, 0)``. With the voter ``mean`` and the policy ``argmax``, which
+    gives ties to the coarser level, the coarsest level wins whose loss is at most ``eps`` in every view.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ComponentConfig):
+        """Attributes: ``eps``, share of the variance that may be lost, above 0."""
+
+        eps: float = 0.3
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if not config.eps > 0:
+            raise ConfigError(f"eps={config.eps} must be above 0; with 0.3 a level may lose 30 % of the variance.")
+        self.eps = config.eps
+
+    def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
+        """One voter per view."""
+        return (Grid(1, 1),)
+
+    @torch.no_grad()
+    def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
+        """Minus the excess of every level's loss; see `Router.forward` for shapes."""
+        finest = _in_place(pyramid[-1], None)
+        mean = finest.mean(-2, keepdim=True)
+        spread = (finest - mean).square().sum((-2, -1)) + FLOOR * finest.square().sum((-2, -1))
+        losses = [
+            (finest - _in_place(level, mean)).square().sum((-2, -1)) / spread.clamp(min=torch.finfo(spread.dtype).tiny)
+            for level in pyramid
+        ]
+        return one_per_view(-(torch.stack(losses, dim=-1) / self.eps - 1).clamp(min=0))
+
+
+def _in_place(
+    level: ScaledTokens, mean: Float[Tensor, "*batch views 1 dim"] | None
+) -> Float[Tensor, "*batch views tokens dim"]:
+    """For every source token the kept one it went into, float32; ``mean`` (or zero) where it was dropped."""
+    kept = level.features.float()
+    if level.frames is not None:
+        kept = kept.index_select(-3, level.frames.to(kept.device))
+    assignment = level.assignment[..., None]
+    placed = kept.gather(-2, assignment.clamp(min=0).expand(*level.assignment.shape, kept.shape[-1]))
+    return torch.where(assignment >= 0, placed, torch.zeros_like(placed) if mean is None else mean)
