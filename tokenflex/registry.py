@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from tokenflex import catalog
 from tokenflex.contracts import HostAdapter, Policy, Router, Scaler, Voter
-from tokenflex.errors import BrokenPluginError, DuplicateComponentError, UnknownComponentError
+from tokenflex.errors import BrokenPluginError, DuplicateComponentError, TokenFlexError, UnknownComponentError
 
 T = TypeVar("T")
 BUILT_IN = "tokenflex"
@@ -28,6 +28,26 @@ class Provider:
     distribution: str
     version: str
     target: Any
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One registered name, for lists.
+
+    Attributes:
+        provider, version: of the distribution; both providers' where two clash.
+        state: ``ok``, or ``broken``.
+        cause: why it is broken.
+        summary: first line of its documentation.
+    """
+
+    kind: str
+    name: str
+    provider: str
+    version: str
+    state: str
+    cause: str = ""
+    summary: str = ""
 
 
 class Registry(Generic[T]):
@@ -90,6 +110,17 @@ class Registry(Generic[T]):
                 f"which is no subclass of {self.base.__name__}."
             )
         return loaded
+
+    def listing(self, name: str) -> Listing:
+        """What is known of ``name``, importing it; whatever is wrong with it ends up in ``cause``."""
+        offers = self._providers()[name]
+        who = " and ".join(dict.fromkeys(offer.distribution for offer in offers))
+        version = " and ".join(dict.fromkeys(offer.version for offer in offers))
+        try:
+            doc = inspect.getdoc(self.get(name)) or ""
+        except TokenFlexError as error:
+            return Listing(self.kind, name, who, version, "broken", cause=str(error))
+        return Listing(self.kind, name, who, version, "ok", summary=doc.strip().split("\n")[0])
 
     def name_of(self, component: type) -> str | None:
         """The name under which a class is registered, or None; imports nothing."""
@@ -157,3 +188,4 @@ routers: Registry[Router] = Registry("router", Router, catalog.ROUTERS)
 voters: Registry[Voter] = Registry("voter", Voter, catalog.VOTERS)
 policies: Registry[Policy] = Registry("policy", Policy, catalog.POLICIES)
 hosts: Registry[HostAdapter] = Registry("host", HostAdapter, catalog.HOSTS)
+REGISTRIES: tuple[Registry[Any], ...] = (scalers, routers, voters, policies, hosts)

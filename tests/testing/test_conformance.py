@@ -7,12 +7,18 @@ import pytest
 
 from tokenflex.checkpoint import KINDS
 from tokenflex.contracts import ComponentConfig
+from tokenflex.registry import BUILT_IN
 from tokenflex.routers.avg import AVGRouter
 from tokenflex.routers.random import RandomRouter
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing import ConformanceError, cases, check_component
 
-BUILT_INS = [registry.get(name).Config() for registry in KINDS.values() for name in registry.names()]
+BUILT_INS = [
+    kind.get(name).Config()
+    for kind in KINDS.values()
+    for name in kind.names()
+    if kind.provider(name).distribution == BUILT_IN
+]
 SETTINGS = [
     AVGRouter.Config(attend="tokens", text_tokens=3),
     AVGRouter.Config(text_tokens=0),

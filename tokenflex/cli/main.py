@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 import tokenflex
-from tokenflex.cli import convert, feedback, hosts, quickstart, train
+from tokenflex.cli import check, convert, feedback, hosts, plugins, quickstart, train
 from tokenflex.errors import TokenFlexError
 
-COMMANDS = (quickstart, feedback, train, convert, hosts)
+COMMANDS = (quickstart, feedback, train, convert, hosts, plugins, check)
 
 
 def build() -> argparse.ArgumentParser:

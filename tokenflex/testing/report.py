@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Outcome = Literal["passed", "failed", "skipped", "expected failure", "unexpected pass"]
 
@@ -46,6 +46,23 @@ class Report:
     def named(self, outcome: Outcome) -> Sequence[str]:
         """The checks with this outcome."""
         return [result.check for result in self.results if result.outcome == outcome]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: ``part``, ``passed``, ``total``, and reasons by check: ``skipped``, ``expected_failures``,
+        ``failures`` (unexpected passes among them).
+        """
+
+        def reasons(*outcomes: Outcome) -> dict[str, str]:
+            return {result.check: result.detail for result in self.results if result.outcome in outcomes}
+
+        return {
+            "part": self.part,
+            "passed": len(self.named("passed")),
+            "total": len(self.results),
+            "skipped": reasons("skipped"),
+            "expected_failures": reasons("expected failure"),
+            "failures": reasons("failed", "unexpected pass"),
+        }
 
     def __str__(self) -> str:
         lines = [f"{self.part}: {len(self.named('passed'))} of {len(self.results)} checks passed"]
