@@ -1,0 +1,1 @@
+"""Scalers for TokenFlex; the entry points in pyproject.toml say which."""
