@@ -14,6 +14,10 @@ type:
 test:
     pytest
 
+# Each plugin's own tests, on what is installed: pip install -e . ./plugins/*
+plugins:
+    for plugin in plugins/*/; do pytest "$plugin/tests" -c "$plugin/pyproject.toml" || exit 1; done
+
 quickstart:
     tokenflex quickstart --out runs/quickstart
 

@@ -123,7 +123,7 @@ def _stack(images: Sequence[VisualTokens], detach: bool = False, dtype: torch.dt
 
     def given(found: Sequence[Tensor | None]) -> Tensor | None:
         there = [tensor for tensor in found if tensor is not None]
-        return joined(there) if there else None
+        return torch.stack(there) if there else None
 
     planes = zip(*(image.planes for image in images), strict=True)
     words = [image.instruction for image in images if image.instruction is not None]

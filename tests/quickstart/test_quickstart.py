@@ -18,6 +18,8 @@ from tokenflex.quickstart.host import seeded
 from tokenflex.quickstart.pictures import COARSE_KINDS, FINE_KINDS, INKS, exam, pictures, words
 from tokenflex.quickstart.run import Plan, run
 
+ROUTERS = ("router", "random_router", "reconstruction_router", "random_reconstruction")
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
@@ -107,10 +109,11 @@ def test_the_host_is_stock_and_seeded():
 def test_report_says_everything(result):
     report, folder = result
     assert report == json.loads((folder / "report.json").read_text())
-    assert {"seed", "device", "seconds", "levels", "router", "random_router", "oracle"} <= set(report)
+    assert {"seed", "device", "seconds", "levels", *ROUTERS, "oracle"} <= set(report)
     assert report["fine_share"] == pytest.approx(1 / 3, abs=1e-3)
     assert [level["tokens_mean"] for level in report["levels"]] == [4, 8, 14, 28, 52]
-    for entry in (*report["levels"], report["router"], report["random_router"], report["oracle"]):
+    routers = [report[name] for name in ROUTERS]
+    for entry in (*report["levels"], *routers, report["oracle"]):
         assert set(entry["accuracy_by_kind"]) == {*FINE_KINDS, *COARSE_KINDS}
     assert sum(sum(counts) for counts in report["router"]["choices_by_kind"].values()) == 36
     assert len([name for name in report["seconds"] if name.startswith("stage")]) == 5
@@ -138,11 +141,12 @@ def test_comparison_of_settings():
     picks = np.where(np.arange(count) < count // 4, 1, 0)
     places = np.arange(count)
     routed = Answers(texts, table[picks, places], costs[picks, places], picks)
-    found = evaluate.compare(levels, routed, questions, seed=0)
+    found = evaluate.compare(levels, routed, levels[0], questions, seed=0)
     assert [level["accuracy"] for level in found["levels"]] == [0.5, 1.0]
     assert found["router"]["accuracy"] == 0.75
     assert found["router"]["tokens_mean"] == found["random_router"]["tokens_mean"] == 3.0
     assert found["random_router"]["accuracy"] == pytest.approx(0.5 + 0.5 / 4, abs=0.02)
+    assert found["reconstruction_router"]["accuracy"] == found["random_reconstruction"]["accuracy"] == 0.5
     assert found["oracle"]["accuracy"] == 1.0
     assert found["oracle"]["tokens_mean"] == 4.0
     assert sum(sum(counts) for counts in found["router"]["choices_by_kind"].values()) == count

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 KINDS = ("scaler", "router", "voter", "policy", "host")
@@ -18,7 +20,10 @@ def register(commands: Any) -> None:
         "imported. Built-in hosts are left out unless they are asked for: 'tokenflex plugins host'.",
     )
     parser.add_argument("kind", nargs="*", metavar="KIND", help=f"only these kinds: {', '.join(KINDS)}")
-    parser.add_argument("--json", action="store_true", help="print a JSON list of everything, one object per name")
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument("--json", action="store_true", help="print a JSON list of everything, one object per name")
+    style.add_argument("--write", metavar="PAGE", type=Path,
+                       help="try and time every method, and renew the tables in a Markdown page")  # fmt: skip
     parser.set_defaults(run=run, takes_overrides=False)
 
 
@@ -30,6 +35,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from tokenflex import registry
     from tokenflex.errors import ConfigError
 
+    if options.write:
+        return _write(options.write)
     unknown = sorted(set(options.kind) - set(KINDS))
     if unknown:
         raise ConfigError(f"{', '.join(unknown)}: no such kind; there are {', '.join(KINDS)}.")
@@ -49,4 +56,11 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         console.print(
             f"and {len(hidden)} built-in hosts: 'tokenflex plugins host' lists them, 'tokenflex hosts' tries them"
         )
+    return 0
+
+
+def _write(page: Path) -> int:
+    from tokenflex.testing import methods_table
+
+    methods_table.renew(page, lambda name: print(name, file=sys.stderr))
     return 0

@@ -65,27 +65,38 @@ def summarise(right: np.ndarray, tokens: np.ndarray, exam: Exam) -> dict[str, An
     }
 
 
-def compare(levels: Sequence[Answers], routed: Answers, exam: Exam, seed: int) -> dict[str, Any]:
-    """Every fixed level, the router, the router's own choices dealt out at random, and the oracle.
+def compare(levels: Sequence[Answers], routed: Answers, untrained: Answers, exam: Exam, seed: int) -> dict[str, Any]:
+    """Every fixed level, the trained router, one without training, the choices of each dealt out at random, the oracle.
 
-    The random router is the mean over 200 shuffles of the router's choices among the questions; the oracle takes
-    the coarsest level that answers right (the coarsest of all where none does).
+    Random choices are the mean over 200 shuffles of a router's own among the questions; the oracle takes the coarsest
+    level that answers right (the coarsest of all where none does).
+
+    Args:
+        untrained: the reconstruction router's answers.
     """
     table = np.stack([answers.right for answers in levels])
     costs = np.stack([answers.tokens for answers in levels])
     places = np.arange(len(exam))
     best = np.where(table.any(0), table.argmax(0), 0)
-    rng = np.random.default_rng(seed)
-    shuffles = [rng.permutation(routed.levels) for _ in range(SHUFFLES)]
-    chance = np.mean([table[deal, places] for deal in shuffles], axis=0)
-    chance_tokens = np.mean([costs[deal, places] for deal in shuffles], axis=0)
-    choices: dict[str, Counter[int]] = defaultdict(Counter)
-    for level, (_, question) in zip(routed.levels.tolist(), exam, strict=True):
-        choices[question.kind][level] += 1
-    counts = {kind: [count[level] for level in range(len(levels))] for kind, count in sorted(choices.items())}
+
+    def dealt(answers: Answers) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        shuffles = [rng.permutation(answers.levels) for _ in range(SHUFFLES)]
+        chance = np.mean([table[deal, places] for deal in shuffles], axis=0)
+        return summarise(chance, np.mean([costs[deal, places] for deal in shuffles], axis=0), exam)
+
+    def chosen(answers: Answers) -> dict[str, Any]:
+        choices: dict[str, Counter[int]] = defaultdict(Counter)
+        for level, (_, question) in zip(answers.levels.tolist(), exam, strict=True):
+            choices[question.kind][level] += 1
+        counts = {kind: [count[level] for level in range(len(levels))] for kind, count in sorted(choices.items())}
+        return {**summarise(answers.right, answers.tokens, exam), "choices_by_kind": counts}
+
     return {
         "levels": [summarise(answers.right, answers.tokens, exam) for answers in levels],
-        "router": {**summarise(routed.right, routed.tokens, exam), "choices_by_kind": counts},
-        "random_router": summarise(chance, chance_tokens, exam),
+        "router": chosen(routed),
+        "random_router": dealt(routed),
+        "reconstruction_router": chosen(untrained),
+        "random_reconstruction": dealt(untrained),
         "oracle": summarise(table[best, places], costs[best, places], exam),
     }

@@ -33,6 +33,8 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         *levels,
         ("router", result["router"]),
         ("random router", result["random_router"]),
+        ("reconstruction", result["reconstruction_router"]),
+        ("random reconstr.", result["random_reconstruction"]),
         ("oracle", result["oracle"]),
     ]
 
@@ -52,7 +54,8 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     console.print(
         f"{result['questions']} held-out questions, answered with generate; {100 * result['fine_share']:.0f} % of them "
         f"need fine detail ({', '.join(FINE_KINDS)}). Tokens: visual tokens per picture, mean. Random router: the "
-        "router's own choices, dealt out at random."
+        "router's own choices, dealt out at random. Reconstruction: a router without training, "
+        "which looks at the picture only; random reconstr.: its own choices at random."
     )
     spent = sum(result["seconds"].values())
     console.print(f"{spent:.0f} s on {result['device']}. Wrote report.json, report.html and model/ to {folder}")
@@ -91,6 +94,8 @@ def plot(result: dict[str, Any]) -> str:
         for key, label, marker, colour in (
             ("router", "router", "*", "#dc2626"),
             ("random_router", "random router", "x", "#ca8a04"),
+            ("reconstruction_router", "reconstruction router (no training)", "P", "#2563eb"),
+            ("random_reconstruction", "its choices at random", "+", "#93c5fd"),
             ("oracle", "oracle", "D", "#16a34a"),
         ):
             point = result[key]

@@ -111,9 +111,11 @@ def run(
                 train(flex, processor, phase, *given, scratch, seed, tick)
         flex.eval()
         count, batches = flex.compressor.num_levels, -(-len(questions) // evaluate.BATCH)
-        with progress.phase("evaluation", 35.0, batches * (count + 1), seconds) as tick:
+        with progress.phase("evaluation", 35.0, batches * (count + 2), seconds) as tick:
             fixed = [evaluate.answer(flex, processor, questions, level, tick) for level in range(count)]
             routed = evaluate.answer(flex, processor, questions, None, tick)
+            plain = wrap(small.model, router="reconstruction", voter="mean").eval()
+            untrained = evaluate.answer(plain, processor, questions, None, tick)
         for save in (flex.save_pretrained, flex.save_parts, processor.save_pretrained):
             save(folder / "model")
     result = {
@@ -124,7 +126,7 @@ def run(
         "questions": len(questions),
         "fine_share": round(sum(q.fine for _, q in questions) / len(questions), 4),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        **evaluate.compare(fixed, routed, questions, seed),
+        **evaluate.compare(fixed, routed, untrained, questions, seed),
     }
     report.write(folder, result, questions, fixed[-1], routed, PYRAMID)
     report.show(console, result, folder)

@@ -48,12 +48,28 @@ class ReconstructionRouter(Router):
         """Minus the excess of every level's loss; see `Router.forward` for shapes."""
         finest = _in_place(pyramid[-1], None)
         mean = finest.mean(-2, keepdim=True)
-        spread = (finest - mean).square().sum((-2, -1)) + FLOOR * finest.square().sum((-2, -1))
-        losses = [
-            (finest - _in_place(level, mean)).square().sum((-2, -1)) / spread.clamp(min=torch.finfo(spread.dtype).tiny)
+        spread = (finest - mean).square().sum(-1).sum(-1)
+        whole = pyramid[-1].features.shape[-2] == pyramid[-1].assignment.shape[-1]
+        lost = [
+            spread - _explained(level, mean)
+            if whole and level.averages
+            else (finest - _in_place(level, mean)).square().sum((-2, -1))
             for level in pyramid
         ]
-        return one_per_view(-(torch.stack(losses, dim=-1) / self.eps - 1).clamp(min=0))
+        scale = spread + FLOOR * finest.square().sum((-2, -1))
+        losses = torch.stack(lost, dim=-1).clamp(min=0) / scale.clamp(min=torch.finfo(scale.dtype).tiny)[..., None]
+        return one_per_view(-(losses / self.eps - 1).clamp(min=0))
+
+
+def _explained(level: ScaledTokens, mean: Float[Tensor, "*batch views 1 dim"]) -> Float[Tensor, "*batch views"]:
+    """The variance that kept means account for: of a group, its size times its mean's squared distance from ``mean``.
+
+    The rest is what the group loses, so nothing of the finest tokens' size is touched.
+    """
+    from_mean = (level.features.float() - mean).square().sum(-1)
+    there = (level.assignment >= 0).to(from_mean.dtype)
+    sizes = torch.zeros_like(from_mean).scatter_add(-1, level.assignment.clamp(min=0), there)
+    return (from_mean * sizes).sum(-1)
 
 
 def _in_place(

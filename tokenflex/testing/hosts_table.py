@@ -1,7 +1,6 @@
 """Which architectures are served: one row for each that transformers' image-text Auto class knows, found by trying."""
 
 import inspect
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,10 @@ from packaging.version import Version
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tokenflex import catalog
-from tokenflex.errors import ConfigError
 from tokenflex.registry import hosts
+from tokenflex.testing import marked_page
 from tokenflex.testing.host_checks import CHECKS, check_host
+from tokenflex.testing.marked_page import table
 from tokenflex.testing.report import Report
 from tokenflex.testing.zoo.hosts import ZOO
 
@@ -97,23 +97,11 @@ def probe_all(only: Sequence[str] = ()) -> Iterator[HostRow]:
 def markdown(rows: Sequence[HostRow]) -> str:
     """A table, served architectures first."""
     ordered = sorted(rows, key=lambda row: (row.refused is not None, row.family or "", row.model_type))
-    lines = [HEADER, tuple("---" for _ in HEADER), *(row.cells() for row in ordered)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+    return table(HEADER, [row.cells() for row in ordered])
 
 
 def renew(page: Path, rows: Sequence[HostRow]) -> None:
-    """Put a table in place of the one between the page's marks; the page is complete at any time.
-
-    Raises:
-        ConfigError: the page has no marks.
-    """
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    before, opened, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not opened or not closed:
-        raise ConfigError(f"{page} has no lines {BEGIN!r} and {END!r}; add both where the table belongs.")
+    """Put a table in place of the one in a page; see `marked_page.renew`."""
     served = sum(row.refused is None for row in rows)
     title = f"transformers {transformers.__version__}: {served} of {len(rows)} architectures served"
-    scratch = page.with_suffix(".tmp")
-    scratch.write_text(f"{before}{opened}\n\n{title}\n\n{markdown(rows)}\n{closed}{after}", encoding="utf-8")
-    os.replace(scratch, page)
+    marked_page.renew(page, BEGIN, END, f"{title}\n\n{markdown(rows)}")

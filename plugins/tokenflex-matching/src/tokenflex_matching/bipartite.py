@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenflex.ops.assignment import average
-from tokenflex.ops.keeping import cosines
+from tokenflex_matching.likeness import likeness
 
 
 def by_first_token(groups: Int[Tensor, "*batch views tokens"]) -> Int[Tensor, "*batch views tokens"]:
@@ -28,7 +28,7 @@ def best_matches(
     count: int,
     present: Int[Tensor, "*batch views"] | None = None,
 ) -> tuple[Float[Tensor, "*batch views even"], Int[Tensor, "*batch views even"]]:
-    """For every token of A the cosine of its best match in B, and that match's place in B; ties: lower place first.
+    """For every token of A the likeness of its best match in B, and that match's place in B; ties: lower place first.
 
     Tokens are compared by the plain mean of their sources.
 
@@ -38,7 +38,7 @@ def best_matches(
         present: numbers from here on stand for no token and match with nothing; None: all stand for one.
     """
     vectors = average(metric, assignment, count)
-    similarity = cosines(vectors[..., 0::2, :], vectors[..., 1::2, :])
+    similarity = likeness(vectors[..., 0::2, :], vectors[..., 1::2, :])
     if present is not None:
         odd = torch.arange(1, count, 2, device=metric.device)
         similarity = similarity.masked_fill((odd >= present[..., None])[..., None, :], float("-inf"))
@@ -67,7 +67,7 @@ def merge_round(
 ) -> Int[Tensor, "*batch views tokens"]:
     """One round: the ``merges`` pairs of highest similarity become one token each; ties: lower index first."""
     best, partner = best_matches(metric, assignment, count)
-    order = best.argsort(-1, descending=True, stable=True)[..., :merges]
+    order = best.argsort(dim=-1, descending=True, stable=True)[..., :merges]
     merging = torch.zeros_like(best, dtype=torch.bool).scatter(-1, order, True)
     return joined(assignment, count, partner, merging)
 

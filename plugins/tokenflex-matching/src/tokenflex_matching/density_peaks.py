@@ -13,7 +13,7 @@ from tokenflex_matching.inputs import check_count, numbering
 
 
 class DensityPeaksScaler(Scaler):
-    """Density-peak clustering by nearest neighbours (Chat-UniVi, arXiv 2311.08046, section 3.2).
+    """Density-peak clustering by nearest neighbours (Chat-UniVi, arXiv 2311.08046).
 
     A token is dense when its nearest neighbours are near, and a centre when it is dense and far from all denser ones.
     Every other token goes to its nearest centre; clusters are averaged. Kept tokens are in the order of the grid, each
@@ -58,26 +58,21 @@ class DensityPeaksScaler(Scaler):
     def _at(self, tokens: VisualTokens, counts: Sequence[int]) -> tuple[ScaledTokens, ...]:
         if min(counts) == tokens.grid.tokens:
             return tuple(everything(tokens) for _ in counts)
-        squared = squared_distances(tokens.features.detach().float())
-        order = peaks(squared, self.neighbours)
-        return tuple(merged(tokens, clusters(squared, order[..., :kept]), kept) for kept in counts)
+        apart = distances(tokens.features.detach().float())
+        order = peaks(apart, self.neighbours)
+        return tuple(merged(tokens, clusters(apart, order[..., :kept]), kept) for kept in counts)
 
 
 @torch.no_grad()
-def squared_distances(features: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens tokens"]:
-    """Mean over the channels of the squared differences of every two tokens; 0 from a token to itself."""
-    with torch.autocast(features.device.type, enabled=False):
-        # Differences don't change when all tokens are moved, and small numbers lose fewer digits.
-        centred = features - features.mean(-2, keepdim=True)
-        norms = centred.square().sum(-1)
-        squared = norms[..., :, None] + norms[..., None, :] - 2 * centred @ centred.mT
-    squared = squared.clamp(min=0) / features.shape[-1]
-    itself = torch.eye(features.shape[-2], dtype=torch.bool, device=features.device)
-    return squared.masked_fill(itself, 0.0)
+def distances(features: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens tokens"]:
+    """Root mean square over the channels of the differences of every two tokens, float32."""
+    # Not by way of a matrix product: it gives equal tokens small distances, different from place to place.
+    plain = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    return plain / features.shape[-1] ** 0.5
 
 
 @torch.no_grad()
-def peaks(squared: Float[Tensor, "*batch tokens tokens"], neighbours: int) -> Int[Tensor, "*batch tokens"]:
+def peaks(apart: Float[Tensor, "*batch tokens tokens"], neighbours: int) -> Int[Tensor, "*batch tokens"]:
     """All tokens, the most likely centre first: by density times distance to the nearest denser token.
 
     Of two tokens of equal density the one of lower index counts as denser; the densest of all has its greatest
@@ -85,26 +80,27 @@ def peaks(squared: Float[Tensor, "*batch tokens tokens"], neighbours: int) -> In
     exp(-mean squared distance) may be too small for float32.
 
     Args:
-        squared: squared distances, of two tokens or more.
+        apart: distances of two tokens or more.
         neighbours: tokens that density is measured with.
     """
-    count = squared.shape[-1]
-    itself = torch.eye(count, dtype=torch.bool, device=squared.device)
-    others = squared.masked_fill(itself, float("inf"))
-    log_density = -others.topk(min(neighbours, count - 1), dim=-1, largest=False).values.mean(-1)
-    rank = log_density.argsort(-1, descending=True, stable=True).argsort(-1)
+    count = apart.shape[-1]
+    itself = torch.eye(count, dtype=torch.bool, device=apart.device)
+    others = apart.masked_fill(itself, float("inf"))
+    near = others.topk(min(neighbours, count - 1), dim=-1, largest=False).values
+    log_density = -near.square().mean(-1)
+    rank = log_density.argsort(dim=-1, descending=True, stable=True).argsort(-1)
     denser = rank[..., None, :] < rank[..., :, None]
-    nearest = squared.masked_fill(~denser, float("inf")).amin(-1)
-    separation = torch.where(rank == 0, squared.amax(-1), nearest)
-    return (log_density + separation.log() / 2).argsort(-1, descending=True, stable=True)
+    nearest = apart.masked_fill(~denser, float("inf")).amin(-1)
+    separation = torch.where(rank == 0, apart.amax(-1), nearest)
+    return (log_density + separation.log()).argsort(dim=-1, descending=True, stable=True)
 
 
 @torch.no_grad()
 def clusters(
-    squared: Float[Tensor, "*batch tokens tokens"], centres: Int[Tensor, "*batch kept"]
+    apart: Float[Tensor, "*batch tokens tokens"], centres: Int[Tensor, "*batch kept"]
 ) -> Int[Tensor, "*batch tokens"]:
     """For every token the number of its nearest centre in the order of the grid; ties: lower index first."""
     places = centres.sort(-1).values
-    to_centres = squared.gather(-1, places[..., None, :].expand(*squared.shape[:-1], places.shape[-1]))
-    own = numbering(places, squared.shape[-1])
+    to_centres = apart.gather(-1, places[..., None, :].expand(*apart.shape[:-1], places.shape[-1]))
+    own = numbering(places, apart.shape[-1])
     return torch.where(own >= 0, own, to_centres.argmin(-1))

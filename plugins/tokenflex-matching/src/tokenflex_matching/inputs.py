@@ -42,9 +42,9 @@ def check_count(setting: str, value: int) -> None:
         raise ConfigError(f"{setting}={value!r} is no count; use an integer of 1 or more.")
 
 
-def metric_needs(metric: str) -> frozenset[Need]:
-    """What a part with this ``metric`` has to declare."""
-    return frozenset({"keys"}) if metric == "keys" else frozenset()
+def metric_needs(metric: str, *more: Need) -> frozenset[Need]:
+    """What a part with this ``metric`` has to declare, and what it needs ``more``."""
+    return frozenset(("keys", *more)) if metric == "keys" else frozenset(more)
 
 
 def metric_vectors(tokens: VisualTokens, metric: str) -> Float[Tensor, "*batch views tokens width"]:
@@ -82,7 +82,7 @@ def attention_of(attention: Float[Tensor, "*batch views tokens"] | None, who: st
 
 def strongest(attention: Float[Tensor, "*batch views tokens"], count: int) -> Tensor:
     """``(*batch, views, count)``, indices of the most attended tokens, best first; ties: lower index first."""
-    return attention.argsort(-1, descending=True, stable=True)[..., :count]
+    return attention.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
 
 def rows_at(values: Float[Tensor, "*batch tokens width"], places: Tensor) -> Tensor:

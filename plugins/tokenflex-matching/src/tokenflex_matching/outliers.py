@@ -14,7 +14,7 @@ from tokenflex_matching.inputs import attention_of
 
 
 class OutliersRouter(Router):
-    """Votes for as many tokens as have outlying attention (LLaVA-PruMerge, arXiv 2403.15388, section 3.2).
+    """Votes for as many tokens as have outlying attention (LLaVA-PruMerge, arXiv 2403.15388).
 
     A token is an outlier when its attention is above Q3 + 1.5 (Q3 - Q1). The quartiles are those of its own view,
     so that neither other views nor other images matter. One voter per view.

@@ -15,7 +15,7 @@ from tokenflex_matching.inputs import check_count
 
 
 class RedundancyRouter(Router):
-    """Votes for as many tokens as merging above a threshold leaves (DyMU, arXiv 2504.17040, section 3.1).
+    """Votes for as many tokens as merging above a threshold leaves (DyMU, arXiv 2504.17040).
 
     Rounds are those of ToMe on the finest level's features, but every pair above the threshold is merged instead of a
     fixed number of pairs. One voter per view.
@@ -26,13 +26,13 @@ class RedundancyRouter(Router):
         """Settings.
 
         Attributes:
-            threshold: cosine above which a token of A is redundant. It depends on the host; calibrate it on images of
-                yours until the levels chosen are what you can afford.
-            rounds: rounds of merging; each leaves at least half. Five leave less than 1/16 on any grid.
+            threshold: cosine above which a token of A is redundant; at 1 none is. What is much depends on the host:
+                calibrate it on images of yours until the levels chosen are what you can afford.
+            rounds: rounds of merging; each leaves half of the tokens or more. Four can reach the level of 1/16.
         """
 
         threshold: float = 0.9
-        rounds: int = 5
+        rounds: int = 4
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
 from tokenflex.ops.assignment import average
-from tokenflex.ops.keeping import RATIOS, check_ratios, cosines, everything, kept_layouts, merged
+from tokenflex.ops.keeping import RATIOS, check_ratios, everything, kept_layouts, merged
 from tokenflex_matching.inputs import (
     METRICS,
     attention_of,
@@ -20,12 +20,13 @@ from tokenflex_matching.inputs import (
     rows_at,
     strongest,
 )
+from tokenflex_matching.likeness import likeness
 
 MERGES = ("mean", "add")
 
 
 class VisionZipScaler(Scaler):
-    """Dominant tokens by attention, contextual tokens for the rest (VisionZip, arXiv 2412.04467, section 3).
+    """Dominant tokens by attention, contextual tokens for the rest (VisionZip, arXiv 2412.04467).
 
     Among the tokens that aren't dominant, targets are taken at uniform stride in the order of the grid; every other
     token goes to its most similar target. Kept tokens are in the order of the grid, a contextual token at the place of
@@ -61,7 +62,7 @@ class VisionZipScaler(Scaler):
     @property
     def needs(self) -> frozenset[Need]:
         """``attention``, and ``keys`` where they are compared."""
-        return metric_needs(self.metric) | {"attention"}
+        return metric_needs(self.metric, "attention")
 
     @property
     def num_levels(self) -> int:
@@ -113,6 +114,6 @@ def zipped(
     numbers = numbering(places, count)
     if targets == 0:
         return places, numbers
-    nearest = cosines(metric, rows_at(metric, target)).argmax(-1)
+    nearest = likeness(metric, rows_at(metric, target)).argmax(-1)
     into = numbers.gather(-1, target.gather(-1, nearest))
     return places, torch.where(numbers >= 0, numbers, into)

@@ -1,0 +1,29 @@
+"""Tables in Markdown pages, made anew in place."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenflex.errors import ConfigError
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+
+
+def renew(page: Path, begin: str, end: str, body: str) -> None:
+    """Put ``body`` in place of what stands between two marks; the page is complete at any time.
+
+    Raises:
+        ConfigError: the page has no marks.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, opened, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed:
+        raise ConfigError(f"{page} has no lines {begin!r} and {end!r}; add both where the table belongs.")
+    scratch = page.with_suffix(".tmp")
+    scratch.write_text(f"{before}{opened}\n\n{body}\n{closed}{after}", encoding="utf-8")
+    os.replace(scratch, page)
