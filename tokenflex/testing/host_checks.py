@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenflex.contracts import HostAdapter
 from tokenflex.testing.answer_checks import answers_only, packed_rows_keep_apart
+from tokenflex.testing.attention_checks import attention_belongs_to_the_picture
 from tokenflex.testing.bench import Skip
 from tokenflex.testing.host_bench import (
     COARSEST,
@@ -211,6 +212,7 @@ CHECKS = (
     HostCheck("groups", "parameter groups are disjoint and complete", groups_are_complete),
     HostCheck("answers", "logits at answer positions, and their loss, are the host's", answers_only),
     HostCheck("packed", "rows packed into one keep apart", packed_rows_keep_apart),
+    HostCheck("attention", "the tower's attention belongs to the picture's tokens", attention_belongs_to_the_picture),
     HostCheck("videos", "clips keep the laws", videos_too),
 )
 
