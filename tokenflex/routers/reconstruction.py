@@ -31,12 +31,12 @@ class ReconstructionRouter(Router):
     class Config(ComponentConfig):
         """Attributes: ``eps``, share of the variance that may be lost, above 0."""
 
-        eps: float = 0.3
+        eps: float = 0.5
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         if not config.eps > 0:
-            raise ConfigError(f"eps={config.eps} must be above 0; with 0.3 a level may lose 30 % of the variance.")
+            raise ConfigError(f"eps={config.eps} must be above 0; with 0.5 a level may lose half of the variance.")
         self.eps = config.eps
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
