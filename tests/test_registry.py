@@ -33,7 +33,7 @@ def test_built_in_names():
     assert own["scaler"] == ["average-pool", "random", "resize", "stride"]
     assert own["router"] == ["attention-mass", "avg", "constant", "random", "reconstruction"]
     assert own["voter"] == ["attention", "majority", "max-detail", "mean", "position-weighted", "quantile"]
-    assert own["policy"] == ["argmax", "constant"]
+    assert own["policy"] == ["argmax", "budget", "constant"]
     assert {"llava", "llava_next", "qwen2_vl", "tokenflex_composed"} <= set(registry.hosts.names())
     assert len(registry.hosts.names()) >= 70
     for name in registry.hosts.names():

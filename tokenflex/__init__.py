@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenflex import hosts, policies, routers, scalers, voters
     from tokenflex.composed import compose
-    from tokenflex.model import FlexConfig, FlexModel, load_parts, wrap
+    from tokenflex.model import Budget, FlexConfig, FlexModel, calibrate, load_parts, wrap
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
     "FlexConfig",
     "FlexModel",
+    "calibrate",
     "compose",
     "hosts",
     "load_parts",
@@ -24,8 +26,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Budget": "tokenflex.model",
     "FlexConfig": "tokenflex.model",
     "FlexModel": "tokenflex.model",
+    "calibrate": "tokenflex.model",
     "compose": "tokenflex.composed",
     "load_parts": "tokenflex.model",
     "wrap": "tokenflex.model",

@@ -23,6 +23,7 @@ VOTERS = {
 }
 POLICIES = {
     "argmax": "tokenflex.policies.argmax:ArgmaxPolicy",
+    "budget": "tokenflex.policies.budget:BudgetPolicy",
     "constant": "tokenflex.policies.constant:ConstantPolicy",
 }
 GRID_HOSTS = (

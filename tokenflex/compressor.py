@@ -65,7 +65,9 @@ class Compressor(nn.Module):
         for members in groups:
             stack = _stack([images[i] for i in members], detach=True, dtype=dtype)
             words = _stack_words([instructions[i] for i in members], dtype)
-            rows.append(self.voter(self.router(self.pyramid(stack), words)).float())
+            with torch.no_grad():
+                pyramid = self.pyramid(stack)
+            rows.append(self.voter(self.router(pyramid, words)).float())
         table = torch.cat(rows)
         places = torch.tensor([i for members in groups for i in members]).argsort()
         return table.index_select(0, beside(places, table))
@@ -77,9 +79,29 @@ class Compressor(nn.Module):
             return levels
         return [replace(level, attention=tokens.attention) for level in levels]
 
-    def choose(self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]) -> list[int]:
-        """The policy's level per image; the only place where a decision leaves the device."""
-        return self.policy(scores, tokens.to(scores.device)).tolist()
+    def choose(
+        self,
+        scores: Float[Tensor, "images levels"],
+        tokens: Int[Tensor, "images levels"],
+        images: Sequence[VisualTokens],
+        policy: Policy | None = None,
+    ) -> list[int]:
+        """The level per image; the only place where a decision leaves the device.
+
+        Args:
+            tokens: what each level would cost.
+            images: whose requests (rows of the batch) and views policies may ask for.
+            policy: instead of the assembly's own.
+        """
+        policy = policy or self.policy
+        if policy.per_view and images:
+            tokens = torch.tensor([self.scaler.granularities(image.grid) for image in images])
+        tokens = tokens.to(scores.device)
+        if not policy.couples:
+            return policy(scores, tokens).tolist()
+        groups = [beside(torch.tensor(members), scores) for members in _groups(image.row for image in images)]
+        levels = torch.cat([policy(scores[members], tokens[members]) for members in groups])
+        return levels[torch.cat(groups).argsort()].tolist()
 
 
 def build(

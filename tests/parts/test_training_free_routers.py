@@ -102,7 +102,7 @@ def test_plain_pictures_get_the_coarsest_level(value):
     half = VisualTokens(torch.cat([blank.features[:1], busy.features[:1]]), Grid(8, 8))
     scores = parts.scores([blank, busy, half], [Instruction(torch.zeros(0, 4), NO_WORDS.mask)] * 3)
     counts = torch.tensor([parts.scaler.granularities(Grid(8, 8))] * 3)
-    assert parts.choose(scores, counts) == [0, 4, 4], "one busy view is enough to need every token"
+    assert parts.choose(scores, counts, [blank, busy, half]) == [0, 4, 4], "one busy view is enough to need every token"
 
 
 def test_attention_mass_by_hand():

@@ -201,6 +201,7 @@ BROKEN = {
     },
     "Policy": {
         "one-level-per-image": policy(lambda chosen, s, t: chosen.float()),
+        "images-are-independent": policy(lambda chosen, s, t: (chosen + (len(s) > 1)) % s.shape[1]),
         "levels-exist": policy(lambda chosen, s, t: chosen + s.shape[1]),
         "repeats-itself": policy(lambda chosen, s, t: torch.randint(0, 5, chosen.shape)),
         "input-is-left-alone": policy(spoil_scores),

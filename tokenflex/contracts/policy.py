@@ -11,6 +11,16 @@ from tokenflex.contracts.component import Component
 class Policy(Component):
     """The last word on the level, image by image."""
 
+    @property
+    def couples(self) -> bool:
+        """Whether an image's level depends on the others it is given with; then these are those of one request."""
+        return False
+
+    @property
+    def per_view(self) -> bool:
+        """Whether ``tokens`` are those kept per view, without separators, instead of what the image costs."""
+        return False
+
     @abstractmethod
     def forward(
         self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]
@@ -18,8 +28,8 @@ class Policy(Component):
         """Choose.
 
         Args:
-            scores: one row per image of the request, higher is better.
-            tokens: visual tokens each level would cost, separators included.
+            scores: one row per image, of one request if `couples`, else of the batch; higher is better.
+            tokens: visual tokens each level would cost, separators included (see `per_view`).
 
         Returns:
             The chosen level per image.

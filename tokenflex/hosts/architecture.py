@@ -1,7 +1,7 @@
 """What differs between architectures whose pictures are grids of tokens, as data for one adapter."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -63,6 +63,11 @@ class Unit:
         if self.runs == "views":
             return tuple(size * (i == 0 or into[i] != into[i - 1]) for i in range(self.views))
         return (self.begin + len(set(into)) * size + self.end,)
+
+    def tiles(self) -> tuple["Unit", ...]:
+        """The views as units of their own; the unit itself where they are frames, or lie between words or marks."""
+        apart = self.runs == "whole" and not (self.clip or self.marks)
+        return (replace(self, views=1),) * self.views if apart else (self,)
 
     @property
     def marks(self) -> int:

@@ -32,18 +32,25 @@ class GridAdapter(HostAdapter):
     """Serves the architectures in `tokenflex.hosts.architectures`, as loaded by transformers 5.18 or newer.
 
     A routing unit is what the processor writes as one stretch of the prompt: a picture, or a tile where tiles have
-    words between them. All tiles of a stretch share one level.
+    words between them. All tiles of a stretch share one level, unless ``route_per`` is ``tile``.
 
     Args:
         host: the model, or a PEFT wrapper around it.
         scope, marker: what counts as the instruction (see `tokenflex.hosts.words`).
         positions: for hosts with M-RoPE, where kept tokens sit (see `tokenflex.hosts.positions`).
+        route_per: ``stretch``, or ``tile``: tiles side by side in one stretch (InternVL) are units of their own.
     """
 
     model_types = tuple(ARCHITECTURES)
 
     def __init__(
-        self, host: nn.Module, *, scope: str = "last-turn", marker: Sequence[int] = (), positions: str = "span"
+        self,
+        host: nn.Module,
+        *,
+        scope: str = "last-turn",
+        marker: Sequence[int] = (),
+        positions: str = "span",
+        route_per: str = "stretch",
     ) -> None:
         super().__init__(host)
         if scope not in ("last-turn", "prompt"):
@@ -52,7 +59,10 @@ class GridAdapter(HostAdapter):
             raise ConfigError(f"positions={positions!r}; use 'span' or 'compact'.")
         self.scope: Scope = cast(Scope, scope)
         self.marker = tuple(marker)
+        if route_per not in ("stretch", "tile"):
+            raise ConfigError(f"route_per={route_per!r}; use 'stretch' or 'tile'.")
         self.positions: Positions = cast(Positions, positions)
+        self.route_per = route_per
 
     @classmethod
     def refusal(cls, host: nn.Module) -> str | None:
@@ -63,8 +73,13 @@ class GridAdapter(HostAdapter):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """``scope``, ``marker`` and ``positions``."""
-        return {"scope": self.scope, "marker": list(self.marker), "positions": self.positions}
+        """``scope``, ``marker``, ``positions`` and ``route_per``."""
+        return {
+            "scope": self.scope,
+            "marker": list(self.marker),
+            "positions": self.positions,
+            "route_per": self.route_per,
+        }
 
     @property
     def architecture(self) -> Architecture:
@@ -227,6 +242,8 @@ class GridAdapter(HostAdapter):
                 shown = shown & (types == modality.type)
             given = inputs.get(modality.pixels) is not None
             units = list(modality.units(self._model.config, inputs, shown)) if given else []
+            if self.route_per == "tile":
+                units = [tile for unit in units for tile in unit.tiles()]
             spans = placeholders.locate(shown, [unit.placeholders for unit in units])
             spans = [replace(span, leads=unit.runs == "views") for span, unit in zip(spans, units, strict=True)]
             found.append((modality, units, spans))

@@ -1,7 +1,8 @@
 """``FlexModel``: a host and its parts as one transformers model."""
 
+from tokenflex.model.budget import Budget, calibrate
 from tokenflex.model.config import FlexConfig
 from tokenflex.model.flex import Encoded, FlexModel
 from tokenflex.model.loading import load_parts, wrap
 
-__all__ = ["Encoded", "FlexConfig", "FlexModel", "load_parts", "wrap"]
+__all__ = ["Budget", "Encoded", "FlexConfig", "FlexModel", "calibrate", "load_parts", "wrap"]

@@ -17,11 +17,13 @@ from tokenflex import checkpoint
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import (
     READ_OFF,
+    ComponentConfig,
     Decision,
     HostAdapter,
     HostInputs,
     Instruction,
     PaddingSide,
+    Policy,
     Spliced,
     VisualTokens,
 )
@@ -143,26 +145,32 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         return self.adapter.splice(inputs, encoded.images, scaled, padding_side)
 
     def prepare(
-        self, inputs: HostInputs, level: Levels = None, padding_side: PaddingSide | None = None
+        self,
+        inputs: HostInputs,
+        level: Levels = None,
+        padding_side: PaddingSide | None = None,
+        budget: ComponentConfig | None = None,
     ) -> tuple[Spliced, tuple[Decision, ...]]:
         """Encode, decide, apply.
 
         Args:
             level: one for all images, or one per image; None lets the router decide.
+            budget: settings of the policy to use instead of the assembly's own, e.g. ``Budget(ratio=0.3)``.
         """
         encoded = self.encode(inputs)
-        decisions = self._decide(encoded, level)
+        decisions = self._decide(encoded, level, budget)
         levels = [decision.level for decision in decisions]
         return self.at_levels(inputs, encoded, levels, padding_side), decisions
 
-    def _decide(self, encoded: Encoded, level: Levels) -> tuple[Decision, ...]:
+    def _decide(self, encoded: Encoded, level: Levels, budget: ComponentConfig | None = None) -> tuple[Decision, ...]:
+        policy = self._policy(level, budget)
         if not encoded.images:
             return ()
         scores: list[Tensor | None] = [None] * len(encoded.images)
         if level is None:
             with torch.no_grad():
                 table = self.scores(encoded)
-                chosen = self.compressor.choose(table, encoded.counts)
+                chosen = self.compressor.choose(table, encoded.counts, encoded.images, policy)
             scores = list(table.cpu())
         else:
             chosen = _forced(level, len(encoded.images), self.compressor.num_levels)
@@ -171,13 +179,21 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             for pick, row, counts in zip(chosen, scores, encoded.counts, strict=True)
         )
 
+    def _policy(self, level: Levels, budget: ComponentConfig | None) -> Policy | None:
+        if budget is None:
+            return None
+        if level is not None:
+            raise InputError(f"level={level!r} forces the level, so the budget has no say; give one of the two.")
+        return budget.build(num_levels=self.compressor.num_levels)
+
     @torch.no_grad()
-    def decide(self, *, level: Levels = None, **inputs: Any) -> list[Decision]:
+    def decide(self, *, level: Levels = None, budget: ComponentConfig | None = None, **inputs: Any) -> list[Decision]:
         """What would be done with each image, without running the language model.
 
         Args:
             inputs: the batch as the host's processor made it.
             level: forces a level, for its token counts.
+            budget: as for `prepare`.
 
         Raises:
             InputError: the batch has no images.
@@ -188,7 +204,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
                 "the batch has no images, so there is nothing to decide. Pass pixel_values and image_sizes as "
                 "the processor made them."
             )
-        return list(self._decide(encoded, level))
+        return list(self._decide(encoded, level, budget))
 
     def forward(
         self,
@@ -196,6 +212,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         level: Levels = None,
+        budget: ComponentConfig | None = None,
         objective: Objective | None = None,
         **inputs: Any,
     ) -> Any:
@@ -208,6 +225,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             input_ids: ``(rows, length)`` with the processor's full placeholders.
             labels: ``(rows, length)``, -100 where nothing is supervised.
             level: one for all images, or one per image, 0 = fewest tokens; None lets the router decide.
+            budget: as for `prepare`.
             objective: a training objective to evaluate instead, given this model and the batch. Going through
                 ``forward`` keeps wrappers such as DistributedDataParallel in charge.
 
@@ -220,14 +238,21 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             return objective(self, batch)
         if input_ids is None or generation.continues_cache(batch):
             return self.host(**batch)
-        spliced, decisions = self.prepare(batch, level)
+        spliced, decisions = self.prepare(batch, level, budget=budget)
         output = self.host(**spliced.inputs)
         if isinstance(output, ModelOutput):
             output["decisions"] = decisions
         return output
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, *, level: Levels = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        level: Levels = None,
+        budget: ComponentConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """The host's ``generate`` on the shortened batch.
 
         Returns the caller's prompt ids followed by the new tokens, as the host does. With
@@ -236,6 +261,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
 
         Args:
             level: one for all images, or one per image, 0 = fewest tokens; None lets the router decide.
+            budget: as for `prepare`.
             kwargs: the batch, and anything the host's ``generate`` takes. ``max_length`` and ``min_length``
                 count the caller's prompt.
 
@@ -251,7 +277,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         batch, options = generation.split(kwargs, self.adapter.encoder_inputs)
         if "input_ids" not in batch or generation.continues_cache(batch):
             return self.host.generate(**batch, **options)
-        spliced, decisions = self.prepare(batch, level, padding_side="left")
+        spliced, decisions = self.prepare(batch, level, "left", budget)
         ids = spliced.inputs["input_ids"]
         dropped = batch["input_ids"].shape[1] - ids.shape[1]
         options = generation.lengths(options, own, dropped)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tokenflex.testing.bench import Bench, Check
+from tokenflex.testing.bench import Bench, Check, Skip
 
 IMAGES = 6
 
@@ -31,6 +31,17 @@ def levels_exist(bench: Bench) -> None:
     assert inside, f"choices {chosen.tolist()} leave 0..{bench.levels - 1}"
 
 
+def images_are_independent(bench: Bench) -> None:
+    """An image's level is its own, unless the policy says that it couples the images of a request."""
+    policy = bench.build()
+    if policy.couples:
+        raise Skip("the policy couples the images of a request")
+    scores, tokens = _scores(bench)
+    together = policy(scores, tokens).tolist()
+    alone = [policy(scores[i : i + 1], tokens[i : i + 1]).item() for i in range(IMAGES)]
+    assert together == alone, f"together {together}, one by one {alone}"
+
+
 def repeats_itself(bench: Bench) -> None:
     """Whatever the global random state."""
     policy = bench.build()
@@ -50,6 +61,8 @@ def input_is_left_alone(bench: Bench) -> None:
 CHECKS = (
     Check("one-level-per-image", "choices are one integer per image", one_level_per_image),
     Check("levels-exist", "only levels that exist are chosen", levels_exist),
+    Check("images-are-independent", "an image's level doesn't depend on the others, unless declared",
+          images_are_independent),
     Check("repeats-itself", "the same scores give the same choice", repeats_itself),
     Check("input-is-left-alone", "nothing is changed in place", input_is_left_alone),
-)
+)  # fmt: skip

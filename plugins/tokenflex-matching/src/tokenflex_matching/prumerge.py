@@ -84,7 +84,7 @@ class PruMergeScaler(Scaler):
 
 
 class PruMergePlusScaler(Scaler):
-    """`PruMergeScaler` where half of the kept tokens are spread evenly over the grid (PruMerge+, same paper)."""
+    """`PruMergeScaler` where half of the kept tokens are spread evenly over the grid (PruMerge+, arXiv 2403.15388)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):

@@ -20,8 +20,7 @@ class QuantileGatePolicy(Policy):
 
     With a ``quantile`` q, a step must also reach the q-quantile of its probabilities over the request's n images: the
     value that ``floor(q n)`` of them precede when sorted. So at most ``ceil((1 - q) n)`` images take a step, more only
-    if they tie with the last of them. Then an image's level depends on the other images of its request (of the whole
-    batch, if several requests are batched).
+    if they tie with the last of them. Then an image's level depends on the other images of its request.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,11 @@ class QuantileGatePolicy(Policy):
         if config.quantile is not None and not 0 <= config.quantile < 1:
             raise ConfigError(f"quantile={config.quantile!r} must be at least 0 and below 1; None leaves it out.")
         self.threshold, self.quantile = config.threshold, config.quantile
+
+    @property
+    def couples(self) -> bool:
+        """With a quantile, images of a request are weighed against one another."""
+        return self.quantile is not None
 
     def forward(
         self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]

@@ -1,0 +1,82 @@
+"""The dial as users turn it: ``Budget``, and the weight that meets a target on average."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenflex.errors import ConfigError, InputError
+from tokenflex.model.flex import FlexModel
+from tokenflex.policies.budget import BudgetPolicy, overtaking, shared_weight
+
+Budget = BudgetPolicy.Config
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A sample's scores and costs.
+
+    Attributes:
+        scores: of the voter, on the CPU.
+        tokens: what each level costs.
+    """
+
+    scores: Float[Tensor, "images levels"]
+    tokens: Int[Tensor, "images levels"]
+
+
+@torch.no_grad()
+def calibrate(flex: FlexModel, budget: Budget, data: Iterable[dict[str, Any]]) -> Budget:
+    """The same dial set by its weight: the smallest at which ``data`` costs no more on average than ``budget`` allows.
+
+    A cap spends the same on every picture; a weight spends more where the scores gain more, and meets the target on
+    average. Floor and ceiling are kept.
+
+    Args:
+        budget: with ``tokens`` (mean per image) or ``ratio`` (of the finest level's tokens, over all images).
+        data: batches as the host's processor made them, on the model's device; a sample of what will be asked.
+
+    Raises:
+        ConfigError: the budget names both targets, or none.
+        InputError: the data has no images, or even the coarsest allowed levels cost more than the target.
+    """
+    if (budget.tokens is None) == (budget.ratio is None):
+        raise ConfigError(f"calibrate needs one target, tokens or ratio, got {budget}. Give just one of them.")
+    found = score(flex, data)
+    policy = BudgetPolicy(Budget(floor=budget.floor, ceiling=budget.ceiling, weight=budget.weight))
+    permitted = policy.between(found.scores.shape[-1]).expand(found.tokens.shape)
+    finest = found.tokens[:, -1].sum()
+    allowed = (
+        finest * budget.ratio if budget.ratio is not None else torch.tensor(budget.tokens or 0) * len(found.tokens)
+    )
+    cheapest = found.tokens.masked_fill(~permitted, int(found.tokens.max()) + 1).amin(-1).sum()
+    if cheapest > allowed:
+        raise InputError(
+            f"the coarsest levels cost {float(cheapest) / len(found.tokens):.1f} tokens per image, the target allows "
+            f"{float(allowed) / len(found.tokens):.1f}. Allow more, or lower the floor."
+        )
+    start = torch.full(found.scores.shape[:1], float(budget.weight), dtype=torch.float64)
+    prices = overtaking(found.scores, found.tokens)
+    weight = shared_weight(prices, found.tokens, permitted, start, allowed.double())
+    return replace(budget, tokens=None, ratio=None, weight=float(weight[0]), per="image")
+
+
+@torch.no_grad()
+def score(flex: FlexModel, data: Iterable[dict[str, Any]]) -> Scored:
+    """Scores and costs of every image of every batch.
+
+    Raises:
+        InputError: there are no images.
+    """
+    scores, tokens = [], []
+    for batch in data:
+        encoded = flex.encode(batch)
+        if encoded.images:
+            scores.append(flex.scores(encoded).cpu())
+            tokens.append(encoded.counts.cpu())
+    if not scores:
+        raise InputError("the data has no images, so there is nothing to calibrate on.")
+    return Scored(torch.cat(scores), torch.cat(tokens))

@@ -1,0 +1,173 @@
+"""The dial: as good as the scores say, within so many tokens."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tokenflex.contracts import ComponentConfig, Policy
+from tokenflex.errors import ConfigError, InputError
+
+PER = ("image", "tile", "request")
+
+
+class BudgetPolicy(Policy):
+    """Picks the best level that the budget allows; works with every router, trained or not, without retraining.
+
+    Of the levels from ``floor`` to ``ceiling`` that cost no more than ``tokens`` and ``ratio`` allow, the one with the
+    largest ``score - weight * tokens / finest`` wins; equals go to the cheaper one. Where nothing is allowed, the
+    cheapest from ``floor`` on is taken, and the decision says what it costs. A tighter budget never costs more: that
+    holds exactly, since levels are compared by the weight at which the cheaper one overtakes, which doesn't depend on
+    the budget.
+
+    With ``per="request"`` all images of a row of the batch share what is allowed: the smallest weight is added at which
+    they fit together. What such a common price can't spend is left over.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ComponentConfig):
+        """Settings; as they are by default, the best score wins.
+
+        Attributes:
+            tokens: visual tokens allowed, separators included; None: any number.
+            ratio: share of the finest level's tokens allowed, above 0; None: any.
+            weight: what the finest level's tokens cost in units of the score, 0 or more.
+            per: what ``tokens`` and ``ratio`` are counted for: each ``image`` (a routing unit: a tile where the host's
+                adapter routes tiles); each ``tile`` (a view's kept tokens, without separators); or the whole
+                ``request``.
+            floor, ceiling: coarsest and finest level that may be picked; negative counts from the finest, -1.
+        """
+
+        tokens: int | None = None
+        ratio: float | None = None
+        weight: float = 0.0
+        per: str = "image"
+        floor: int = 0
+        ceiling: int = -1
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config.tokens is not None and config.tokens < 1:
+            raise ConfigError(f"tokens={config.tokens} allows nothing; use an integer of 1 or more, or None.")
+        if config.ratio is not None and not (config.ratio > 0 and math.isfinite(config.ratio)):
+            raise ConfigError(f"ratio={config.ratio} must be above 0; 0.3 allows 30 % of the finest level's tokens.")
+        if not (config.weight >= 0 and math.isfinite(config.weight)):
+            raise ConfigError(f"weight={config.weight} must be a finite number of 0 or more.")
+        if config.per not in PER:
+            raise ConfigError(f"per={config.per!r}; use one of {', '.join(PER)}.")
+        self.budget = config
+
+    @property
+    def couples(self) -> bool:
+        """Images of a request share its budget."""
+        return self.budget.per == "request"
+
+    @property
+    def per_view(self) -> bool:
+        """Tokens are counted tile by tile."""
+        return self.budget.per == "tile"
+
+    def forward(
+        self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]
+    ) -> Int[Tensor, " images"]:
+        """The best allowed level per image.
+
+        Raises:
+            InputError: there are no levels from floor to ceiling.
+        """
+        permitted = self.between(scores.shape[-1]).to(scores.device).expand(tokens.shape)
+        finest = tokens[:, -1:]
+        prices = overtaking(scores, tokens)
+        weights = torch.full(scores.shape[:1], self.budget.weight, dtype=torch.float64, device=scores.device)
+        if self.couples:
+            allowed = self._allowed(finest.sum())
+            return best_at(prices, tokens, permitted, shared_weight(prices, tokens, permitted, weights, allowed))
+        allowed = permitted & (tokens <= self._allowed(finest))
+        cheapest = tokens == tokens.masked_fill(~permitted, tokens.max() + 1).amin(-1, keepdim=True)
+        allowed = torch.where(allowed.any(-1, keepdim=True), allowed, permitted & cheapest)
+        return best_at(prices, tokens, allowed, weights)
+
+    def between(self, levels: int) -> Bool[Tensor, " levels"]:
+        """Which of so many levels lie from floor to ceiling.
+
+        Raises:
+            InputError: none does.
+        """
+        floor, ceiling = (one + levels if one < 0 else one for one in (self.budget.floor, self.budget.ceiling))
+        if not 0 <= floor <= ceiling < levels:
+            raise InputError(
+                f"floor={self.budget.floor} and ceiling={self.budget.ceiling} leave no level; with {levels} levels use "
+                f"0..{levels - 1} or -1 for the finest, the floor not above the ceiling."
+            )
+        places = torch.arange(levels)
+        return (places >= floor) & (places <= ceiling)
+
+    def _allowed(self, finest: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        limit = torch.full_like(finest, math.inf, dtype=torch.float64)
+        if self.budget.tokens is not None:
+            limit = limit.clamp(max=self.budget.tokens)
+        if self.budget.ratio is not None:
+            limit = torch.minimum(limit, finest.double() * self.budget.ratio)
+        return limit
+
+
+def overtaking(
+    scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]
+) -> Float[Tensor, "images levels other"]:
+    """The weight from which on ``other`` is preferred to a level; infinite where it never is, since it isn't cheaper.
+
+    Of levels that cost the same, the better one is preferred at any weight, the lower one of equals.
+    """
+    score, cost = scores.double(), tokens.double() / tokens[:, -1:].clamp(min=1)
+    better_by = score[:, :, None] - score[:, None, :]
+    dearer_by = cost[:, :, None] - cost[:, None, :]
+    price = better_by / dearer_by.clamp(min=torch.finfo(torch.float64).tiny)
+    earlier = torch.ones(better_by.shape[-2:], dtype=torch.bool, device=scores.device).tril(-1)
+    same = (dearer_by == 0) & ((better_by < 0) | ((better_by == 0) & earlier))
+    price = price.masked_fill(dearer_by <= 0, math.inf)
+    return price.masked_fill(same, -math.inf)
+
+
+def best_at(
+    prices: Float[Tensor, "images levels other"],
+    tokens: Int[Tensor, "images levels"],
+    permitted: Bool[Tensor, "images levels"],
+    weights: Float[Tensor, " images"],
+) -> Int[Tensor, " images"]:
+    """The level with the largest ``score - weight * cost``: the dearest that no permitted one has overtaken.
+
+    Args:
+        prices: see `overtaking`.
+        permitted: at least one level per image.
+    """
+    overtaken = ((prices <= weights[..., None, None]) & permitted[:, None, :]).any(-1)
+    alive = permitted & ~overtaken
+    return tokens.masked_fill(~alive, -1).argmax(-1)
+
+
+def shared_weight(
+    prices: Float[Tensor, "images levels other"],
+    tokens: Int[Tensor, "images levels"],
+    permitted: Bool[Tensor, "images levels"],
+    weights: Float[Tensor, " images"],
+    allowed: Float[Tensor, ""],
+) -> Float[Tensor, " images"]:
+    """The smallest weight, ``weights`` or more, at which the images' tokens add up to ``allowed`` or less.
+
+    Where even the cheapest levels cost more, the weight that picks those.
+    """
+    candidates = torch.cat([weights[:1], prices.flatten()])
+    candidates = candidates.masked_fill(~candidates.isfinite(), -math.inf).clamp(min=weights[0]).sort().values
+    candidates = torch.cat([candidates, candidates[-1:] + 1])
+    # Totals never rise with the weight, so the first that fits is found by halving; the host reads nothing.
+    low = torch.zeros((), dtype=torch.long, device=candidates.device)
+    high = low + len(candidates) - 1
+    for _ in range(len(candidates).bit_length()):
+        middle = (low + high) // 2
+        weight = candidates[middle].expand(len(tokens))
+        total = tokens.gather(-1, best_at(prices, tokens, permitted, weight)[:, None]).sum()
+        fits = total <= allowed
+        low, high = torch.where(fits, low, torch.minimum(middle + 1, high)), torch.where(fits, middle, high)
+    return candidates[high].expand(len(tokens))
