@@ -41,11 +41,6 @@ class AveragePoolScaler(Scaler):
         self.windows: Windows = tuple(in_time(window)[1:] for window in config.windows)
         self.times = tuple(in_time(window)[0] for window in config.windows)
 
-    @property
-    def num_levels(self) -> int:
-        """One level per window."""
-        return len(self.windows)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """The grid that each window leaves."""
         return tuple(pooled_grid(grid, window) for window in self.windows)

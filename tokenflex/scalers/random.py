@@ -28,11 +28,6 @@ class RandomScaler(Scaler):
         check_windows(config.windows)
         self.windows, self.seed = config.windows, config.seed
 
-    @property
-    def num_levels(self) -> int:
-        """One level per window."""
-        return len(self.windows)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """The counts average pooling would keep; a grid only where all tokens are kept."""
         kept = (pooled_grid(grid, window) for window in self.windows)

@@ -26,11 +26,6 @@ class StrideScaler(Scaler):
         check_windows(config.windows)
         self.windows = config.windows
 
-    @property
-    def num_levels(self) -> int:
-        """One level per window."""
-        return len(self.windows)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """The grid that each window leaves."""
         return tuple(pooled_grid(grid, window) for window in self.windows)

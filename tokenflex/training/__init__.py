@@ -1,5 +1,6 @@
 """Training on transformers' ``Trainer``: stages, objectives, data."""
 
+from tokenflex.hosts.answers import answer_logits, shifted
 from tokenflex.training.collate import FlexCollator
 from tokenflex.training.data import ChatDataset, read_rows
 from tokenflex.training.objectives import LanguageObjective, MultiGranularityObjective, RGLFObjective
@@ -28,6 +29,8 @@ __all__ = [
     "RGLFTrainer",
     "RouterModel",
     "Stage",
+    "answer_logits",
     "read_rows",
     "score",
+    "shifted",
 ]

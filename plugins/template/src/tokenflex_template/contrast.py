@@ -21,11 +21,6 @@ class ContrastScaler(Scaler):
         super().__init__(config)
         self.ratios = check_ratios(config.ratios)
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """How many tokens each level keeps; the grid itself at the finest."""
         return kept_layouts(grid, self.ratios)

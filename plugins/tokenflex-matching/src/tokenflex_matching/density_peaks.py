@@ -38,11 +38,6 @@ class DensityPeaksScaler(Scaler):
         check_count("neighbours", config.neighbours)
         self.ratios, self.neighbours = check_ratios(config.ratios), config.neighbours
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """Counts; the grid where all tokens are kept."""
         return kept_layouts(grid, self.ratios)

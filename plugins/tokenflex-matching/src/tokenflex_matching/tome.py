@@ -38,11 +38,6 @@ class ToMeScaler(Scaler):
         """``keys`` where they are compared."""
         return metric_needs(self.metric)
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """Counts; the grid where all tokens are kept."""
         return kept_layouts(grid, self.ratios)

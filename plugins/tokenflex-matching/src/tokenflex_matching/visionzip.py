@@ -64,11 +64,6 @@ class VisionZipScaler(Scaler):
         """``attention``, and ``keys`` where they are compared."""
         return metric_needs(self.metric, "attention")
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """Counts; the grid where all tokens are kept."""
         return kept_layouts(grid, self.ratios)

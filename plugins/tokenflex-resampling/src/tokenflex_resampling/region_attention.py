@@ -51,11 +51,6 @@ class RegionAttentionScaler(Scaler):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    @property
-    def num_levels(self) -> int:
-        """One level per window."""
-        return len(self.windows)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """The grid that each window leaves."""
         return tuple(pooled_grid(grid, window) for window in self.windows)

@@ -48,11 +48,6 @@ class CDPrunerScaler(Scaler):
             )
         self.alpha = None if config.theta is None else config.theta / (2 * (1 - config.theta))
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """So many tokens, and the grid where that is all."""
         return kept_layouts(grid, self.ratios)

@@ -38,11 +38,6 @@ class DARTScaler(Scaler):
         self.ratios = check_ratios(config.ratios)
         self.pivots = whole("pivots", config.pivots)
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """So many tokens, and the grid where that is all."""
         return kept_layouts(grid, self.ratios)

@@ -51,11 +51,6 @@ class HoloVScaler(Scaler):
         self.diversity = at_least_zero("diversity", config.diversity)
         self.temperature = positive("temperature", config.temperature)
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """So many tokens, and the grid where that is all."""
         return kept_layouts(grid, self.ratios)

@@ -38,11 +38,6 @@ class MMTokScaler(Scaler):
         self.ratios = check_ratios(config.ratios)
         self.coverage = at_least_zero("coverage", config.coverage)
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """So many tokens, and the grid where that is all."""
         return kept_layouts(grid, self.ratios)

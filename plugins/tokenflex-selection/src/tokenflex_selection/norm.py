@@ -37,11 +37,6 @@ class NormScaler(Scaler):
         self.ratios = check_ratios(config.ratios)
         self.diversity = share("diversity", config.diversity)
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """So many tokens, and the grid where that is all."""
         return kept_layouts(grid, self.ratios)

@@ -24,11 +24,6 @@ class TopAttentionScaler(Scaler):
         super().__init__(config)
         self.ratios = check_ratios(config.ratios)
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """So many tokens, and the grid where that is all."""
         return kept_layouts(grid, self.ratios)

@@ -42,11 +42,6 @@ class VisPrunerScaler(Scaler):
         self.important = share("important", config.important)
         self.per_round = whole("per_round", config.per_round)
 
-    @property
-    def num_levels(self) -> int:
-        """One level per ratio."""
-        return len(self.ratios)
-
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """So many tokens, and the grid where that is all."""
         return kept_layouts(grid, self.ratios)

@@ -1,6 +1,5 @@
 """What a model predicts for the answers of a batch, at given levels, and how far two predictions are apart."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenflex.model import Encoded, FlexModel
+from tokenflex.training import answer_logits, shifted
 
 IGNORE = -100
 """Label of positions that aren't supervised."""
@@ -49,16 +49,10 @@ def answers(flex: FlexModel, batch: Mapping[str, Any], encoded: Encoded, levels:
         levels: one per image of the batch.
     """
     inputs = dict(flex.at_levels(batch, encoded, levels, "right").inputs)
-    labels: Int[Tensor, "rows length"] = inputs.pop("labels")
+    wanted = shifted(inputs.pop("labels"))
     inputs.pop("num_items_in_batch", None)
-    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
     predicts = wanted != IGNORE
-    given = {**inputs, "use_cache": False}
-    if _keeps_logits(flex.host):
-        columns = predicts.any(0).nonzero()[:, 0]
-        logits = flex.host(**given, logits_to_keep=columns).logits[predicts[:, columns]]
-    else:
-        logits = flex.host(**given).logits[predicts]
+    logits = answer_logits(flex.host, inputs, predicts)
     rows = predicts.nonzero()[:, 0]
     return Answers(logits[..., : flex.adapter.vocabulary], wanted[predicts], rows, len(wanted))
 
@@ -69,9 +63,3 @@ def divergence(
     """KL(reference || given) of each position in nats, from logits, in float32."""
     wanted, found = reference.float().log_softmax(-1), given.float().log_softmax(-1)
     return (wanted.exp() * (wanted - found)).sum(-1)
-
-
-def _keeps_logits(host: Any) -> bool:
-    """Whether the host, or what a PEFT wrapper wraps, can leave logits out."""
-    inner = host.get_base_model() if hasattr(host, "get_base_model") else host
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
