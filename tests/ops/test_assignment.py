@@ -93,10 +93,24 @@ def test_an_affine_map_is_taken_of_the_finest_level_only(scaler, grid, leading):
     torch.testing.assert_close(found, affine(torch.cat([level.features for level in levels], dim=-2)))
 
 
-@pytest.mark.parametrize("broken", ["one level is no average", "the finest level drops tokens"])
+@pytest.mark.parametrize("grid", [Grid(8, 8), Grid(7, 5), Grid(1, 3)])
+@pytest.mark.parametrize("leading", [(), (2,), (2, 2)])
+def test_without_the_finest_level_the_next_one_is_mapped_where_windows_nest(grid, leading):
+    levels = pyramid(AveragePoolScaler.Config().build(), grid, leading)[:-1]
+    affine, seen = torch.nn.Linear(6, 9), []
+    found = at_every_level(levels, lambda rows: seen.append(rows.shape[-2]) or affine(rows))
+    assert seen == [levels[-1].features.shape[-2]]
+    torch.testing.assert_close(found, affine(torch.cat([level.features for level in levels], dim=-2)))
+
+
+@pytest.mark.parametrize(
+    "broken", ["one level is no average", "windows that don't nest", "the finest level drops tokens"]
+)
 def test_other_pyramids_are_mapped_level_by_level(broken):
-    levels = pyramid(AveragePoolScaler.Config().build(), Grid(8, 8))
-    levels = levels[:-1] if "drops" in broken else [replace(levels[0], averages=False), *levels[1:]]
+    scaler = StrideScaler if "drops" in broken else AveragePoolScaler
+    windows = ((3, 2), (2, 2), (1, 1)) if "nest" in broken else ((4, 4), (2, 2), (1, 1))
+    levels = pyramid(scaler.Config(windows=windows).build(), Grid(8, 8))
+    levels = [replace(levels[0], averages=False), *levels[1:]] if "average" in broken else levels[:-1]
     seen = []
     at_every_level(levels, lambda rows: seen.append(rows.shape[-2]) or rows)
     assert seen == [level.features.shape[-2] for level in levels]

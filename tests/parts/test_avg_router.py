@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tokenflex
 from tokenflex.contracts import Grid, Instruction, ScaledTokens, VisualTokens
-from tokenflex.errors import InputError
+from tokenflex.errors import ConfigError, InputError
 from tokenflex.ops.relevance import most_relevant, relevance
 from tokenflex.routers.avg import AVGRouter
 
@@ -17,9 +17,9 @@ DIM = 32
 GRIDS = [Grid(8, 8), Grid(7, 5)]
 
 
-def made(attend="tiles", text_tokens=4, dim=DIM, dropout=0.0):
+def made(attend="tiles", text_tokens=4, dim=DIM, dropout=0.0, rows="all"):
     torch.manual_seed(0)
-    config = AVGRouter.Config(attend=attend, text_tokens=text_tokens, dropout=dropout)
+    config = AVGRouter.Config(attend=attend, text_tokens=text_tokens, dropout=dropout, rows=rows)
     return config.build(dim=dim, num_levels=5).eval()
 
 
@@ -39,7 +39,7 @@ def plain(router, pyramid, instruction):
     scores = relevance(finest[..., 0, :, :], instruction.embeddings)
     words = most_relevant(instruction.embeddings, scores, instruction.mask, router.text_tokens)
     text = words[..., None, :, :].expand(*finest.shape[:-2], *words.shape[-2:])
-    rows = torch.cat([*(level.features for level in pyramid), text], dim=-2)
+    rows = torch.cat([*(level.features for level in pyramid[router.voting]), text], dim=-2)
     items = rows.view(-1, *rows.shape[-3:])
     if router.attend == "tiles":
         merged = router.merger(rearrange(items, "b v r d -> v (b r) d"))
@@ -55,6 +55,44 @@ def near(found, expected, name="logits"):
     assert found.shape == expected.shape
     off = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
     assert off <= 1e-5, f"{name} are off by {off:.2g}"
+
+
+@pytest.mark.parametrize("attend", ["tiles", "tokens"])
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_without_the_finest_rows_the_others_vote_as_they_would_alone(attend, views, grid):
+    """Rows attend to one another across tiles only, so there leaving rows out changes no other row."""
+    pyramid, instruction = request((2,), views, grid)
+    torch.manual_seed(0)
+    router = (
+        AVGRouter.Config(attend=attend, text_tokens=4, dropout=0.0, rows="pooled").build(dim=DIM, num_levels=5).eval()
+    )
+    found = router(pyramid, instruction)
+    assert found.segments == (*(level.grid for level in pyramid[:-1]), Grid(1, 4))
+    assert found.logits.shape[-2] == sum(segment.tokens for segment in found.segments)
+    near(found.logits, plain(router, pyramid, instruction))
+    if attend == "tiles":
+        everyone = made(attend)(pyramid, instruction).logits
+        pooled = found.logits.shape[-2] - 4
+        near(found.logits[..., :pooled, :], everyone[..., :pooled, :])
+
+
+def test_pooled_rows_halve_the_work():
+    pyramid, instruction = request(views=3, grid=Grid(24, 24), dim=64)
+    flops = {}
+    for rows in ("all", "pooled"):
+        router = AVGRouter.Config(text_tokens=4, rows=rows).build(dim=64, num_levels=5).eval()
+        with FlopCounterMode(display=False) as counter:
+            router(pyramid, instruction)
+        flops[rows] = counter.get_total_flops()
+    assert flops["pooled"] < 0.52 * flops["all"]
+
+
+def test_pooled_rows_need_a_coarser_level():
+    with pytest.raises(ConfigError, match="leaves the finest level out"):
+        AVGRouter.Config(rows="pooled").build(dim=32, num_levels=1)
+    with pytest.raises(ConfigError, match="rows='some'; use 'all'"):
+        AVGRouter.Config(rows="some").build(dim=32, num_levels=5)
 
 
 def gradients(router, logits):

@@ -22,6 +22,7 @@ BUILT_INS = [
 SETTINGS = [
     AVGRouter.Config(attend="tokens", text_tokens=3),
     AVGRouter.Config(text_tokens=0),
+    AVGRouter.Config(rows="pooled"),
     AveragePoolScaler.Config(windows=((3, 5), (3, 2), (1, 2))),
     RandomRouter.Config(weights=(1.0, 0.0, 0.0, 1.0, 2.0), seed=3),
 ]

@@ -35,6 +35,12 @@ def register(commands: Any) -> None:
         default="all",
         help="levels per step of stage 3: all, or finest, coarsest and a random one between (default: all)",
     )
+    parser.add_argument(
+        "--router-rows",
+        choices=("all", "pooled"),
+        default="all",
+        help="tokens that vote: of all levels, or of all but the finest, for half of the router's work (default: all)",
+    )
     parser.set_defaults(run=run, takes_overrides=False)
 
 
@@ -42,5 +48,12 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run everything and print the table."""
     from tokenflex.quickstart.run import run as quickstart
 
-    quickstart(options.out, seed=options.seed, device=options.device, host=options.host, levels=options.levels)
+    quickstart(
+        options.out,
+        seed=options.seed,
+        device=options.device,
+        host=options.host,
+        levels=options.levels,
+        router_rows=options.router_rows,
+    )
     return 0

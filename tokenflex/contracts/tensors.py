@@ -82,6 +82,7 @@ class ScaledTokens:
             merged; None where every view is kept.
         averages: features are the unweighted means of the source tokens that ``assignment`` names (and, where every
             source is kept, in their order); False where frames were merged.
+        nested: source tokens that share a kept token at the next finer level share one at this level too.
         attention: ``(*batch, views, tokens)``, `VisualTokens.attention` of the source tokens; only for routers that ask
             for it.
     """
@@ -91,6 +92,7 @@ class ScaledTokens:
     grid: Grid | None
     frames: Int[Tensor, " views"] | None = None
     averages: bool = False
+    nested: bool = False
     attention: Float[Tensor, "*batch views tokens"] | None = None
 
 

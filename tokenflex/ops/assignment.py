@@ -78,13 +78,32 @@ def at_every_level(
 ) -> Float[Tensor, "*batch views rows width"]:
     """``affine`` of the tokens of every level, coarse to fine.
 
-    Averaging commutes with affine maps: where levels are averages and the finest keeps every source token, the finest
-    alone is mapped, and its values are averaged.
+    Averaging commutes with affine maps: where levels are averages and follow from the finest one here, that alone is
+    mapped, and its values are averaged.
     """
     finest = pyramid[-1]
     whole = finest.features.shape[-2] == finest.assignment.shape[-1]
-    if not (whole and all(level.averages for level in pyramid)):
+    follow = whole or all(level.nested for level in pyramid[:-1])
+    if not (follow and all(level.averages for level in pyramid)):
         return torch.cat([affine(level.features) for level in pyramid], dim=-2)
     values = affine(finest.features)
-    coarser = [average(values, level.assignment, level.features.shape[-2]) for level in pyramid[:-1]]
+    if whole:
+        coarser = [average(values, level.assignment, level.features.shape[-2]) for level in pyramid[:-1]]
+    else:
+        coarser = [_of_groups(values, finest, level) for level in pyramid[:-1]]
     return torch.cat([*coarser, values], dim=-2)
+
+
+def _of_groups(
+    values: Float[Tensor, "*batch views kept width"], finer: ScaledTokens, coarser: ScaledTokens
+) -> Float[Tensor, "*batch views fewer width"]:
+    """The means of ``coarser`` from those of ``finer``, whose groups it unites, weighted by their sources."""
+    shape = values.shape[:-1]
+    there = finer.assignment >= 0
+    at = finer.assignment.clamp(min=0)
+    into = coarser.assignment.new_full(shape, -1).scatter_reduce(
+        -1, at, torch.where(there, coarser.assignment, -1), "amax"
+    )
+    sizes = values.new_zeros(shape).scatter_add(-1, at, there.to(values.dtype))[..., None]
+    fewer = coarser.features.shape[-2]
+    return average(values * sizes, into, fewer) / average(sizes, into, fewer)

@@ -76,6 +76,7 @@ def run(
     device: str = "auto",
     host: str = "llava-next",
     levels: str = "all",
+    router_rows: str = "all",
     plan: Plan | None = None,
 ) -> dict[str, Any]:
     """Do everything; returns what ``report.json`` holds.
@@ -86,6 +87,7 @@ def run(
         device: ``auto``, ``cpu`` or ``cuda``.
         host: ``llava-next``, or ``composed`` for a timm encoder and a language model put together.
         levels: of each step of stage 3; see `MultiGranularityObjective`.
+        router_rows: which tokens vote; see `AVGRouter.Config`.
 
     Raises:
         ConfigError: the device isn't there, host or levels aren't known, or a library isn't installed.
@@ -104,7 +106,7 @@ def run(
         processor = small.processor
         with progress.phase("stage 0: vision tower", 15.0, plan.pretrain_steps, seconds) as tick:
             pretrain(small, stock, steps=plan.pretrain_steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
-        flex = wrap(small.model, router=_router(plan))
+        flex = wrap(small.model, router=_router(plan, router_rows))
         for phase in plan.phases:
             with progress.phase(phase.name, phase.seconds, phase.steps, seconds) as tick:
                 given = _rows(phase, stock, seed), _objective(phase.stage, plan, levels)
@@ -122,6 +124,7 @@ def run(
         "host": host,
         "seed": seed,
         "levels_per_step": levels,
+        "router_rows": router_rows,
         "device": str(where),
         "questions": len(questions),
         "fine_share": round(sum(q.fine for _, q in questions) / len(questions), 4),
@@ -185,10 +188,10 @@ def _rows(phase: Phase, stock: Any, seed: int) -> list[Row]:
     return practice(seed + number, stock, count, 16 if number == 1 else 12, coarse=number > 1)
 
 
-def _router(plan: Plan) -> Any:
+def _router(plan: Plan, rows: str) -> Any:
     """The published router; few words are enough for these short questions, and so short a run needs no dropout."""
     served: type[Component] = routers.get("avg")
-    return served.Config.from_dict({"text_tokens": plan.router_text_tokens, "dropout": 0.0})
+    return served.Config.from_dict({"text_tokens": plan.router_text_tokens, "dropout": 0.0, "rows": rows})
 
 
 def _device(name: str) -> torch.device:

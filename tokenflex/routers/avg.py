@@ -35,6 +35,8 @@ class AVGRouter(Router):
             dropout: probability of dropping an activation while training.
             spill: where the instruction has fewer than ``text_tokens`` words, take masked rows (answers, padding)
                 before zero rows, as the published code does; needs a host adapter with ``scope="published"``.
+            rows: which tokens vote: ``all``, as published; ``pooled``: those of all levels but the finest, for about
+                half of the work. A router is trained for one of the two.
         """
 
         text_tokens: int = 32
@@ -42,9 +44,14 @@ class AVGRouter(Router):
         attend: str = "tiles"
         dropout: float = 0.1
         spill: bool = False
+        rows: str = "all"
 
     def __init__(self, config: Config, *, dim: int, num_levels: int) -> None:
         super().__init__(config)
+        if config.rows not in ("all", "pooled"):
+            raise ConfigError(f"rows={config.rows!r}; use 'all' (published) or 'pooled' (all levels but the finest).")
+        if config.rows == "pooled" and num_levels < 2:
+            raise ConfigError("rows='pooled' leaves the finest level out, and there is no other; use rows='all'.")
         if config.attend not in ("tiles", "tokens"):
             raise ConfigError(f"attend={config.attend!r}; use 'tiles' (released) or 'tokens' (paper's text).")
         if dim % config.heads:
@@ -52,13 +59,15 @@ class AVGRouter(Router):
         if config.text_tokens < 0:
             raise ConfigError(f"text_tokens={config.text_tokens} must be 0 or more.")
         self.text_tokens, self.attend, self.spill = config.text_tokens, config.attend, config.spill
+        self.voting = slice(None) if config.rows == "all" else slice(-1)
         self.merger = EncoderLayer(dim, config.heads, dim_feedforward=dim, dropout=config.dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_levels))
         for linear in self.mlp[::2]:
             nn.init.kaiming_normal_(linear.get_parameter("weight"), mode="fan_in", nonlinearity="relu")
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
-        """The levels' grids, then the words as one row."""
+        """The voting levels' grids, then the words as one row."""
+        grids = grids[self.voting]
         return (*grids, Grid(1, self.text_tokens)) if self.text_tokens else tuple(grids)
 
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
@@ -77,7 +86,7 @@ class AVGRouter(Router):
         scores = relevance(finest[..., 0, :, :], instruction.embeddings)
         words = most_relevant(instruction.embeddings, scores, instruction.mask, self.text_tokens, spill=self.spill)
         votes = self._across_tiles if self.attend == "tiles" else self._across_tokens
-        logits = votes(pyramid, words.to(finest.dtype))
+        logits = votes(pyramid[self.voting], words.to(finest.dtype))
         grids = [level.grid or Grid(1, level.features.shape[-2]) for level in pyramid]
         mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
         return Ballots(logits=logits, mask=mask, segments=self.segments(grids))

@@ -60,4 +60,10 @@ class AveragePoolScaler(Scaler):
             grid=pooled_grid(tokens.grid, window),
             frames=frames,
             averages=frames is None,
+            nested=self._nested(level),
         )
+
+    def _nested(self, level: int) -> bool:
+        """Whether each window of the level is made of whole windows of the next finer one."""
+        finer = self.windows[min(level + 1, self.num_levels - 1)]
+        return all(side % part == 0 for side, part in zip(self.windows[level], finer, strict=True))
