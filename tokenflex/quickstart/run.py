@@ -112,20 +112,14 @@ def run(
                 given = _rows(phase, stock, seed), _objective(phase.stage, plan, levels)
                 train(flex, processor, phase, *given, scratch, seed, tick)
         flex.eval()
-        count, batches = flex.compressor.num_levels, -(-len(questions) // evaluate.BATCH)
-        with progress.phase("evaluation", 35.0, batches * (count + 2), seconds) as tick:
-            fixed = [evaluate.answer(flex, processor, questions, level, tick) for level in range(count)]
-            routed = evaluate.answer(flex, processor, questions, None, tick)
-            plain = wrap(small.model, router="reconstruction", voter="mean").eval()
-            untrained = evaluate.answer(plain, processor, questions, None, tick)
+        settings = flex.compressor.num_levels + 2
+        with progress.phase("evaluation", 35.0, -(-len(questions) // evaluate.BATCH) * settings, seconds) as tick:
+            *fixed, routed, untrained = _answers(flex, processor, questions, tick)
         for save in (flex.save_pretrained, flex.save_parts, processor.save_pretrained):
             save(folder / "model")
+    told = {"host": host, "seed": seed, "levels_per_step": levels, "router_rows": router_rows, "device": str(where)}
     result = {
-        "host": host,
-        "seed": seed,
-        "levels_per_step": levels,
-        "router_rows": router_rows,
-        "device": str(where),
+        **told,
         "questions": len(questions),
         "fine_share": round(sum(q.fine for _, q in questions) / len(questions), 4),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -134,6 +128,18 @@ def run(
     report.write(folder, result, questions, fixed[-1], routed, PYRAMID)
     report.show(console, result, folder)
     return result
+
+
+def _answers(
+    flex: FlexModel, processor: ProcessorMixin, questions: evaluate.Exam, tick: Callable[[], None]
+) -> list[evaluate.Answers]:
+    """At every level, routed, and by a router without training."""
+    plain = wrap(flex.host, router="reconstruction", voter="mean").eval()
+    levels = [(flex, level) for level in range(flex.compressor.num_levels)]
+    return [
+        evaluate.answer(model, processor, questions, level, tick)
+        for model, level in (*levels, (flex, None), (plain, None))
+    ]
 
 
 def train(

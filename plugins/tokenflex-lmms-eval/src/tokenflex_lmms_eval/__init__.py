@@ -1,0 +1,1 @@
+"""TokenFlex models in lmms-eval, registered as ``tokenflex`` through its entry point group."""

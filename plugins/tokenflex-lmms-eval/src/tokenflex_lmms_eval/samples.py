@@ -1,0 +1,71 @@
+"""A document's messages as lmms-eval makes them, split into pictures and what the chat template reads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from tokenflex.errors import DataError
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question.
+
+    Attributes:
+        name: for messages.
+        images: RGB pictures, in the order of their places in the messages.
+        messages: contents are lists of ``image`` and ``text`` parts.
+    """
+
+    name: str
+    images: tuple[Image.Image, ...]
+    messages: tuple[dict[str, Any], ...]
+
+
+def read(messages: Any, name: str) -> Sample:
+    """Split pictures from text.
+
+    Args:
+        messages: a list of ``role`` and ``content``: text, or parts with ``type`` and ``text`` or ``url``; the ``url``
+            of a picture is a PIL image or a path.
+
+    Raises:
+        DataError: there is something other than text and pictures, or nothing at all.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise DataError(f"{name}: messages are {messages!r}; expected a list of role and content.")
+    images: list[Image.Image] = []
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise DataError(f"{name}: role {role!r} isn't known; there are {', '.join(ROLES)}.")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        turns.append({"role": role, "content": [_part(part, images, name) for part in parts or ()]})
+    return Sample(name, tuple(images), tuple(turns))
+
+
+def _part(part: Mapping[str, Any], images: list[Image.Image], name: str) -> dict[str, Any]:
+    """The part for the chat template; its picture is added to ``images``."""
+    kind = part.get("type")
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "image":
+        images.append(_picture(part.get("url"), name))
+        return {"type": "image"}
+    raise DataError(f"{name}: a part of type {kind!r} can't be read; this model takes text and pictures only.")
+
+
+def _picture(given: Any, name: str) -> Image.Image:
+    if isinstance(given, Image.Image):
+        return given.convert("RGB")
+    if not isinstance(given, str):
+        raise DataError(f"{name}: a picture is {type(given).__name__}; expected a PIL image or a path.")
+    try:
+        return Image.open(given).convert("RGB")
+    except OSError as error:
+        raise DataError(f"{name}: picture {given!r} can't be read ({error}). Mend or remove it.") from error

@@ -1,0 +1,53 @@
+import pytest
+
+from tokenflex.errors import DataError
+from tokenflex_lmms_eval.samples import read
+
+
+def test_pictures_are_split_from_text_in_order(picture, tmp_path):
+    picture(1).save(tmp_path / "one.png")
+    grey = picture(0).convert("L")
+    messages = [
+        {"role": "system", "content": "short answers"},
+        {"role": "user", "content": [
+            {"type": "text", "text": "first"},
+            {"type": "image", "url": grey},
+            {"type": "text", "text": "then"},
+            {"type": "image", "url": str(tmp_path / "one.png")},
+        ]},
+    ]  # fmt: skip
+    sample = read(messages, "task t, document 3")
+    assert [image.size for image in sample.images] == [picture(0).size, picture(1).size]
+    assert {image.mode for image in sample.images} == {"RGB"}
+    assert list(sample.messages) == [
+        {"role": "system", "content": [{"type": "text", "text": "short answers"}]},
+        {"role": "user", "content": [
+            {"type": "text", "text": "first"},
+            {"type": "image"},
+            {"type": "text", "text": "then"},
+            {"type": "image"},
+        ]},
+    ]  # fmt: skip
+    assert messages[1]["content"][1]["url"] is grey
+
+
+def test_text_only():
+    assert read([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "n").images == ()
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (None, "messages are None"),
+        ([], "messages are"),
+        ("w1", "messages are 'w1'"),
+        ([{"role": "judge", "content": "a"}], "role 'judge' isn't known"),
+        ([{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}], "type 'video' can't be read"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "type 'text' can't be read"),
+        ([{"role": "user", "content": [{"type": "image", "url": 3}]}], "a picture is int"),
+        ([{"role": "user", "content": [{"type": "image", "url": "nowhere.png"}]}], "'nowhere.png' can't be read"),
+    ],
+)
+def test_what_cannot_be_read_names_the_document(messages, message):
+    with pytest.raises(DataError, match=f"task t, document 3: .*{message}"):
+        read(messages, "task t, document 3")

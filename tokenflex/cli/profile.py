@@ -1,0 +1,182 @@
+"""``tokenflex profile``: time, memory and work of a model, beside its host without parts."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PARTS = ("scaler", "router", "voter")
+UNTRAINED = "The parts are untrained: what is chosen means nothing, so see the forced levels and the decision's time."
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "profile",
+        help="time, memory and FLOPs at every level and routed, beside the vanilla host",
+        description="Measure a model at forced levels, routed, and within budgets, always beside the vanilla host with "
+        "the same weights, attention kernel, dtype, prompt and number of new tokens; and say from how many visual "
+        "tokens on routing pays, or that it doesn't.",
+    )
+    model = parser.add_argument_group("model: MODEL, or --host with --parts or names of parts")
+    model.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="folder or hub id that save_pretrained wrote; the quickstart's by default",
+    )
+    model.add_argument("--host", help="folder or hub id of a plain model, with its processor")
+    model.add_argument("--parts", help="folder or hub id that save_parts wrote")
+    for kind in PARTS:
+        model.add_argument(f"--{kind}", metavar="NAME", help=f"untrained parts: the {kind}'s registered name")
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+                       help="of the host (default: as saved)")  # fmt: skip
+    model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    model.add_argument("--attn", metavar="NAME", help="attention implementation: eager, sdpa, flash_attention_2, ...")
+    asked = parser.add_argument_group("what is asked; given several times, rows of a batch take turns")
+    asked.add_argument("--image", action="append", type=Path, metavar="PATH", help="default: a photograph of a cat")
+    asked.add_argument("--prompt", action="append", metavar="TEXT", help="default: what the picture shows")
+    much = parser.add_argument_group("how much is measured")
+    much.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="default: 1 8 32")
+    much.add_argument("--answer", type=int, nargs="+", default=[1, 64], metavar="N", help="new tokens; default: 1 64")
+    much.add_argument("--level", type=int, nargs="+", metavar="N",
+                      help="forced levels, besides coarsest and finest (default: all)")  # fmt: skip
+    much.add_argument("--budget", action="append", default=[], metavar="KEY=VALUE[,...]",
+                      help="also routed within a budget, e.g. ratio=0.3 or tokens=200; may be repeated")  # fmt: skip
+    much.add_argument("--runs", type=int, default=20, help="timed runs per setting; fewer than 20 bring a warning")
+    much.add_argument("--warm-up", type=int, default=3, help="runs before them (default: 3)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write profile.json and profile.md")
+    parser.set_defaults(run=run, takes_overrides=False)
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Measure and print; progress goes to standard error."""
+    from rich.console import Console
+    from tqdm.auto import tqdm
+    from transformers.utils import logging
+
+    from tokenflex.cli.quickstart_model import quickstart_model
+    from tokenflex.errors import ConfigError
+    from tokenflex.measure import Plan, profile, report
+    from tokenflex.measure.requests import Requests, photograph, question
+    from tokenflex.measure.run import steps
+
+    if min(options.batch) < 1:
+        raise ConfigError(f"--batch {min(options.batch)}: a batch has 1 row or more.")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if options.model is None and options.host is None and not options.parts:
+        options.model = quickstart_model()
+    flex = _model(options)
+    processor = _processor(str(options.model or options.host))
+    pictures = [_opened(path) for path in options.image or ()] or [photograph()]
+    requests = Requests(pictures, options.prompt or [question(processor)])
+    plan = Plan(
+        levels=options.level,
+        budgets={text: _budget(text) for text in options.budget},
+        answers=options.answer,
+        runs=options.runs,
+        warm_up=options.warm_up,
+        request=_described(options, requests),
+    )
+    sizes = sorted(set(options.batch))
+    batches = [requests.batch(processor, rows, device=flex.device, dtype=flex.host.dtype) for rows in sizes]
+    total = len(batches) * steps(plan, flex.compressor.num_levels)
+    with tqdm(total=total, file=sys.stderr, disable=None, desc="profile") as bar:
+        found = profile(flex, batches, plan, tick=bar.update)
+    if options.host and not options.parts and any(True for _ in flex.compressor.parameters()):
+        found = dataclasses.replace(found, warnings=(*found.warnings, UNTRAINED))
+    if options.out:
+        report.write(options.out, found)
+    if options.json:
+        print(json.dumps(found.to_dict()))
+    else:
+        console = Console()
+        report.show(console if console.is_terminal else Console(width=160), found)
+    return 0
+
+
+def _model(options: argparse.Namespace) -> Any:
+    """The model with its parts, on its device, ready to answer.
+
+    Raises:
+        ConfigError: it isn't clear what to load, or it has no parts.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from tokenflex.errors import ConfigError
+    from tokenflex.model import FlexModel, load_parts, wrap
+
+    named = {kind: name for kind in PARTS if (name := getattr(options, kind)) is not None}
+    if (options.model is None) == (options.host is None):
+        raise ConfigError("name either MODEL, or --host with --parts or with names of parts.")
+    if options.model is not None and (options.parts or named):
+        raise ConfigError(f"{options.model} brings its own parts; to use others, name its host with --host.")
+    if options.parts and named:
+        raise ConfigError(f"--parts {options.parts} brings all parts; leave out --{', --'.join(named)}.")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu.")
+    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    given = {"dtype": options.dtype, **({"attn_implementation": options.attn} if options.attn else {})}
+    source = options.model or options.host
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, **given)
+        loaded = loaded.to(device)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{source} can't be loaded: {error}") from error
+    if options.model is None:
+        return (load_parts(options.parts, host=loaded) if options.parts else wrap(loaded, **named)).eval()
+    if not isinstance(loaded, FlexModel):
+        raise ConfigError(f"{source} is a {type(loaded).__name__} without parts; say --host {source} and name parts.")
+    return loaded.eval()
+
+
+def _processor(source: str) -> Any:
+    from transformers import AutoProcessor
+
+    from tokenflex.errors import ConfigError
+
+    try:
+        return AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{source} has no processor that can be loaded: {error} Save it there too.") from error
+
+
+def _opened(path: Path) -> Any:
+    from PIL import Image
+
+    from tokenflex.errors import ConfigError
+
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:
+        raise ConfigError(f"--image {path} can't be read: {error}.") from error
+
+
+def _budget(text: str) -> Any:
+    """``ratio=0.3,floor=1`` as a budget."""
+    import yaml
+
+    from tokenflex.errors import ConfigError
+    from tokenflex.model import Budget
+
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(sign for _, sign, _ in pairs):
+        raise ConfigError(f"--budget {text}: write KEY=VALUE, e.g. ratio=0.3 or tokens=200,floor=1.")
+    try:
+        budget: Any = Budget.from_dict({key.strip(): yaml.safe_load(value) for key, _, value in pairs})
+        budget.build()
+    except TypeError as error:
+        raise ConfigError(f"--budget {text}: a value has the wrong type; write e.g. ratio=0.3.") from error
+    return budget
+
+
+def _described(options: argparse.Namespace, requests: Any) -> str:
+    names = [path.name for path in options.image or ()] or ["scikit-image's cat"]
+    sizes = [f"{name} ({image.width} x {image.height})" for name, image in zip(names, requests.pictures, strict=True)]
+    return f"{', '.join(sizes)}; {', '.join(repr(prompt) for prompt in requests.prompts)}"

@@ -1,0 +1,30 @@
+"""The model of commands that are given none: what ``tokenflex quickstart`` left here, or leaves now."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+TRAINED = ("quickstart/model", "runs/quickstart/model")
+"""Where ``tokenflex quickstart`` and ``just quickstart`` leave their model."""
+
+
+def quickstart_model() -> str:
+    """Its folder; trained now if there is none yet.
+
+    Raises:
+        ConfigError: there is none, and several processes would train it.
+    """
+    for folder in TRAINED:
+        if Path(folder, "config.json").is_file():
+            return folder
+    from tokenflex.errors import ConfigError
+    from tokenflex.quickstart.run import run as quickstart
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("no model was given, and 'tokenflex quickstart' has left none here. Run that first.")
+    print("No model was given and none is in quickstart/model: running 'tokenflex quickstart' first, about five "
+          "minutes.", file=sys.stderr)  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr):
+        quickstart(Path(TRAINED[0]).parent)
+    return TRAINED[0]

@@ -1,0 +1,96 @@
+"""Pictures with what was kept of them drawn in: the decision is data, so it can be shown."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from PIL import Image, ImageDraw
+
+from tokenflex.contracts import HostInputs
+from tokenflex.model import FlexModel
+
+WIDE, TINY = 480, 192
+"""Pixels that pictures are shrunk to, and below which they are kept without loss."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What became of the tokens of the view that shows the whole picture.
+
+    Attributes:
+        rows, cols: of the view's grid before scaling.
+        into: row-major, the kept token each token went into; -1 where it was dropped.
+    """
+
+    rows: int
+    cols: int
+    into: Sequence[int]
+
+
+@torch.no_grad()
+def cells(flex: FlexModel, inputs: HostInputs, levels: Sequence[int]) -> list[Cells]:
+    """Of every image of a batch, its first view at its level."""
+    images = flex.encode(inputs).images
+    scaled = flex.compressor.scale(images, levels)
+    return [
+        Cells(image.grid.rows, image.grid.cols, kept.assignment[0].tolist())
+        for image, kept in zip(images, scaled, strict=True)
+    ]
+
+
+def as_data(found: Sequence[Cells]) -> list[dict[str, object]]:
+    """JSON-ready."""
+    return [asdict(one) for one in found]
+
+
+def thumbnail(picture: Image.Image) -> bytes:
+    """A picture for a page: small ones as they are, others shrunk."""
+    target = io.BytesIO()
+    if max(picture.size) <= TINY:
+        picture.save(target, format="PNG", optimize=True)
+        return target.getvalue()
+    small = picture.copy()
+    small.thumbnail((WIDE, WIDE))
+    small.save(target, format="JPEG", quality=85)
+    return target.getvalue()
+
+
+def drawn(picture: bytes, kept: Cells | None) -> Image.Image:
+    """The picture, enlarged if it is small, with lines between kept tokens and what was dropped darkened."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    factor = max(1, WIDE // max(image.size))
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    if kept is None:
+        return image
+    xs = [round(i * image.width / kept.cols) for i in range(kept.cols + 1)]
+    ys = [round(i * image.height / kept.rows) for i in range(kept.rows + 1)]
+    into = [list(kept.into[row * kept.cols : (row + 1) * kept.cols]) for row in range(kept.rows)]
+    dark = Image.new("RGB", image.size, (15, 23, 42))
+    mask = Image.new("L", image.size, 0)
+    shade, lines = ImageDraw.Draw(mask), list[tuple[int, int, int, int]]()
+    for row in range(kept.rows):
+        for col in range(kept.cols):
+            here, box = into[row][col], (xs[col], ys[row], xs[col + 1], ys[row + 1])
+            if here < 0:
+                shade.rectangle(box, fill=190)
+            if col and into[row][col - 1] != here:
+                lines.append((box[0], box[1], box[0], box[3]))
+            if row and into[row - 1][col] != here:
+                lines.append((box[0], box[1], box[2], box[1]))
+    image = Image.composite(dark, image, mask)
+    right, low = image.width - 1, image.height - 1
+    lines += [(0, 0, right, 0), (0, low, right, low), (0, 0, 0, low), (right, 0, right, low)]
+    pen = ImageDraw.Draw(image)
+    for width, colour in ((3, (15, 23, 42)), (1, (255, 255, 255))):
+        for line in lines:
+            pen.line(line, fill=colour, width=width)
+    return image
+
+
+def embedded(image: Image.Image) -> str:
+    """As a data address that a page can hold."""
+    target = io.BytesIO()
+    image.save(target, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode("ascii")

@@ -1,0 +1,252 @@
+"""An evaluation as data: every answer of every setting, in a folder that can be gone on with.
+
+``manifest.json``     what was asked of what (see `fingerprint`)
+``samples.parquet``   one row per question: ``place`` in the data set, ``id``, ``kind``, ``question``, ``references``,
+                      and for some ``pictures`` for the report's gallery
+``part-*.parquet``    one row per answer: ``place``, ``id``, ``setting``, ``answer``, ``score``, ``levels`` (one per
+                      picture), ``tokens`` and ``of`` (visual tokens the language model saw, and would have seen
+                      without TokenFlex; over all pictures), and for the gallery ``cells`` (see
+                      `tokenflex.evaluation.drawing`)
+
+Files appear as a whole or not at all; an evaluation that was killed loses what it hadn't written and nothing else.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tokenflex import checkpoint
+from tokenflex.checkpoint import KINDS
+from tokenflex.errors import ConfigError, DataError
+from tokenflex.evaluation import metrics
+from tokenflex.evaluation.questions import Question, Questions
+from tokenflex.evaluation.settings import rank
+from tokenflex.model import FlexModel
+from tokenflex.training.fingerprint import differences, of_data, of_processor, of_tensors
+
+FORMAT = 1
+MANIFEST, SAMPLES = "manifest.json", "samples.parquet"
+Manifest = dict[str, Any]
+QUESTIONS = pa.schema(
+    [
+        ("place", pa.int64()),
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("question", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("pictures", pa.list_(pa.binary())),
+    ]
+)
+PART = pa.schema(
+    [
+        ("place", pa.int64()),
+        ("id", pa.string()),
+        ("setting", pa.string()),
+        ("answer", pa.string()),
+        ("score", pa.float64()),
+        ("levels", pa.list_(pa.int32())),
+        ("tokens", pa.int32()),
+        ("of", pa.int32()),
+        ("cells", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answer; fields as in ``part-*.parquet``."""
+
+    place: int
+    id: str
+    setting: str
+    answer: str
+    score: float
+    levels: Sequence[int]
+    tokens: int
+    of: int
+    cells: str | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A question as reports need it; ``pictures`` are encoded ones, only for the gallery."""
+
+    question: Question
+    pictures: tuple[bytes, ...] = ()
+
+
+def fingerprint(flex: FlexModel, processor: Any, questions: Questions, *, metric: str, max_new_tokens: int) -> Manifest:
+    """JSON-ready; equal exactly when model, processor, data, metric and prompt are.
+
+    Pictures that a row names by their path count by that name, not by their pixels.
+
+    Raises:
+        ConfigError: a part isn't registered under a name.
+    """
+    spec = checkpoint.describe(flex.compressor, flex.adapter)
+    parts = {
+        kind: {
+            "name": spec["parts"][kind]["name"],
+            "config": spec["parts"][kind]["config"],
+            "weights": of_tensors(getattr(flex.compressor, kind).state_dict()),
+        }
+        for kind in KINDS
+    }
+    found = {
+        "host": {**spec["host"], "dtype": str(flex.host.dtype), "weights": of_tensors(flex.host.state_dict())},
+        **parts,
+        "processor": of_processor(processor),
+        "data": {"rows": len(questions), "content": of_data(questions.source)},
+        "metric": metrics.identity(metric),
+        "suffix": questions.suffix,
+        "max_new_tokens": max_new_tokens,
+    }
+    return json.loads(json.dumps(found))
+
+
+def begin(folder: str | os.PathLike[str], manifest: Manifest, samples: Callable[[], Sequence[Shown]]) -> None:
+    """Start an evaluation, or make sure that the one in ``folder`` can be gone on with.
+
+    Args:
+        manifest: with the key ``fingerprint``.
+        samples: gives what reports need; called once.
+
+    Raises:
+        ConfigError: the folder holds answers of something else; the message says what differs.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    if not (target / MANIFEST).exists():
+        _write_samples(target / SAMPLES, samples())
+        replace(target / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
+    found = differences(read_manifest(target)["fingerprint"], manifest["fingerprint"])
+    if found:
+        raise ConfigError(
+            f"{folder} holds an evaluation of something else: {'; '.join(found)}. Go back to that, or choose another "
+            "--out."
+        )
+
+
+def replace(path: Path, content: str | bytes) -> None:
+    """Write a file, complete or not at all."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    os.replace(scratch, path)
+
+
+class PartWriter:
+    """Adds parts to an evaluation; one writer per process.
+
+    Args:
+        rank: of the process; part of its files' names, so that processes never meet.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], rank: int) -> None:
+        self.folder, self.rank = Path(folder), rank
+        for left in self.folder.glob(f"part-{rank:05d}-*.tmp"):
+            left.unlink()
+        done = [int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(f"part-{rank:05d}-*.parquet")]
+        self._next = max(done, default=-1) + 1
+
+    def write(self, records: Sequence[Record]) -> None:
+        """One part, as a whole or not at all."""
+        table = pa.Table.from_pylist([vars(record) for record in records], schema=PART)
+        replace(self.folder / f"part-{self.rank:05d}-{self._next:05d}.parquet", _parquet(table))
+        self._next += 1
+
+
+class Evaluation:
+    """A folder of answers, read.
+
+    Attributes:
+        manifest: what was asked of what.
+        samples: every question, by place.
+        records: setting -> place -> answer; settings in the order of reports.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self.samples = _read_samples(self.folder / SAMPLES)
+        found: dict[str, dict[int, Record]] = {}
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            for row in pq.read_table(path, schema=PART).to_pylist():
+                found.setdefault(row["setting"], {}).setdefault(row["place"], Record(**row))
+        self.records = {name: found[name] for name in sorted(found, key=rank)}
+
+    def missing(self, wanted: Sequence[str] = ()) -> dict[str, int]:
+        """How many answers are missing, of every setting that isn't complete.
+
+        Args:
+            wanted: settings that must be there besides those that are.
+        """
+        names = dict.fromkeys([*self.records, *wanted])
+        left = {name: len(self.samples) - len(self.records.get(name, {})) for name in names}
+        return {name: count for name, count in left.items() if count}
+
+    def require_complete(self) -> None:
+        """Refuse an evaluation that isn't finished.
+
+        Raises:
+            DataError: answers are missing.
+        """
+        missing = self.missing()
+        if missing or not self.records:
+            lacks = ", ".join(f"{name} lacks {n} of {len(self.samples)}" for name, n in missing.items())
+            raise DataError(
+                f"{self.folder} isn't complete: {lacks or 'it has no answers'}. Run the same command again; it goes on "
+                "where it stopped."
+            )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """As `begin` wrote it.
+
+    Raises:
+        ConfigError: there is none, or it is of another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no {MANIFEST}, so no evaluation. Make one with 'tokenflex evaluate'.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} isn't valid JSON: {error}.") from error
+    if found.get("format") != FORMAT:
+        raise ConfigError(f"{path}: format {found.get('format')!r} isn't known; this version reads {FORMAT}.")
+    return found
+
+
+def _write_samples(path: Path, samples: Sequence[Shown]) -> None:
+    rows = [
+        {
+            "place": shown.question.place,
+            "id": shown.question.id,
+            "kind": shown.question.kind,
+            "question": shown.question.text,
+            "references": list(shown.question.references),
+            "pictures": list(shown.pictures),
+        }
+        for shown in samples
+    ]
+    replace(path, _parquet(pa.Table.from_pylist(rows, schema=QUESTIONS)))
+
+
+def _read_samples(path: Path) -> list[Shown]:
+    def shown(row: Mapping[str, Any]) -> Shown:
+        question = Question(row["place"], row["id"], row["kind"], row["question"], tuple(row["references"]))
+        return Shown(question, tuple(row["pictures"]))
+
+    return [shown(row) for row in pq.read_table(path).to_pylist()]
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,177 @@
+"""A finished evaluation as ``summary.json``, ``report.md`` and ``report.html``."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, select_autoescape
+
+from tokenflex.evaluation import drawing
+from tokenflex.evaluation.drawing import Cells
+from tokenflex.evaluation.plot import pareto
+from tokenflex.evaluation.records import Evaluation, Record, replace
+from tokenflex.evaluation.settings import group_of
+from tokenflex.evaluation.summary import Summary, summarise
+
+HEADER = ("setting", "score", "95 %", "tokens", "of finest", "against finest", "regret", "tokens too many")
+NARROW = (0, 1, 2, 3, 4, 6)
+"""Columns that fit a terminal."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A setting as tables show it.
+
+    Attributes:
+        cells: as in `HEADER`.
+        kinds: score by kind.
+        chosen: pictures by level, of settings that choose.
+    """
+
+    name: str
+    group: str
+    cells: tuple[str, ...]
+    kinds: tuple[str, ...]
+    chosen: tuple[int, ...]
+
+
+def report(folder: str | os.PathLike[str], *, resamples: int = 2000, seed: int = 0) -> Summary:
+    """Summarise a finished evaluation, write all three files, each complete or not at all, and give the summary.
+
+    Raises:
+        ConfigError: there is no evaluation in the folder.
+        DataError: answers are missing.
+    """
+    evaluation = Evaluation(folder)
+    summary = summarise(evaluation, resamples=resamples, seed=seed)
+    target = Path(folder)
+    replace(target / "summary.json", json.dumps(summary, indent=2) + "\n")
+    replace(target / "report.md", markdown(summary))
+    replace(target / "report.html", html(summary, evaluation))
+    return summary
+
+
+def lines(summary: Summary) -> list[Line]:
+    """Settings, then what follows from them."""
+    entries = dict(summary["settings"])
+    entries |= {f"{name}, shuffled": entry for name, entry in summary["shuffled"].items()}
+    if summary["oracle"]:
+        entries["oracle"] = summary["oracle"]
+    return [_line(name, entry, list(summary["kinds"])) for name, entry in entries.items()]
+
+
+def _line(name: str, entry: Mapping[str, Any], kinds: list[str]) -> Line:
+    low, high = entry["score_ci95"]
+    cells = (
+        name,
+        f"{entry['score']:.3f}",
+        f"{low:.3f} to {high:.3f}",
+        f"{entry['tokens']:.1f}",
+        "" if entry["share"] is None else f"{100 * entry['share']:.0f} %",
+        _signed(entry.get("minus_finest")),
+        "" if "regret" not in entry else f"{entry['regret']:.3f}",
+        "" if "regret" not in entry else f"{entry['regret_tokens']:.1f}",
+    )
+    by_kind = tuple(f"{entry['by_kind'][kind]['score']:.3f}" for kind in kinds)
+    return Line(name, entry["group"], cells, by_kind, tuple(entry.get("chosen", ())))
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.3f}"
+
+
+def facts(summary: Summary) -> str:
+    """What was asked of what, in one sentence."""
+    model = summary["model"] or summary["host"]
+    return (
+        f"{model} ({summary['host']}) on {summary['samples']} questions of {summary['data'] or 'a data set'}; metric "
+        f"{summary['metric']}; greedy answers of at most {summary['max_new_tokens']} tokens."
+    )
+
+
+NOTES = (
+    "Score: mean over questions, with a bootstrap interval; all settings see the same draws. Tokens: visual tokens "
+    "that the language model saw per question, mean.",
+    "Oracle: per question the fewest tokens among the fixed levels that score that question's best. Shuffled: the "
+    "choices dealt out at random, mean over all deals. Regret: the score that the best possible choices would add at "
+    "the same mean tokens; tokens too many: what they would save at the same mean score.",
+)
+
+
+def markdown(summary: Summary) -> str:
+    """The tables as Markdown."""
+    shown, kinds = lines(summary), list(summary["kinds"])
+    parts = ["# Evaluation", facts(summary), _table(HEADER, [line.cells for line in shown]), *NOTES]
+    if kinds:
+        heads = [f"{kind} ({summary['kinds'][kind]})" for kind in kinds]
+        parts += ["## Score by kind", _table(("setting", *heads), [(line.name, *line.kinds) for line in shown])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    ruler = ("---", *["---:"] * (len(header) - 1))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ruler, *rows))
+
+
+def html(summary: Summary, evaluation: Evaluation) -> str:
+    """One page that needs nothing else."""
+    source = files("tokenflex.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    template = Environment(autoescape=select_autoescape(default=True), trim_blocks=True).from_string(source)
+    shown = _shown(evaluation)
+    return template.render(
+        facts=facts(summary),
+        notes=NOTES,
+        header=HEADER,
+        lines=lines(summary),
+        kinds=summary["kinds"],
+        levels=summary["levels"],
+        plot=pareto(summary),
+        shown=shown,
+        cards=cards(evaluation, shown),
+    )
+
+
+def _shown(evaluation: Evaluation) -> str:
+    """The setting of the gallery: the router, or what comes nearest to it."""
+    names = list(evaluation.records)
+    for group in ("router", "budget", "random", "level", "scaler"):
+        found = [name for name in names if group_of(name) == group]
+        if found:
+            return found[-1] if group == "level" else found[0]
+    return names[0]
+
+
+def cards(evaluation: Evaluation, setting: str) -> list[dict[str, Any]]:
+    """The questions whose pictures were kept, as a setting answered them."""
+    finest = evaluation.records.get(f"level:{evaluation.manifest['levels'] - 1}")
+    shown: list[dict[str, Any]] = []
+    for sample in evaluation.samples:
+        if not sample.pictures:
+            continue
+        question, record = sample.question, evaluation.records[setting][sample.question.place]
+        drawings = [drawing.drawn(*pair) for pair in zip(sample.pictures, _cells(record), strict=False)]
+        shown.append(
+            {
+                "kind": question.kind,
+                "question": question.text,
+                "references": ", ".join(dict.fromkeys(question.references)),
+                "answer": record.answer or "(nothing)",
+                "score": record.score,
+                "finest": finest[question.place].answer or "(nothing)" if finest else None,
+                "levels": ", ".join(map(str, record.levels)),
+                "tokens": record.tokens,
+                "of": record.of,
+                "pictures": [drawing.embedded(image) for image in drawings],
+            }
+        )
+    return sorted(shown, key=lambda card: card["kind"])
+
+
+def _cells(record: Record) -> list[Cells | None]:
+    if record.cells is None:
+        return [None] * len(record.levels)
+    return [Cells(**one) for one in json.loads(record.cells)]

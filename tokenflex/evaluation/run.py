@@ -1,0 +1,147 @@
+"""The pass: every question answered with ``generate`` in every setting.
+
+Each process takes its own share of the questions, so it runs unchanged under ``torchrun``; what is finished already,
+by whichever process, isn't done again. Batches are cut before either, so that an answer doesn't depend on how many
+processes there were or how often they were stopped.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tokenflex.errors import ConfigError
+from tokenflex.evaluation import drawing, metrics
+from tokenflex.evaluation.answering import Answer, Batch
+from tokenflex.evaluation.questions import Questions
+from tokenflex.evaluation.records import Evaluation, PartWriter, Record, Shown, begin, fingerprint
+from tokenflex.evaluation.settings import Setting
+from tokenflex.model import FlexModel
+
+GALLERY = 24
+PART_SIZE = 256
+
+
+def evaluate(
+    flex: FlexModel,
+    processor: Any,
+    questions: Questions,
+    metric: str,
+    settings: Sequence[Setting],
+    folder: str | os.PathLike[str],
+    *,
+    batch_size: int = 8,
+    max_new_tokens: int = 16,
+    names: tuple[str, str] = ("", ""),
+    process: tuple[int, int] = (0, 1),
+    begun: Callable[[int, int], None] = lambda done, total: None,
+    tick: Callable[[int], None] = lambda answers: None,
+) -> Evaluation:
+    """Answer what isn't answered yet, and give what is there.
+
+    Args:
+        metric: a name, see `tokenflex.evaluation.metrics.find`.
+        settings: see `tokenflex.evaluation.settings.parse`.
+        folder: of the evaluation; made, or gone on with. Settings may be added later.
+        names: of model and data, for the report.
+        process: rank of this process, and how many there are.
+        begun: is told how many of this process's answers are there already, and how many there will be.
+        tick: is told how many more are there, batch by batch.
+
+    Raises:
+        ConfigError: the folder holds an evaluation of something else, or a setting of this function isn't usable.
+        DataError: a row can't be used.
+    """
+    rank, processes = process
+    _check(batch_size, max_new_tokens, rank, processes)
+    one = _Pass(processor, questions, metric, settings, max_new_tokens, _gallery(questions))
+    manifest = {
+        "model": names[0],
+        "data": names[1],
+        "levels": flex.compressor.num_levels,
+        "fingerprint": fingerprint(flex, processor, questions, metric=metric, max_new_tokens=max_new_tokens),
+    }
+    begin(folder, manifest, lambda: _shown(questions, one.gallery))
+    every = range(len(questions))
+    mine = [every[start : start + batch_size] for start in every[::batch_size]][rank::processes]
+    done = {name: set(records) for name, records in Evaluation(folder).records.items()}
+    todo = [{s.name: [i for i in batch if i not in done.get(s.name, ())] for s in settings} for batch in mine]
+    total, left = sum(map(len, mine)) * len(settings), sum(len(places) for batch in todo for places in batch.values())
+    begun(total - left, total)
+    writer, buffer = PartWriter(folder, rank), list[Record]()
+    for places in todo:
+        buffer += one(places, tick)
+        if len(buffer) >= PART_SIZE:
+            writer.write(buffer)
+            buffer = []
+    if buffer:
+        writer.write(buffer)
+    return Evaluation(folder)
+
+
+class _Pass:
+    """Answers and scores batches; references that the metric can't use are refused before that.
+
+    Args:
+        gallery: places of which it is also told what was kept of the pictures.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        questions: Questions,
+        metric: str,
+        settings: Sequence[Setting],
+        max_new_tokens: int,
+        gallery: set[int],
+    ) -> None:
+        self.processor, self.questions, self.metric = processor, questions, metric
+        self.settings, self.max_new_tokens, self.gallery = settings, max_new_tokens, gallery
+        self.function = metrics.find(metric)
+        for question in questions.questions:
+            metrics.score(metric, self.function, "", question.references)
+
+    def __call__(self, places: Mapping[str, Sequence[int]], tick: Callable[[int], None]) -> list[Record]:
+        """The records of one batch.
+
+        Args:
+            places: by setting, what is still to be answered.
+        """
+        wanted = sorted({place for some in places.values() for place in some})
+        batch = Batch(self.processor, {place: self.questions.sample(place) for place in wanted}, self.gallery)
+        found: list[Record] = []
+        for setting in self.settings:
+            answers = batch.answers(setting, places[setting.name], self.max_new_tokens)
+            found += [self._record(answer, setting.name) for answer in answers]
+            tick(len(answers))
+        return found
+
+    def _record(self, answer: Answer, setting: str) -> Record:
+        question = self.questions.questions[answer.place]
+        score = metrics.score(self.metric, self.function, answer.text, question.references)
+        levels, tokens = [d.level for d in answer.decisions], sum(d.tokens for d in answer.decisions)
+        of = sum(d.of for d in answer.decisions)
+        return Record(question.place, question.id, setting, answer.text, score, levels, tokens, of, answer.cells)
+
+
+def _gallery(questions: Questions) -> set[int]:
+    """Places shown with pictures: the first of each kind."""
+    by_kind: dict[str, list[int]] = {}
+    for question in questions.questions:
+        by_kind.setdefault(question.kind, []).append(question.place)
+    each = -(-GALLERY // len(by_kind))
+    return {place for places in list(by_kind.values())[:GALLERY] for place in places[:each]}
+
+
+def _shown(questions: Questions, gallery: set[int]) -> list[Shown]:
+    def pictures(place: int) -> tuple[bytes, ...]:
+        return tuple(map(drawing.thumbnail, questions.sample(place).images)) if place in gallery else ()
+
+    return [Shown(question, pictures(question.place)) for question in questions.questions]
+
+
+def _check(batch_size: int, max_new_tokens: int, rank: int, processes: int) -> None:
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} must be 1 or more.")
+    if not 0 <= rank < processes:
+        raise ConfigError(f"process {rank} of {processes} isn't there; ranks go from 0 to {processes - 1}.")

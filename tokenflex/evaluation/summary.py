@@ -1,0 +1,206 @@
+"""From answers to numbers: means with intervals, the oracle, shuffled choices, regret."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenflex.evaluation.frontier import Frontier, oracle, regret
+from tokenflex.evaluation.records import Evaluation, Record
+from tokenflex.evaluation.settings import group_of
+
+INTERVAL = (0.025, 0.975)
+CORNERS = 60
+"""Points of the frontier that are kept for plots."""
+CHOOSING = ("router", "budget", "random")
+"""Groups of settings that choose among the levels of the model's own scaler."""
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One setting, sample by sample.
+
+    Attributes:
+        score, tokens, of: ``(samples,)``.
+        levels: chosen for each picture of each sample; None where nothing was chosen.
+    """
+
+    score: np.ndarray
+    tokens: np.ndarray
+    of: np.ndarray
+    levels: Sequence[Sequence[int]] | None = None
+
+
+def summarise(evaluation: Evaluation, *, resamples: int = 2000, seed: int = 0) -> Summary:
+    """What ``summary.json`` holds; see ``docs/evaluate.md`` for every entry.
+
+    Args:
+        resamples: of the bootstrap; the same samples are drawn for all settings.
+
+    Raises:
+        DataError: answers are missing.
+    """
+    evaluation.require_complete()
+    kinds = [shown.question.kind for shown in evaluation.samples]
+    columns = {name: _column(records) for name, records in evaluation.records.items()}
+    manifest = evaluation.manifest
+    table = Table(columns, manifest["levels"], kinds, resamples, seed)
+    return {
+        "model": manifest["model"],
+        "host": manifest["fingerprint"]["host"]["model_type"],
+        "data": manifest["data"],
+        "metric": manifest["fingerprint"]["metric"].partition(" ")[0],
+        "max_new_tokens": manifest["fingerprint"]["max_new_tokens"],
+        "levels": manifest["levels"],
+        **table.summary(),
+    }
+
+
+class Table:
+    """All settings of an evaluation side by side.
+
+    Args:
+        columns: setting -> its results, all of the same samples.
+        levels: of the model's own scaler; oracle, regret and shuffled choices need ``level:0`` to the last.
+        kinds: of every sample; empty for none.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, Column], levels: int, kinds: Sequence[str], resamples: int, seed: int
+    ) -> None:
+        self.columns, self.kinds = columns, np.array(kinds)
+        self.resamples, self.seed = resamples, seed
+        names = [f"level:{level}" for level in range(levels)]
+        self.finest = columns.get(names[-1])
+        self.fixed = [columns[name] for name in names] if set(names) <= set(columns) else []
+        self.choosing = {name: column for name, column in columns.items() if group_of(name) in CHOOSING}
+        self.derived: dict[str, Column] = {}
+        self.frontier: Frontier | None = None
+        if self.fixed:
+            self._derive(np.stack([c.score for c in self.fixed]), np.stack([c.tokens for c in self.fixed]))
+
+    def _derive(self, score: np.ndarray, tokens: np.ndarray) -> None:
+        self.frontier = Frontier(score, tokens)
+        best, places, of = oracle(score, tokens), np.arange(score.shape[1]), self.fixed[-1].of
+        pictured = of > 0
+        chosen = [(int(level),) if there else () for level, there in zip(best, pictured, strict=True)]
+        self.derived["oracle"] = Column(score[best, places], tokens[best, places], of, chosen)
+        for name, column in self.choosing.items():
+            shares = _shares(column.levels or (), len(score))
+            if group_of(name) != "random" and shares is not None:
+                self.derived[f"shuffled {name}"] = Column(shares @ score, shares @ tokens, of)
+
+    def summary(self) -> Summary:
+        """JSON-ready."""
+        everything = {**self.columns, **self.derived}
+        low, high = np.quantile(self._resampled(), INTERVAL, axis=0)
+        middle = self._statistic(np.full(len(self.kinds), 1 / len(self.kinds)))
+        entries: dict[str, Summary] = {name: {} for name in everything}
+        for i, (name, entry) in enumerate(self._labels()):
+            entries[name][entry] = _number(middle[i])
+            entries[name][f"{entry}_ci95"] = [_number(low[i]), _number(high[i])]
+        found = {name: self._entry(name, column, entries[name]) for name, column in everything.items()}
+        counts = Counter(self.kinds.tolist())
+        return {
+            "samples": len(self.kinds),
+            "kinds": {kind: count for kind, count in counts.items() if kind},
+            "bootstrap": {"resamples": self.resamples, "seed": self.seed, "interval": 0.95},
+            "settings": {name: found[name] for name in self.columns},
+            "oracle": found.get("oracle"),
+            "shuffled": {name: found[f"shuffled {name}"] for name in self.columns if f"shuffled {name}" in found},
+            "frontier": self._corners(),
+        }
+
+    def _entry(self, name: str, column: Column, numbers: Summary) -> Summary:
+        of = column.of.sum()
+        entry: Summary = {
+            "group": group_of(name) if name in self.columns else name.partition(" ")[0],
+            **numbers,
+            "share": _number(column.tokens.sum() / of) if of else None,
+        }
+        by_kind = {kind: self.kinds == kind for kind in dict.fromkeys(self.kinds.tolist()) if kind}
+        entry["by_kind"] = {
+            kind: {
+                "samples": int(at.sum()),
+                "score": _number(column.score[at].mean()),
+                "tokens": _number(column.tokens[at].mean()),
+            }
+            for kind, at in by_kind.items()
+        }
+        if column.levels is not None and (name in self.choosing or name == "oracle"):
+            counts = Counter(level for levels in column.levels for level in levels)
+            entry["chosen"] = [counts[level] for level in range(max(len(self.fixed), max(counts, default=0) + 1))]
+        return entry
+
+    def _labels(self) -> list[tuple[str, str]]:
+        """What the numbers of `_statistic` are: (setting, entry)."""
+        everything = [*self.columns, *self.derived]
+        names = [(name, entry) for entry in ("score", "tokens") for name in everything]
+        names += [(name, "minus_finest") for name in everything if self.finest is not None]
+        for name in self._regretful():
+            names += [(name, "regret"), (name, "regret_tokens")]
+        return names
+
+    def _regretful(self) -> list[str]:
+        if self.frontier is None:
+            return []
+        return [*self.choosing, *(name for name in self.derived if name != "oracle")]
+
+    def _statistic(self, weights: np.ndarray) -> np.ndarray:
+        """Every number that gets an interval, of samples that count as much as their weight."""
+        everything = {**self.columns, **self.derived}
+        score = {name: float(column.score @ weights) for name, column in everything.items()}
+        tokens = {name: float(column.tokens @ weights) for name, column in everything.items()}
+        found = [*score.values(), *tokens.values()]
+        if self.finest is not None:
+            finest = float(self.finest.score @ weights)
+            found += [value - finest for value in score.values()]
+        if self.frontier is not None:
+            curve = self.frontier.curve(weights)
+            found += [one for name in self._regretful() for one in regret(curve, tokens[name], score[name])]
+        return np.array(found)
+
+    def _resampled(self) -> np.ndarray:
+        return bootstrap(self._statistic, len(self.kinds), self.resamples, self.seed)
+
+    def _corners(self) -> list[list[float]]:
+        """The frontier, thinned out."""
+        if self.frontier is None:
+            return []
+        tokens, score = self.frontier.curve(np.full(len(self.kinds), 1 / len(self.kinds)))
+        at = np.unique(np.linspace(0, len(tokens) - 1, CORNERS).round().astype(int))
+        return [[_number(t), _number(s)] for t, s in zip(tokens[at], score[at], strict=True)]
+
+
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], samples: int, resamples: int, seed: int) -> np.ndarray:
+    """``(resamples, numbers)``: the statistic of samples drawn with replacement.
+
+    Args:
+        statistic: from weights ``(samples,)`` that add up to 1. All its numbers see the same draws, so differences
+            between them are paired.
+    """
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(samples, size=samples) for _ in range(resamples))
+    return np.stack([statistic(np.bincount(draw, minlength=samples) / samples) for draw in draws])
+
+
+def _column(records: Mapping[int, Record]) -> Column:
+    rows = [records[place] for place in sorted(records)]
+    score, tokens, of = (np.array([getattr(row, name) for row in rows], float) for name in ("score", "tokens", "of"))
+    return Column(score, tokens, of, [row.levels for row in rows])
+
+
+def _shares(levels: Sequence[Sequence[int]], count: int) -> np.ndarray | None:
+    """How often each level was chosen; None where a sample's pictures got several: fixed levels don't tell of those."""
+    chosen = [set(one) for one in levels if one]
+    if not chosen or any(len(one) > 1 for one in chosen):
+        return None
+    counts = Counter(level for one in chosen for level in one)
+    return np.array([counts[level] for level in range(count)]) / len(chosen)
+
+
+def _number(value: Any) -> float:
+    return round(float(value), 6) + 0.0

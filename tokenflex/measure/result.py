@@ -1,0 +1,149 @@
+"""What a profile holds; everything turns into JSON-ready data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tokenflex.measure.break_even import BreakEven, Comparison
+from tokenflex.measure.flops import Work
+from tokenflex.measure.memory import Memory
+from tokenflex.measure.plan import Kind
+from tokenflex.measure.surroundings import Surroundings
+from tokenflex.measure.timing import Times
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answers of one length.
+
+    Attributes:
+        end_to_end: one call of ``generate``.
+        per_token: what a further token takes: the end to end of a run less the time to first token of the same round,
+            over the further tokens; None where there are none.
+        memory, work: of one call, untimed.
+    """
+
+    new_tokens: int
+    end_to_end: Times
+    per_token: Times | None
+    memory: Memory
+    work: Work
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data; seconds and bytes."""
+        return {
+            "new_tokens": self.new_tokens,
+            "end_to_end": self.end_to_end.to_dict(),
+            "per_token": self.per_token.to_dict() if self.per_token else None,
+            "memory": self.memory.to_dict(),
+            "work": self.work.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class SettingProfile:
+    """One setting on one batch.
+
+    Attributes:
+        levels: chosen or forced, one per picture; none for the vanilla host.
+        tokens: visual tokens per picture that the language model sees, mean.
+        prompt_length: length of the batch that the language model sees, padding included.
+        stages: those that the setting has (see `tokenflex.measure.stages.STAGES`).
+        prefill: the work of that stage.
+        first_token: one call of ``generate`` for one token.
+        answers: by length, ascending.
+    """
+
+    name: str
+    kind: Kind
+    levels: tuple[int, ...]
+    tokens: float
+    prompt_length: int
+    stages: dict[str, Times]
+    prefill: Work
+    first_token: Times
+    answers: tuple[Answer, ...]
+
+    @property
+    def rest(self) -> float:
+        """Median time to first token less the medians of the stages: reading words, counting, ``generate`` itself."""
+        return self.first_token.median - sum(times.median for times in self.stages.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "levels": list(self.levels),
+            "tokens": self.tokens,
+            "prompt_length": self.prompt_length,
+            "stages": {name: times.to_dict() for name, times in self.stages.items()},
+            "rest": round(self.rest, 9),
+            "prefill": self.prefill.to_dict(),
+            "time_to_first_token": self.first_token.to_dict(),
+            "answers": [answer.to_dict() for answer in self.answers],
+        }
+
+
+@dataclass(frozen=True)
+class BatchProfile:
+    """Every setting on one batch.
+
+    Attributes:
+        rows: requests in the batch.
+        pictures: in all of them.
+        prompt_length: as the processor made it, placeholders and padding included.
+        settings: the vanilla host first.
+        break_even: one per answer length.
+        comparisons: routed settings beside the vanilla host, one per answer length.
+    """
+
+    rows: int
+    pictures: int
+    prompt_length: int
+    settings: tuple[SettingProfile, ...]
+    break_even: tuple[BreakEven, ...]
+    comparisons: tuple[Comparison, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "rows": self.rows,
+            "pictures": self.pictures,
+            "prompt_length": self.prompt_length,
+            "settings": [setting.to_dict() for setting in self.settings],
+            "break_even": [one.to_dict() for one in self.break_even],
+            "comparisons": [one.to_dict() for one in self.comparisons],
+        }
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `tokenflex.measure.profile` found.
+
+    Attributes:
+        request: what was asked, in words.
+        runs, warm_up: timed rounds, and those before.
+        batches: in the order given.
+        warnings: sentences that the reader must know.
+    """
+
+    surroundings: Surroundings
+    request: str
+    runs: int
+    warm_up: int
+    batches: tuple[BatchProfile, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data; times are seconds."""
+        return {
+            "format": FORMAT,
+            "surroundings": self.surroundings.to_dict(),
+            "request": self.request,
+            "runs": self.runs,
+            "warm_up": self.warm_up,
+            "batches": [batch.to_dict() for batch in self.batches],
+            "warnings": list(self.warnings),
+        }

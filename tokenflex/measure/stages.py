@@ -1,0 +1,78 @@
+"""One setting on one batch as calls that can be timed: whole answers, and the stages before the first token."""
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tokenflex.contracts import READ_OFF, Decision, HostInputs
+from tokenflex.hosts import stock
+from tokenflex.measure.plan import Setting
+from tokenflex.measure.timing import Call
+from tokenflex.model import FlexModel
+from tokenflex.model.flex import Encoded
+
+STAGES = ("vision_tower", "decision", "scaler", "splice", "prefill")
+"""In the order in which they run; the vanilla host has the first inside the last."""
+
+
+def answering(flex: FlexModel, inputs: HostInputs, setting: Setting, new_tokens: int) -> Callable[[], Any]:
+    """A call of ``generate`` that writes exactly ``new_tokens``, greedily, in every setting alike.
+
+    The end-of-sequence token is kept back until then, so that every row of every setting writes as many.
+    """
+    model = flex.host if setting.kind == "vanilla" else flex
+    config = copy.deepcopy(flex.generation_config)
+    config.max_new_tokens = config.min_new_tokens = new_tokens
+    config.do_sample, config.num_beams, config.num_return_sequences = False, 1, 1
+    config.use_cache = config.return_dict_in_generate = True
+    given = {**inputs, **setting.arguments}
+    return lambda: model.generate(**given, generation_config=config)
+
+
+def stages(
+    flex: FlexModel, inputs: HostInputs, setting: Setting, encoded: Encoded, decisions: Sequence[Decision]
+) -> dict[str, Call]:
+    """The stages, each on what the one before gave.
+
+    ``vision_tower`` is the adapter's ``encode``; ``decision`` runs router, voter and policy, and the scaler for all
+    levels, which the router looks at; ``scaler`` makes the chosen levels; ``splice`` shortens the batch; ``prefill`` is
+    the host's forward on it, with a cache and the logits of the last position. The vanilla host's ``prefill`` has its
+    vision tower inside.
+
+    Args:
+        encoded: of ``inputs``.
+        decisions: of this setting.
+    """
+    if setting.kind == "vanilla":
+        return {"prefill": prefill(flex.host, inputs)}
+    parts, adapter, levels = flex.compressor, flex.adapter, [decision.level for decision in decisions]
+
+    def decide() -> None:
+        policy = setting.budget.build(num_levels=parts.num_levels) if setting.budget else None
+        parts.choose(flex.scores(encoded), encoded.counts, encoded.images, policy)
+
+    with torch.no_grad():
+        scaled = parts.scale(encoded.images, levels)
+        spliced = adapter.splice(inputs, encoded.images, scaled, "left")
+    attention = {"attention": True} if parts.needs.intersection(READ_OFF) else {}
+    return {
+        "vision_tower": _without_gradients(lambda: adapter.encode(inputs, **attention)),
+        **({"decision": _without_gradients(decide)} if setting.decides else {}),
+        "scaler": _without_gradients(lambda: parts.scale(encoded.images, levels)),
+        "splice": _without_gradients(lambda: adapter.splice(inputs, encoded.images, scaled, "left")),
+        "prefill": prefill(flex.host, spliced.inputs),
+    }
+
+
+def prefill(host: Any, inputs: HostInputs) -> Call:
+    """The host's forward on a batch, with a new cache."""
+    last_only = "logits_to_keep" in inspect.signature(stock.base_of(host).forward).parameters
+    options = {"use_cache": True, **({"logits_to_keep": 1} if last_only else {})}
+    return _without_gradients(lambda: host(**inputs, **options))
+
+
+def _without_gradients(call: Call) -> Call:
+    return torch.no_grad()(call)
