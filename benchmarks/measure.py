@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tokenflex.measure.flops import attention_formulas
+
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 """Settings of glibc under which what is freed goes back to the system at once."""
 
@@ -111,26 +113,10 @@ class Flops:
 
     def __call__(self, run: Callable[[], Any]) -> Any:
         """What ``run`` returns."""
-        with FlopCounterMode(display=False, custom_mapping=_attention_of_cpus()) as counter:
+        with FlopCounterMode(display=False, custom_mapping=attention_formulas()) as counter:
             result = run()
         self.counts.append(counter.get_total_flops())
         return result
-
-
-def _attention_of_cpus() -> dict[Any, Any]:
-    """Formulas for the attention kernels of CPUs, which torch may have none for."""
-
-    def forward(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        batch, heads, length, width = query
-        return 2 * batch * heads * length * key[-2] * (width + value[-1])
-
-    def backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        batch, heads, length, width = query
-        return 2 * batch * heads * length * key[-2] * (3 * width + 2 * value[-1])
-
-    names = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward")
-    found = [getattr(torch.ops.aten, name, None) for name in names]
-    return {op: formula for op, formula in zip(found, (forward, backward), strict=True) if op is not None}
 
 
 def peak(run: Callable[[], Any], device: str) -> int:

@@ -25,6 +25,7 @@ import transformers
 import tokenflex
 from benchmarks import measure, report, sizes
 from benchmarks.measure import Flops
+from tokenflex.files import write_whole
 from tokenflex.model import FlexModel
 from tokenflex.policies.constant import ConstantPolicy
 from tokenflex.routers.avg import AVGRouter
@@ -253,10 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     found = measured(size, options.seed, options.answers)
     if options.out:
         command = " ".join(["python -m benchmarks.paper_speed", *argv])
-        text = page(found, command)
-        scratch = options.out.with_suffix(".tmp")
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, options.out)
+        write_whole(options.out, page(found, command))
     sys.stdout.write(json.dumps(found) + "\n" if options.json else table(found))
 
 

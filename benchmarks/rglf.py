@@ -24,6 +24,7 @@ import transformers
 from benchmarks import memory, report, routers, sizes, step_time, stored
 from benchmarks.measure import Row
 from benchmarks.steps import GRADIENT_TOLERANCE, LOSS_TOLERANCE
+from tokenflex.files import write_whole
 
 PARTS = ("stage3", "stage4", "router", "store", "levels")
 PROTOCOL = """\
@@ -153,9 +154,7 @@ def _parts(text: str) -> tuple[str, ...]:
 def _write(path: Path, text: str) -> None:
     """The file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    write_whole(path, text)
 
 
 if __name__ == "__main__":

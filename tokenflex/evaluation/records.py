@@ -27,8 +27,10 @@ from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation import metrics
 from tokenflex.evaluation.questions import Question, Questions
 from tokenflex.evaluation.settings import rank
+from tokenflex.files import write_whole
 from tokenflex.model import FlexModel
 from tokenflex.training.fingerprint import differences, of_data, of_processor, of_tensors
+from tokenflex.training.store import next_part
 
 FORMAT = 1
 MANIFEST, SAMPLES = "manifest.json", "samples.parquet"
@@ -124,20 +126,13 @@ def begin(folder: str | os.PathLike[str], manifest: Manifest, samples: Callable[
     target.mkdir(parents=True, exist_ok=True)
     if not (target / MANIFEST).exists():
         _write_samples(target / SAMPLES, samples())
-        replace(target / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
+        write_whole(target / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
     found = differences(read_manifest(target)["fingerprint"], manifest["fingerprint"])
     if found:
         raise ConfigError(
             f"{folder} holds an evaluation of something else: {'; '.join(found)}. Go back to that, or choose another "
             "--out."
         )
-
-
-def replace(path: Path, content: str | bytes) -> None:
-    """Write a file, complete or not at all."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    os.replace(scratch, path)
 
 
 class PartWriter:
@@ -149,15 +144,12 @@ class PartWriter:
 
     def __init__(self, folder: str | os.PathLike[str], rank: int) -> None:
         self.folder, self.rank = Path(folder), rank
-        for left in self.folder.glob(f"part-{rank:05d}-*.tmp"):
-            left.unlink()
-        done = [int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(f"part-{rank:05d}-*.parquet")]
-        self._next = max(done, default=-1) + 1
+        self._next = next_part(self.folder, rank)
 
     def write(self, records: Sequence[Record]) -> None:
         """One part, as a whole or not at all."""
         table = pa.Table.from_pylist([vars(record) for record in records], schema=PART)
-        replace(self.folder / f"part-{self.rank:05d}-{self._next:05d}.parquet", _parquet(table))
+        write_whole(self.folder / f"part-{self.rank:05d}-{self._next:05d}.parquet", _parquet(table))
         self._next += 1
 
 
@@ -235,7 +227,7 @@ def _write_samples(path: Path, samples: Sequence[Shown]) -> None:
         }
         for shown in samples
     ]
-    replace(path, _parquet(pa.Table.from_pylist(rows, schema=QUESTIONS)))
+    write_whole(path, _parquet(pa.Table.from_pylist(rows, schema=QUESTIONS)))
 
 
 def _read_samples(path: Path) -> list[Shown]:

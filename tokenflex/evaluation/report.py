@@ -13,9 +13,10 @@ from jinja2 import Environment, select_autoescape
 from tokenflex.evaluation import drawing
 from tokenflex.evaluation.drawing import Cells
 from tokenflex.evaluation.plot import pareto
-from tokenflex.evaluation.records import Evaluation, Record, replace
+from tokenflex.evaluation.records import Evaluation, Record
 from tokenflex.evaluation.settings import group_of
 from tokenflex.evaluation.summary import Summary, summarise
+from tokenflex.files import write_whole
 
 HEADER = ("setting", "score", "95 %", "tokens", "of finest", "against finest", "regret", "tokens too many")
 NARROW = (0, 1, 2, 3, 4, 6)
@@ -49,9 +50,9 @@ def report(folder: str | os.PathLike[str], *, resamples: int = 2000, seed: int =
     evaluation = Evaluation(folder)
     summary = summarise(evaluation, resamples=resamples, seed=seed)
     target = Path(folder)
-    replace(target / "summary.json", json.dumps(summary, indent=2) + "\n")
-    replace(target / "report.md", markdown(summary))
-    replace(target / "report.html", html(summary, evaluation))
+    write_whole(target / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_whole(target / "report.md", markdown(summary))
+    write_whole(target / "report.html", html(summary, evaluation))
     return summary
 
 

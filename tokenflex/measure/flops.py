@@ -31,18 +31,23 @@ def counted(run: Call) -> Work:
 
     Kernels that torch has no formula for count nothing: extensions such as flash-attn, and compiled parts.
     """
-    with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=attention_formulas()) as counter:
         run()
     names = {str(op).removeprefix("aten.") for op in counter.get_flop_counts().get("Global", {})}
     return Work(counter.get_total_flops(), tuple(sorted(name for name in names if "attention" in name)))
 
 
-def _formulas() -> dict[Any, Any]:
-    """Attention on CPUs, for which torch has none."""
+def attention_formulas() -> dict[Any, Any]:
+    """FLOPs of the attention kernels of CPUs, forward and backward, which torch may have no formula for."""
 
-    def attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    def forward(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         batch, heads, length, width = query
         return 2 * batch * heads * length * key[-2] * (width + value[-1])
 
-    kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    return {} if kernel is None else {kernel: attention}
+    def backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        batch, heads, length, width = query
+        return 2 * batch * heads * length * key[-2] * (3 * width + 2 * value[-1])
+
+    names = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward")
+    found = [getattr(torch.ops.aten, name, None) for name in names]
+    return {op: formula for op, formula in zip(found, (forward, backward), strict=True) if op is not None}

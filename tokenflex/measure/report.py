@@ -1,8 +1,6 @@
 """A profile to read: tables on the screen, ``profile.json`` and ``profile.md``."""
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from tokenflex.files import write_whole
 from tokenflex.measure.result import BatchProfile, Profile, SettingProfile
 from tokenflex.measure.timing import Times
 
@@ -54,8 +53,8 @@ def write(folder: str | os.PathLike[str], profile: Profile) -> None:
     """Write ``profile.json`` and ``profile.md``, each complete or not at all."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    _replace(target / "profile.json", json.dumps(profile.to_dict(), indent=2) + "\n")
-    _replace(target / "profile.md", markdown(profile))
+    write_whole(target / "profile.json", json.dumps(profile.to_dict(), indent=2) + "\n")
+    write_whole(target / "profile.md", markdown(profile))
 
 
 def markdown(profile: Profile) -> str:
@@ -163,10 +162,3 @@ def _title(batch: BatchProfile) -> str:
 def _pipes(rows: Rows) -> str:
     lines: Sequence[Sequence[str]] = (rows.head, ["---"] * len(rows.head), *rows.body)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _replace(path: Path, text: str) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        scratch = Path(folder, path.name)
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)

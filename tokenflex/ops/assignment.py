@@ -90,20 +90,20 @@ def at_every_level(
     if whole:
         coarser = [average(values, level.assignment, level.features.shape[-2]) for level in pyramid[:-1]]
     else:
-        coarser = [_of_groups(values, finest, level) for level in pyramid[:-1]]
+        coarser = _of_groups(values, finest, pyramid[:-1])
     return torch.cat([*coarser, values], dim=-2)
 
 
 def _of_groups(
-    values: Float[Tensor, "*batch views kept width"], finer: ScaledTokens, coarser: ScaledTokens
-) -> Float[Tensor, "*batch views fewer width"]:
-    """The means of ``coarser`` from those of ``finer``, whose groups it unites, weighted by their sources."""
-    shape = values.shape[:-1]
-    there = finer.assignment >= 0
-    at = finer.assignment.clamp(min=0)
-    into = coarser.assignment.new_full(shape, -1).scatter_reduce(
-        -1, at, torch.where(there, coarser.assignment, -1), "amax"
-    )
+    values: Float[Tensor, "*batch views kept width"], finer: ScaledTokens, coarser: Sequence[ScaledTokens]
+) -> list[Float[Tensor, "*batch views fewer width"]]:
+    """The means of coarser levels from those of ``finer``, whose groups they unite, weighted by their sources."""
+    shape, there, at = values.shape[:-1], finer.assignment >= 0, finer.assignment.clamp(min=0)
     sizes = values.new_zeros(shape).scatter_add(-1, at, there.to(values.dtype))[..., None]
-    fewer = coarser.features.shape[-2]
-    return average(values * sizes, into, fewer) / average(sizes, into, fewer)
+    sums, found = values * sizes, list[Tensor]()
+    for level in coarser:
+        sources = torch.where(there, level.assignment, -1)
+        into = sources.new_full(shape, -1).scatter_reduce(-1, at, sources, "amax")
+        fewer = level.features.shape[-2]
+        found.append(average(sums, into, fewer) / average(sizes, into, fewer))
+    return found

@@ -78,9 +78,10 @@ def merged(tokens: VisualTokens, assignment: Int[Tensor, "*batch views tokens"],
 
 
 def in_grid_order(assignment: Int[Tensor, "*batch views tokens"], kept: int) -> Int[Tensor, "*batch views tokens"]:
-    """The same groups, numbered by the first token of each in the order of the grid; -1 stays.
+    """The same groups, numbered without gaps by the first token of each in the order of the grid; -1 stays.
 
-    Every number 0 .. ``kept`` - 1 must occur.
+    Args:
+        kept: numbers in ``assignment`` are below it; not all of them need occur.
     """
     tokens = assignment.shape[-1]
     places = torch.arange(tokens, device=assignment.device).expand(assignment.shape)

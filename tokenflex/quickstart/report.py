@@ -3,8 +3,6 @@
 import base64
 import io
 import json
-import os
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from tokenflex.files import write_whole
 from tokenflex.ops.pooling import Windows
 from tokenflex.quickstart.evaluate import Answers, Exam
 from tokenflex.quickstart.pictures import CELL, COARSE_KINDS, FINE_KINDS
@@ -63,7 +62,7 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
 
 def write(folder: Path, result: dict[str, Any], exam: Exam, finest: Answers, routed: Answers, windows: Windows) -> None:
     """Write ``report.json`` and ``report.html``, each complete or not at all."""
-    _replace(folder / "report.json", json.dumps(result, indent=2) + "\n")
+    write_whole(folder / "report.json", json.dumps(result, indent=2) + "\n")
     source = files("tokenflex.quickstart").joinpath("report.html.jinja").read_text(encoding="utf-8")
     template = Environment(autoescape=select_autoescape(default=True)).from_string(source)
     page = template.render(
@@ -75,7 +74,7 @@ def write(folder: Path, result: dict[str, Any], exam: Exam, finest: Answers, rou
         plot=plot(result),
         cards=cards(exam, finest, routed, windows),
     )
-    _replace(folder / "report.html", page)
+    write_whole(folder / "report.html", page)
 
 
 def plot(result: dict[str, Any]) -> str:
@@ -155,10 +154,3 @@ def _embedded(image: Image.Image) -> str:
     target = io.BytesIO()
     image.save(target, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode("ascii")
-
-
-def _replace(path: Path, text: str) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        scratch = Path(folder, path.name)
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)

@@ -46,10 +46,11 @@ class ReconstructionRouter(Router):
     @torch.no_grad()
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
         """Minus the excess of every level's loss; see `Router.forward` for shapes."""
-        finest = _in_place(pyramid[-1], None)
+        last = pyramid[-1]
+        whole = last.averages and last.features.shape[-2] == last.assignment.shape[-1]
+        finest = last.features.float() if whole else _in_place(last, None)
         mean = finest.mean(-2, keepdim=True)
         spread = (finest - mean).square().sum(-1).sum(-1)
-        whole = pyramid[-1].features.shape[-2] == pyramid[-1].assignment.shape[-1]
         lost = [
             spread - _explained(level, mean)
             if whole and level.averages

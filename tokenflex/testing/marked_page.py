@@ -1,10 +1,10 @@
 """Tables in Markdown pages, made anew in place."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenflex.errors import ConfigError
+from tokenflex.files import write_whole
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -24,6 +24,4 @@ def renew(page: Path, begin: str, end: str, body: str) -> None:
     _, closed, after = rest.partition(end)
     if not opened or not closed:
         raise ConfigError(f"{page} has no lines {begin!r} and {end!r}; add both where the table belongs.")
-    scratch = page.with_suffix(".tmp")
-    scratch.write_text(f"{before}{opened}\n\n{body}\n{closed}{after}", encoding="utf-8")
-    os.replace(scratch, page)
+    write_whole(page, f"{before}{opened}\n\n{body}\n{closed}{after}")

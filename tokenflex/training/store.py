@@ -80,6 +80,14 @@ def begin(folder: str | os.PathLike[str], manifest: Mapping[str, Any], scaler: M
     os.replace(scratch, target / MANIFEST)
 
 
+def next_part(folder: Path, rank: int) -> int:
+    """The number of a process's next part; what it left half-written is removed."""
+    for left in folder.glob(f"part-{rank:05d}-*.tmp"):
+        left.unlink()
+    done = [int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"part-{rank:05d}-*.parquet")]
+    return max(done, default=-1) + 1
+
+
 class PartWriter:
     """Adds parts to a store; one writer per process.
 
@@ -89,10 +97,7 @@ class PartWriter:
 
     def __init__(self, folder: str | os.PathLike[str], rank: int) -> None:
         self.folder, self.rank = Path(folder), rank
-        for left in self.folder.glob(f"part-{rank:05d}-*.tmp"):
-            left.unlink()
-        done = [int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(f"part-{rank:05d}-*.parquet")]
-        self._next = max(done, default=-1) + 1
+        self._next = next_part(self.folder, rank)
 
     def write(self, samples: Sequence[Scored]) -> None:
         """One part, as a whole or not at all."""

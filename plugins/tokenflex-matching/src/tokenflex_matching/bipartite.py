@@ -11,15 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenflex.ops.assignment import average
+from tokenflex.ops.keeping import in_grid_order
 from tokenflex_matching.likeness import likeness
-
-
-def by_first_token(groups: Int[Tensor, "*batch views tokens"]) -> Int[Tensor, "*batch views tokens"]:
-    """The same groups, numbered by the first token of each; numbers may be missing in what is given."""
-    places = torch.arange(groups.shape[-1], device=groups.device).expand(groups.shape)
-    first = torch.full_like(groups, groups.shape[-1]).scatter_reduce(-1, groups, places, "amin")
-    leader = first.gather(-1, groups)
-    return ((leader == places).cumsum(-1) - 1).gather(-1, leader)
 
 
 def best_matches(
@@ -56,7 +49,7 @@ def joined(
     numbers = torch.arange(count, device=assignment.device)
     into = numbers.repeat(*assignment.shape[:-1], 1)
     into[..., 0::2] = torch.where(merging, 2 * partner + 1, numbers[0::2])
-    return by_first_token(into.gather(-1, assignment))
+    return in_grid_order(into.gather(-1, assignment), count)
 
 
 def merge_round(
