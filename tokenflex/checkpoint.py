@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import transformers
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
@@ -201,14 +202,14 @@ def load(folder: str | os.PathLike[str]) -> tuple[Spec, dict[str, Tensor]]:
     """Read both files from a folder or, where there is no such folder, from the model hub.
 
     Raises:
-        ConfigError: a file is missing or isn't readable.
+        ConfigError: a file is missing or isn't readable, or the weights hold NaN or infinity.
     """
     source = Path(folder)
     if not source.is_dir():
         source = _download(str(folder))
     try:
         spec = json.loads((source / JSON_NAME).read_text(encoding="utf-8"))
-        return spec, load_file(source / WEIGHTS_NAME)
+        state = load_file(source / WEIGHTS_NAME)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{source} has no {Path(error.filename or JSON_NAME).name}; save_parts() writes {JSON_NAME} and "
@@ -216,6 +217,32 @@ def load(folder: str | os.PathLike[str]) -> tuple[Spec, dict[str, Tensor]]:
         ) from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{source / JSON_NAME} isn't valid JSON: {error}.") from error
+    require_sound(state, str(source / WEIGHTS_NAME))
+    return spec, state
+
+
+def require_sound(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that hold NaN or infinity; integers, and tensors without data (``meta``), pass.
+
+    Args:
+        state: tensors by name.
+        where: the file or folder they come from, for the message.
+
+    Raises:
+        ConfigError: names up to three such tensors, and how many more there are.
+    """
+    wrong = [name for name, value in state.items() if value.is_floating_point() and not _finite(value.detach())]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ConfigError(
+            f"{where}: NaN or infinite values in {', '.join(map(repr, wrong[:3]))}{more}. The weights are damaged, or "
+            "their training diverged; load an earlier save, or download them again."
+        )
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all values are finite, whatever the type; 8-bit types know no isfinite and are widened."""
+    return value.is_meta or bool(torch.isfinite(value.float() if value.element_size() == 1 else value).all())
 
 
 def _download(repository: str) -> Path:
