@@ -1,10 +1,14 @@
-"""Names from files and data sets stay in their folder."""
+"""Names from files and data sets stay in their folder; files appear whole, by one writer at a time."""
+
+import subprocess
+import sys
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenflex.files import bare_name, inside
+from tokenflex.files import bare_name, inside, locked, whole, write_whole
 
 
 @pytest.fixture
@@ -78,3 +82,101 @@ def test_names_that_are_not_bare(name):
 def test_bare_names():
     for name in ("model-00001-of-00002.safetensors", "a.b", "...", "~", "-x", "a b"):
         assert bare_name(name) == name
+
+
+def test_what_is_written_at_once_does_not_meet(tmp_path):
+    """A second writer comes, writes and goes while the first one is in the middle, in the same process."""
+    path = tmp_path / "file"
+    with whole(path) as first:
+        first.write_text("first")
+        write_whole(path, "second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, "before")
+
+    def fail():
+        with whole(path) as scratch:
+            scratch.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "before"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from tokenflex.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+    Path(sys.argv[1]).write_text("from the other process")
+"""
+
+
+def holder(path):
+    """Another process that holds a lock until it is told to go on."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    return other
+
+
+def test_another_process_waits_its_turn(tmp_path):
+    path, told = tmp_path / "file", []
+    with holder(path) as other:
+
+        def waiting():
+            told.append(path.exists())
+            other.stdin.write("\n")
+            other.stdin.flush()
+
+        with locked(path, "another share", waiting=lambda: told.append("never")):
+            pass
+        with locked(path, waiting=waiting):
+            assert path.read_text() == "from the other process"
+    assert told == [False]
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_lock_is_given_back_by_a_process_that_dies(tmp_path):
+    with holder(tmp_path / "file") as other:
+        other.kill()
+        other.wait()
+    with locked(tmp_path / "file", waiting=lambda: pytest.fail("the lock is still held")):
+        pass
+
+
+def test_a_thread_may_take_its_lock_again_and_others_may_not(tmp_path):
+    held, waits, done = threading.Event(), threading.Event(), []
+
+    def second():
+        held.wait()
+        with locked(tmp_path, waiting=waits.set):
+            done.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with locked(tmp_path), locked(tmp_path):
+        held.set()
+        assert waits.wait(60)
+        done.append("first")
+    thread.join()
+    assert done == ["first", "second"]
+
+
+def test_one_path_by_two_names_is_one_lock(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with holder(tmp_path / "real" / "file") as other:
+        told = []
+        with locked(tmp_path / "link" / "file", waiting=lambda: (told.append(1), other.communicate("\n"))):
+            assert told == [1]
