@@ -31,6 +31,12 @@ def whole(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove what writers that were killed left of files whose names match; nobody else may be writing them."""
+    for left in folder.glob(f"{pattern}.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(path: Path, share: str = "", *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Keep other threads and processes of this user on this machine from the same path; they wait.

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
@@ -330,3 +332,49 @@ def test_doubled_rows_count_once(fresh, dataset, collator, tmp_path):
     store = scored(fresh(), dataset, collator, tmp_path)
     PartWriter(tmp_path, 7).write([Scored(2, [0.0] * 5, 1, [1] * 5)])
     same_store(FeedbackStore(tmp_path), store)
+
+
+def test_two_passes_into_one_folder_take_turns(fresh, dataset, collator, tmp_path):
+    """The second one comes while the first one is in the middle; nothing is scored twice and nothing is lost."""
+    middle, waits, said, calls = threading.Event(), threading.Event(), [], []
+
+    class First(FlexCollator):
+        def __call__(self, samples):
+            calls.extend(sample.name for sample in samples)
+            if len(calls) > 4:
+                middle.set()
+                assert waits.wait(60)
+            return super().__call__(samples)
+
+    class Second(FlexCollator):
+        def __call__(self, samples):
+            raise AssertionError("everything is scored already")
+
+    def told(line):
+        said.append(line)
+        waits.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(scored, fresh(), dataset, First(collator.processor), tmp_path)
+        assert middle.wait(60)
+        second = scored(fresh(), dataset, Second(collator.processor), tmp_path, say=told)
+        same_store(first.result(), second)
+    assert second.ids.tolist() == list(range(len(MANY)))
+    assert said == [f"another process is scoring into {tmp_path}; waiting for its end"]
+    assert len(calls) == len(MANY)
+
+
+def test_rows_that_vanish_while_scoring_are_noticed(fresh, dataset, collator, tmp_path, monkeypatch):
+    """As when another machine, which knows nothing of the lock, replaces a part."""
+    write = PartWriter.write
+
+    def written(self, samples):
+        write(self, samples)
+        if self._next == 3:
+            (self.folder / "part-00000-00001.parquet").unlink()
+
+    monkeypatch.setattr(PartWriter, "write", written)
+    with pytest.raises(DataError, match="holds feedback for 9 of 11 samples. Finish it"):
+        scored(fresh(), dataset, collator, tmp_path)
+    monkeypatch.undo()
+    assert len(scored(fresh(), dataset, collator, tmp_path)) == len(MANY)

@@ -7,7 +7,7 @@ launch``; what is finished already, by whichever process, isn't done again.
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from tokenflex.contracts import Instruction, VisualTokens
 from tokenflex.contracts.host import no_words
 from tokenflex.errors import ConfigError
+from tokenflex.files import locked
 from tokenflex.hosts.answers import agrees_in_chunks, shifted
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import Encoded, FlexModel
@@ -53,6 +54,8 @@ def score(
 ) -> FeedbackStore:
     """Score every sample that isn't scored yet, and give the whole store.
 
+    Two passes into one folder on one machine take turns, so that the second one goes on where the first one ends.
+
     Args:
         dataset: samples by place, as `ChatDataset` gives them.
         collator: makes batches of them, padded on the right, with labels, as `FlexCollator` does.
@@ -68,34 +71,51 @@ def score(
 
     Raises:
         ConfigError: the folder holds feedback of something else, a setting isn't known, or the disk is too small.
+        DataError: at the end a sample isn't there, as when another machine wrote into the folder at the same time.
     """
     _check(router_inputs, precision, batch_size, part_size)
     state = PartialState()
     flex.eval()
     kept = None if router_inputs is None else DTYPES.get(router_inputs, flex.host.dtype)
-    if state.is_main_process:
-        begin(folder, _manifest(flex, dataset, collator, precision, kept), flex.compressor.scaler.state_dict())
-    state.wait_for_everyone()
-    mine = range(state.process_index, len(dataset), state.num_processes)
-    done = set(FeedbackStore(Path(folder)).ids.tolist())
-    todo = [place for place in mine if place not in done]
-    run = _Pass(flex, kept, vocabulary_chunk, AUTOCAST[precision])
-    if kept is not None and todo:
-        _require_space(folder, run, dataset, collator, todo, state.num_processes, say)
-    state.wait_for_everyone()
-    bar = tqdm(
-        total=len(mine),
-        initial=len(mine) - len(todo),
-        unit="sample",
-        desc="feedback" if state.num_processes == 1 else f"feedback, 1 of {state.num_processes} processes",
-        disable=not (progress and state.is_main_process),
-    )
-    writer = PartWriter(folder, state.process_index)
-    with bar:
-        for count in _scored(run, _batches(todo, dataset, collator, batch_size, workers), writer, part_size):
-            bar.update(count)
-    state.wait_for_everyone()
-    return FeedbackStore(Path(folder))
+    with _alone(folder, state, say):
+        if state.is_main_process:
+            begin(folder, _manifest(flex, dataset, collator, precision, kept), flex.compressor.scaler.state_dict())
+        state.wait_for_everyone()
+        mine = range(state.process_index, len(dataset), state.num_processes)
+        done = set(FeedbackStore(Path(folder)).ids.tolist())
+        todo = [place for place in mine if place not in done]
+        run = _Pass(flex, kept, vocabulary_chunk, AUTOCAST[precision])
+        if kept is not None and todo:
+            _require_space(folder, run, dataset, collator, todo, state.num_processes, say)
+        state.wait_for_everyone()
+        writer, batches = (
+            PartWriter(folder, state.process_index),
+            _batches(todo, dataset, collator, batch_size, workers),
+        )
+        with _bar(state, len(mine), len(mine) - len(todo), progress) as bar:
+            for count in _scored(run, batches, writer, part_size):
+                bar.update(count)
+        state.wait_for_everyone()
+    store = FeedbackStore(Path(folder))
+    store.require_complete()
+    return store
+
+
+@contextmanager
+def _alone(folder: str | os.PathLike[str], state: PartialState, say: Callable[[str], None]) -> Iterator[None]:
+    """One pass into a folder at a time; its main process keeps the lock for all of them."""
+    if not state.is_main_process:
+        yield
+        return
+    with locked(Path(folder), waiting=lambda: say(f"another process is scoring into {folder}; waiting for its end")):
+        yield
+
+
+def _bar(state: PartialState, total: int, done: int, progress: bool) -> Any:
+    """A progress bar over samples, of the main process only."""
+    what = "feedback" if state.num_processes == 1 else f"feedback, 1 of {state.num_processes} processes"
+    hidden = not (progress and state.is_main_process)
+    return tqdm(total=total, initial=done, unit="sample", desc=what, disable=hidden)
 
 
 def _scored(

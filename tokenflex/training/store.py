@@ -8,7 +8,8 @@
 ``scaler.safetensors``  the scaler's weights, if it has any
 
 A part appears as a whole or not at all, its Parquet file last; so a pass that was killed loses what it hadn't written
-and nothing else.
+and nothing else. Parts are numbered, so passes with processes of the same rank take turns (see
+`tokenflex.training.score`).
 """
 
 import json
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from tokenflex.contracts import READ_OFF, Grid, Instruction, VisualTokens
 from tokenflex.errors import ConfigError, DataError
+from tokenflex.files import locked, sweep, whole, write_whole
 from tokenflex.training.fingerprint import Fingerprint, differences
 
 FORMAT = 1
@@ -69,21 +71,21 @@ def begin(folder: str | os.PathLike[str], manifest: Mapping[str, Any], scaler: M
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    if (target / MANIFEST).exists():
-        _same(target, _manifest(target), manifest)
-        return
-    if scaler:
-        save_file({k: v.detach().cpu().contiguous() for k, v in scaler.items()}, target / f"{SCALER}.tmp")
-        os.replace(target / f"{SCALER}.tmp", target / SCALER)
-    scratch = target / f"{MANIFEST}.tmp"
-    scratch.write_text(json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n", encoding="utf-8")
-    os.replace(scratch, target / MANIFEST)
+    with locked(target):
+        for name in (MANIFEST, SCALER):
+            sweep(target, name)
+        if (target / MANIFEST).exists():
+            _same(target, _manifest(target), manifest)
+            return
+        if scaler:
+            with whole(target / SCALER) as scratch:
+                save_file({k: v.detach().cpu().contiguous() for k, v in scaler.items()}, scratch)
+        write_whole(target / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
 
 
 def next_part(folder: Path, rank: int) -> int:
-    """The number of a process's next part; what it left half-written is removed."""
-    for left in folder.glob(f"part-{rank:05d}-*.tmp"):
-        left.unlink()
+    """The number of a process's next part; what one of the same rank left half-written is removed."""
+    sweep(folder, f"part-{rank:05d}-*")
     done = [int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"part-{rank:05d}-*.parquet")]
     return max(done, default=-1) + 1
 
@@ -104,8 +106,8 @@ class PartWriter:
         stem = self.folder / f"part-{self.rank:05d}-{self._next:05d}"
         if any(sample.instruction is not None for sample in samples):
             tensors, layout = _tensors(samples)
-            save_file(tensors, f"{stem}.safetensors.tmp", metadata={"layout": json.dumps(layout)})
-            os.replace(f"{stem}.safetensors.tmp", f"{stem}.safetensors")
+            with whole(Path(f"{stem}.safetensors")) as scratch:
+                save_file(tensors, scratch, metadata={"layout": json.dumps(layout)})
         levels = len(samples[0].nll)
         table = pa.table(
             {
@@ -117,8 +119,8 @@ class PartWriter:
                 ),
             }
         )
-        pq.write_table(table, f"{stem}.parquet.tmp")
-        os.replace(f"{stem}.parquet.tmp", f"{stem}.parquet")
+        with whole(Path(f"{stem}.parquet")) as scratch:
+            pq.write_table(table, scratch)
         self._next += 1
 
 
