@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
@@ -147,6 +149,39 @@ def test_settings_may_be_added_and_nothing_is_asked_twice(still, processor, tmp_
     asked.clear()
     answered(still, processor, tmp_path, settings=["level:0", "router"])
     assert asked == []
+
+
+def test_two_evaluations_into_one_folder_take_turns(still, processor, tmp_path):
+    """The second one comes while the first one is in the middle: it finds everything answered."""
+    middle, waits, told = threading.Event(), threading.Event(), []
+
+    def tick(more):
+        middle.set()
+        assert waits.wait(60)
+
+    def again(*counts):
+        told.append(counts)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(answered, still, processor, tmp_path, settings=["level:0"], tick=tick)
+        assert middle.wait(60)
+        second = answered(still, processor, tmp_path, settings=["level:0"], waiting=waits.set, begun=again)
+        assert second.records == first.result().records
+    assert second.missing() == {}
+    assert told == [(COUNT, COUNT)]
+
+
+def test_answers_that_vanish_meanwhile_are_noticed(still, processor, tmp_path, monkeypatch):
+    """As when another machine, which knows nothing of the lock, replaces a part."""
+    write = PartWriter.write
+
+    def written(self, records):
+        write(self, records)
+        (self.folder / "part-00000-00000.parquet").unlink()
+
+    monkeypatch.setattr(PartWriter, "write", written)
+    with pytest.raises(DataError, match=r"level:0 lacks 7\); another machine may have written"):
+        answered(still, processor, tmp_path, settings=["level:0"])
 
 
 def test_doubled_rows_count_once(still, processor, tmp_path):

@@ -374,7 +374,7 @@ def test_rows_that_vanish_while_scoring_are_noticed(fresh, dataset, collator, tm
             (self.folder / "part-00000-00001.parquet").unlink()
 
     monkeypatch.setattr(PartWriter, "write", written)
-    with pytest.raises(DataError, match="holds feedback for 9 of 11 samples. Finish it"):
+    with pytest.raises(DataError, match=r"holds feedback for 9 of 11 samples\. Finish it"):
         scored(fresh(), dataset, collator, tmp_path)
     monkeypatch.undo()
     assert len(scored(fresh(), dataset, collator, tmp_path)) == len(MANY)

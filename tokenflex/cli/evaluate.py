@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 QUICKSTART, QUESTIONS, QUICKSTART_BATCH = "quickstart", 1536, 96
+WAITING = "Another process is answering into {}; waiting for its end."
 
 
 def register(commands: Any) -> None:
@@ -94,7 +95,8 @@ def _answer(options: argparse.Namespace) -> dict[str, int]:
             flex, processor, questions, metric, settings, options.out,
             batch_size=options.batch_size or (QUICKSTART_BATCH if _is_quickstart(options.data) else 8),
             max_new_tokens=options.max_new_tokens, names=(model or _named(options), data),
-            process=(rank, processes), begun=begun, tick=tick,
+            process=(rank, processes), waiting=lambda: print(WAITING.format(options.out), file=sys.stderr),
+            begun=begun, tick=tick,
         )  # fmt: skip
     return evaluation.missing([setting.name for setting in settings])
 

@@ -27,7 +27,7 @@ from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation import metrics
 from tokenflex.evaluation.questions import Question, Questions
 from tokenflex.evaluation.settings import rank
-from tokenflex.files import write_whole
+from tokenflex.files import locked, sweep, write_whole
 from tokenflex.model import FlexModel
 from tokenflex.training.fingerprint import differences, of_data, of_processor, of_tensors
 from tokenflex.training.store import next_part
@@ -124,9 +124,12 @@ def begin(folder: str | os.PathLike[str], manifest: Manifest, samples: Callable[
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    if not (target / MANIFEST).exists():
-        _write_samples(target / SAMPLES, samples())
-        write_whole(target / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
+    with locked(target):
+        for name in (MANIFEST, SAMPLES):
+            sweep(target, name)
+        if not (target / MANIFEST).exists():
+            _write_samples(target / SAMPLES, samples())
+            write_whole(target / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
     found = differences(read_manifest(target)["fingerprint"], manifest["fingerprint"])
     if found:
         raise ConfigError(

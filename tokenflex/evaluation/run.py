@@ -7,14 +7,16 @@ processes there were or how often they were stopped.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation import drawing, metrics
 from tokenflex.evaluation.answering import Answer, Batch
 from tokenflex.evaluation.questions import Questions
 from tokenflex.evaluation.records import Evaluation, PartWriter, Record, Shown, begin, fingerprint
 from tokenflex.evaluation.settings import Setting
+from tokenflex.files import locked
 from tokenflex.model import FlexModel
 
 GALLERY = 24
@@ -33,6 +35,7 @@ def evaluate(
     max_new_tokens: int = 16,
     names: tuple[str, str] = ("", ""),
     process: tuple[int, int] = (0, 1),
+    waiting: Callable[[], None] = lambda: None,
     begun: Callable[[int, int], None] = lambda done, total: None,
     tick: Callable[[int], None] = lambda answers: None,
 ) -> Evaluation:
@@ -44,12 +47,13 @@ def evaluate(
         folder: of the evaluation; made, or gone on with. Settings may be added later.
         names: of model and data, for the report.
         process: rank of this process, and how many there are.
+        waiting: is told if another process of the same rank is at work in the folder; its end is waited for.
         begun: is told how many of this process's answers are there already, and how many there will be.
         tick: is told how many more are there, batch by batch.
 
     Raises:
         ConfigError: the folder holds an evaluation of something else, or a setting of this function isn't usable.
-        DataError: a row can't be used.
+        DataError: a row can't be used, or answers that were written aren't there at the end.
     """
     rank, processes = process
     _check(batch_size, max_new_tokens, rank, processes)
@@ -60,14 +64,25 @@ def evaluate(
         "levels": flex.compressor.num_levels,
         "fingerprint": fingerprint(flex, processor, questions, metric=metric, max_new_tokens=max_new_tokens),
     }
-    begin(folder, manifest, lambda: _shown(questions, one.gallery))
-    every = range(len(questions))
-    mine = [every[start : start + batch_size] for start in every[::batch_size]][rank::processes]
-    done = {name: set(records) for name, records in Evaluation(folder).records.items()}
-    todo = [{s.name: [i for i in batch if i not in done.get(s.name, ())] for s in settings} for batch in mine]
-    total, left = sum(map(len, mine)) * len(settings), sum(len(places) for batch in todo for places in batch.values())
-    begun(total - left, total)
-    writer, buffer = PartWriter(folder, rank), list[Record]()
+    with locked(Path(folder), f"rank {rank}", waiting=waiting):
+        begin(folder, manifest, lambda: _shown(questions, one.gallery))
+        every = range(len(questions))
+        mine = [every[start : start + batch_size] for start in every[::batch_size]][rank::processes]
+        done = {name: set(records) for name, records in Evaluation(folder).records.items()}
+        todo = [{s.name: [i for i in batch if i not in done.get(s.name, ())] for s in settings} for batch in mine]
+        total, left = sum(map(len, mine)) * len(settings), sum(len(some) for batch in todo for some in batch.values())
+        begun(total - left, total)
+        _answered(one, todo, PartWriter(folder, rank), tick)
+        found = Evaluation(folder)
+    _require_own(found, mine, settings)
+    return found
+
+
+def _answered(
+    one: "_Pass", todo: Sequence[Mapping[str, Sequence[int]]], writer: PartWriter, tick: Callable[[int], None]
+) -> None:
+    """Answer batch by batch, and write parts."""
+    buffer = list[Record]()
     for places in todo:
         buffer += one(places, tick)
         if len(buffer) >= PART_SIZE:
@@ -75,7 +90,18 @@ def evaluate(
             buffer = []
     if buffer:
         writer.write(buffer)
-    return Evaluation(folder)
+
+
+def _require_own(found: Evaluation, mine: Sequence[range], settings: Sequence[Setting]) -> None:
+    """What this process was to answer is there."""
+    places = {place for batch in mine for place in batch}
+    lost = {s.name: len(places - set(found.records.get(s.name, {}))) for s in settings}
+    if any(lost.values()):
+        lacks = ", ".join(f"{name} lacks {count}" for name, count in lost.items() if count)
+        raise DataError(
+            f"answers that were written to {found.folder} aren't there ({lacks}); another machine may have written "
+            "into it at the same time. Run the same command again; it goes on where it stopped."
+        )
 
 
 class _Pass:
