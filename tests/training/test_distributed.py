@@ -12,7 +12,8 @@ from tests.training import two_processes
 from tests.training.two_processes import WAYS
 
 ROOT = Path(__file__).parents[2]
-DATA_PARALLEL = (*(f"stage 3, {way}" for way in WAYS), "stage 3, low, accumulated", "stage 4", "feedback")
+DATA_PARALLEL = (*(f"stage 3, {way}" for way in WAYS), "stage 3, low, accumulated")
+DATA_PARALLEL += ("stage 4", "stage 4, uneven", "feedback")
 SHARDED = tuple(f"sharded, {name}" for name in (*WAYS, "stage 4"))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tokenflex.errors import InputError
 from tokenflex.training import LanguageObjective, MultiGranularityObjective, RGLFObjective
 
 
@@ -101,3 +102,23 @@ def test_text_only_batches_have_a_loss(fresh, collator):
     loss = flex(**batch, objective=RGLFObjective()).loss
     assert loss.item() == 0.0
     assert loss.requires_grad
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_images_are_counted_before_they_are_encoded(fresh, training_batch, guard):
+    labels = training_batch["labels"].clone()
+    labels[3] = -100
+    batch, flex = training_batch | {"labels": labels}, fresh()
+    assert RGLFObjective(guard=guard).count(flex, batch) == (2 if guard else 4)
+    stored = torch.rand(4, 5)
+    stored[0] = float("nan")
+    assert RGLFObjective(guard=guard).count(flex, batch | {"feedback": stored}) == (3 if guard else 4)
+    text = {key: value[2:3] for key, value in batch.items() if key in ("input_ids", "attention_mask", "labels")}
+    assert RGLFObjective(guard=guard).count(flex, text) == 0
+
+
+def test_scores_that_are_no_numbers_are_an_error_that_names_the_row(fresh, training_batch):
+    pixels = training_batch["pixel_values"].clone()
+    pixels[1] = float("nan")
+    with pytest.raises(InputError, match=r"the scores of image 1 \(row 1\) of the batch aren't numbers"):
+        fresh()(**training_batch | {"pixel_values": pixels}, objective=RGLFObjective())

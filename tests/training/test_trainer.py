@@ -11,9 +11,12 @@ from tokenflex.testing.tiny_hosts import tiny_llava_next
 from tokenflex.training import (
     STAGES,
     ChatDataset,
+    FlexCollator,
     FlexTrainer,
     MultiGranularityTrainer,
     RGLFTrainer,
+    RouterModel,
+    score,
 )
 from tokenflex.training.stages import parameter_groups, select
 
@@ -159,6 +162,44 @@ def test_accumulation_equals_one_big_batch(fresh, arguments, collator):
             STAGES[2].with_rates(vision_tower=1e-2, projector=1e-2, language_model=1e-2),
         )  # fmt: skip
         results.append(state_after(trainer))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, msg=name)
+
+
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("source", ["live", "feedback", "alone"])
+def test_a_step_of_stage_four_is_a_mean_over_all_its_images(fresh, arguments, processor, tmp_path, source, guard):
+    """However it is cut: a row without a picture, one with two, and with ``guard`` one without an answer."""
+    collator = Forgetful(processor) if guard else FlexCollator(processor)
+    config = tokenflex.routers.get("avg").Config(dropout=0.0)
+    given = {"train_dataset": ChatDataset(ROWS), "data_collator": collator, "guard": guard}
+    if source != "live":
+        store = score(fresh(), ChatDataset(ROWS), collator, tmp_path / "s", router_inputs="auto", progress=False)
+        given = {"feedback": store, "guard": guard} | (given if source == "feedback" else {})
+    results, losses = [], []
+    for size, accumulate in ((4, 1), (2, 2), (1, 4)):
+        torch.manual_seed(0)
+        flex = fresh(router=config) if source != "alone" else RouterModel.from_store(store, router=config)
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulate, "logging_steps": 1}
+        plain = {"warmup_steps": 0.0, "optim": "sgd", "max_grad_norm": 0.0, "logging_strategy": "steps"}
+        trainer = RGLFTrainer(flex, arguments(max_steps=1, **cut, **plain), **given)
+        results.append(state_after(trainer))
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+    for other in results[1:]:
+        for name, value in results[0].items():
+            torch.testing.assert_close(other[name], value, msg=name, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_is_a_mean_over_its_tokens_whatever_the_hosts_own_loss_takes(fresh, arguments, collator):
+    results = []
+    for size, accumulate in ((4, 1), (1, 4)):
+        flex = fresh()
+        flex.accepts_loss_kwargs = False
+        cut = {"max_steps": 1, "per_device_train_batch_size": size, "gradient_accumulation_steps": accumulate}
+        plain = {"warmup_steps": 0.0, "optim": "sgd", "max_grad_norm": 0.0}
+        stage = STAGES[2].with_rates(vision_tower=1e-2, projector=1e-2, language_model=1e-2)
+        results.append(state_after(trainer_for(flex, arguments(**cut, **plain), collator, stage)))
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, msg=name)
 

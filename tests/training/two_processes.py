@@ -33,7 +33,7 @@ from tokenflex.training.stages import select
 WAYS = ("joint", "low", "packed")
 SINGLES = [
     {"image": picture(i), "messages": turns(f"w{i} w2 w{i + 1}", f"w{i + 3} w4")} for i in range(8)
-]  # one picture each: ranking losses are means over pictures
+]  # one picture each
 STAGE3 = STAGES[3].with_rates(vision_tower=1e-2, projector=1e-2, language_model=1e-2)
 
 
@@ -75,6 +75,8 @@ def data_parallel(folder, processes):
     given = {"train_dataset": ChatDataset(SINGLES), "data_collator": collator}
     stage = STAGES[4].with_rates(router=1e-2)
     found["stage 4"] = trained(RGLFTrainer(made(), arguments(folder / "out", processes), stage=stage, **given))
+    given = {"train_dataset": ChatDataset(ROWS * 2), "data_collator": collator}  # unequal numbers of pictures
+    found["stage 4, uneven"] = trained(RGLFTrainer(made(), arguments(folder / "out", processes), stage=stage, **given))
     store = score(made(), ChatDataset(ROWS * 2), collator, folder / "store", batch_size=2, part_size=2, progress=False)
     found["feedback"] = (store.nll.tolist(), {"visual_tokens": store.visual_tokens})
     return found

@@ -132,6 +132,18 @@ class HostAdapter(ABC):
             InputError: placeholders in the text don't match the images.
         """
 
+    def rows(self, inputs: HostInputs) -> tuple[int, ...]:
+        """The row of the batch that every image stands in, in batch order, before features exist.
+
+        This form runs the vision tower to learn it, which can't be done where the host's parameters are sharded; an
+        adapter that knows where its images stand gives their rows without.
+
+        Raises:
+            InputError: placeholders in the text don't match the images.
+        """
+        with torch.no_grad():
+            return tuple(image.row for image in self.encode(inputs))
+
     def clips(self, inputs: HostInputs) -> tuple[int, ...]:
         """Frames of every image that is a clip whose frames may be merged, else 0; in batch order."""
         return (0,) * len(self.grids(inputs))

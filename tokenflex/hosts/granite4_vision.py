@@ -110,6 +110,10 @@ class Granite4VisionAdapter(HostAdapter):
         """The grid of a tile, for every picture."""
         return tuple(item.stretch.grid for item in self._items(inputs))
 
+    def rows(self, inputs: HostInputs) -> tuple[int, ...]:
+        """Where the placeholders of each stand."""
+        return tuple(item.span.row for item in self._items(inputs))
+
     def count(
         self,
         inputs: HostInputs,

@@ -138,6 +138,10 @@ class GridAdapter(HostAdapter):
         """Every unit's own."""
         return tuple(unit.grid for _, unit, _ in self._items(inputs))
 
+    def rows(self, inputs: HostInputs) -> tuple[int, ...]:
+        """Where the placeholders of each stand."""
+        return tuple(span.row for _, _, span in self._items(inputs))
+
     def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
         """One item per unit; clips after pictures."""
         found: list[VisualTokens] = []

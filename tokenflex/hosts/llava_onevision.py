@@ -126,6 +126,10 @@ class LlavaOnevisionAdapter(HostAdapter):
         """The grid of a tile for every picture, that of a frame for every clip."""
         return tuple(item.stretch.grid for item in self._items(inputs))
 
+    def rows(self, inputs: HostInputs) -> tuple[int, ...]:
+        """Where the placeholders of each stand."""
+        return tuple(item.span.row for item in self._items(inputs))
+
     def clips(self, inputs: HostInputs) -> tuple[int, ...]:
         """Frames of every clip, 0 for pictures."""
         return tuple(item.stretch.frames for item in self._items(inputs))

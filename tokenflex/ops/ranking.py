@@ -17,8 +17,17 @@ def best_first(losses: Float[Tensor, "samples levels"]) -> Int[Tensor, "samples 
     return losses.argsort(dim=-1, stable=True)
 
 
+def usable(losses: Float[Tensor, "samples levels"]) -> Bool[Tensor, " samples"]:
+    """Whether a sample has a finite loss at every level; those without answer tokens have none."""
+    return losses.isfinite().all(-1)
+
+
 def ranking_loss(
-    scores: Float[Tensor, "samples levels"], losses: Float[Tensor, "samples levels"], margin: float = 1.0
+    scores: Float[Tensor, "samples levels"],
+    losses: Float[Tensor, "samples levels"],
+    margin: float = 1.0,
+    *,
+    samples: Tensor | int | None = None,
 ) -> Float[Tensor, ""]:
     """Pairwise hinge: a better level must lead by ``margin`` x rank distance x difference in loss.
 
@@ -29,14 +38,16 @@ def ranking_loss(
     Args:
         scores: the router's logits.
         losses: mean negative log-likelihood of the answer at each level, in nats per token.
+        samples: how many the mean is over, where these are only some of them; None: these.
     """
     order = best_first(losses)
+    count = len(losses) if samples is None else samples
     s = F.log_softmax(scores, dim=-1).gather(-1, order)
     ranked = losses.gather(-1, order)
     total = scores.new_zeros(())
     for j in range(1, scores.shape[-1]):
         gap = s[:, j:] - s[:, :-j] + margin * j * (ranked[:, j:] - ranked[:, :-j])
-        total = total + torch.maximum(gap, torch.zeros_like(gap)).mean()
+        total = total + torch.maximum(gap, torch.zeros_like(gap)).sum() / (count * gap.shape[-1])
     return total
 
 
@@ -46,16 +57,19 @@ def feedback_cross_entropy(
     tolerance: float = 0.0,
     *,
     guard: bool = True,
+    samples: Tensor | int | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy towards the level of least loss.
+    """Cross-entropy towards the level of least loss, a mean over the samples.
 
     Args:
-        guard: samples whose losses are all equal give no label; otherwise, as published, the coarsest level is theirs.
+        guard: samples whose losses are all equal give no label and count as 0; otherwise, as published, the coarsest
+            level is theirs.
+        samples: how many the mean is over, where these are only some of them; None: these.
     """
     informative = losses.amax(-1) > losses.amin(-1) if guard else torch.ones_like(losses[:, 0], dtype=torch.bool)
     label = best_first(forgive(losses, tolerance))[:, 0]
     per_sample = F.cross_entropy(scores, label, reduction="none")
-    return (per_sample * informative).sum() / informative.sum().clamp(min=1)
+    return (per_sample * informative).sum() / (len(losses) if samples is None else samples)
 
 
 def rglf_loss(
@@ -67,6 +81,7 @@ def rglf_loss(
     ce_weight: float = 0.1,
     tolerance: float = 0.0,
     guard: bool = True,
+    samples: Tensor | int | None = None,
 ) -> Float[Tensor, ""]:
     """``rank_weight`` x `ranking_loss` + ``ce_weight`` x `feedback_cross_entropy`.
 
@@ -75,12 +90,16 @@ def rglf_loss(
 
     Samples with a loss that isn't finite (no answer tokens) are left out; with none left the result is a
     zero that still belongs to the graph. Without ``guard`` they stay, as published, and make the result NaN.
+
+    Args:
+        samples: how many `usable` samples the means are over, where these are only some of them; None: these.
     """
     if guard:
-        valid: Bool[Tensor, " samples"] = losses.isfinite().all(-1)
+        valid = usable(losses)
         if not bool(valid.any()):
             return scores.sum() * 0.0
         scores, losses = scores[valid], losses[valid]
     scores, losses = scores.float(), losses.float()
-    rank = ranking_loss(scores, forgive(losses, tolerance), margin)
-    return rank_weight * rank + ce_weight * feedback_cross_entropy(scores, losses, tolerance, guard=guard)
+    rank = ranking_loss(scores, forgive(losses, tolerance), margin, samples=samples)
+    labelled = feedback_cross_entropy(scores, losses, tolerance, guard=guard, samples=samples)
+    return rank_weight * rank + ce_weight * labelled

@@ -73,11 +73,13 @@ def same_ids_with_an_assistant(bench: HostBench) -> None:
 
 
 def counts_known_in_advance(bench: HostBench) -> None:
-    """Equal to the tokens spliced and to the features given, at every level."""
+    """Equal to the tokens spliced and to the features given, at every level; so are the rows of the images."""
     inputs = bench.batch()
     grids = bench.adapter.grids(inputs)
     counts = bench.adapter.count(inputs, [SCALER.layouts(grid) for grid in grids])
     assert len(counts) == len(grids), f"{len(grids)} grids, counts for {len(counts)}"
+    rows, told = tuple(image.row for image in bench.adapter.encode(inputs)), bench.adapter.rows(inputs)
+    assert told == rows, f"rows are {rows}, told {told}"
     for level in range(SCALER.num_levels):
         spliced = bench.shortened(inputs, level)
         assert list(spliced.tokens) == counts[:, level].tolist(), f"level {level}: {spliced.tokens}, told {counts}"

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers.utils import ModelOutput
 
-from tokenflex.errors import ConfigError
-from tokenflex.model import FlexModel
-from tokenflex.ops.ranking import rglf_loss
+from tokenflex.errors import ConfigError, InputError
+from tokenflex.hosts.answers import shifted
+from tokenflex.hosts.placeholders import IGNORE
+from tokenflex.model import Encoded, FlexModel
+from tokenflex.ops.ranking import rglf_loss, usable
 from tokenflex.training import levels as through
 from tokenflex.training.levels import at_level, language_loss, level_feedback
 
@@ -133,8 +135,30 @@ class RGLFObjective:
     tolerance: float = 0.0
     guard: bool = True
 
+    def count(self, flex: Any, batch: Mapping[str, Any]) -> int:
+        """How many images of a batch the loss is a mean over, before anything is encoded.
+
+        With ``guard`` these are the images of rows that have answer tokens.
+
+        Args:
+            flex: the model, not wrapped: a `FlexModel` or a `RouterModel`.
+        """
+        rows = list(flex.adapter.rows(batch) if isinstance(flex, FlexModel) else batch["rows"])
+        if not self.guard or not rows:
+            return len(rows)
+        stored = batch.get(FEEDBACK)
+        counts = (shifted(batch["labels"]) != IGNORE).any(-1) if stored is None else usable(stored)
+        return int(counts[rows].sum())
+
     def __call__(self, flex: Any, batch: Mapping[str, Any]) -> ModelOutput:
-        """``loss``, and per image ``feedback`` and ``scores``, both ``(images, levels)``."""
+        """``loss``, and per image ``feedback`` and ``scores``, both ``(images, levels)``.
+
+        The loss is a mean over the batch's images that count, or their sum over ``num_items_in_batch`` where that is
+        given, so that a step's loss is a mean over all its images however it is cut into batches.
+
+        Raises:
+            InputError: an image's scores aren't numbers; the message names its row.
+        """
         if isinstance(flex, FlexModel):
             flex.host.eval()
         stored = batch.get(FEEDBACK)
@@ -146,6 +170,7 @@ class RGLFObjective:
         if not encoded.images:
             return ModelOutput(loss=sum(p.sum() for p in flex.compressor.parameters()) * 0.0)
         scores = flex.scores(encoded)
+        _require_numbers(scores, encoded)
         loss = rglf_loss(
             scores,
             feedback,
@@ -154,8 +179,24 @@ class RGLFObjective:
             ce_weight=self.ce_weight,
             tolerance=self.tolerance,
             guard=self.guard,
+            samples=_items(batch),
         )
         return ModelOutput(loss=loss, feedback=feedback, scores=scores.detach())
+
+
+def _items(batch: Mapping[str, Any]) -> Any:
+    items = batch.get("num_items_in_batch")
+    return items.flatten()[0].clamp(min=1) if isinstance(items, Tensor) else items and max(items, 1)
+
+
+def _require_numbers(scores: Tensor, encoded: Encoded) -> None:
+    bad = scores.isnan().any(-1).nonzero().flatten().tolist()
+    if bad:
+        told = ", ".join(f"image {i} (row {encoded.images[i].row})" for i in bad)
+        raise InputError(
+            f"the scores of {told} of the batch aren't numbers, and one such image would spoil every weight of the "
+            "router. Look for NaN or infinity in its pixels, or in the host's features at this precision."
+        )
 
 
 def _by_engine(flex: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """transformers' ``Trainer`` with a stage: which parameters train, at which rates, on which objective."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from tokenflex.training.router_only import FeedbackCollator, RouterModel, Stored
 from tokenflex.training.stages import STAGES, Stage, select
 from tokenflex.training.store import FeedbackStore
 
+COUNTED = (LanguageObjective, MultiGranularityObjective, RGLFObjective)
+"""Objectives whose losses are sums over ``num_items_in_batch``, whatever the host's own loss can do."""
 HOST_GROUPS = ("vision_tower", "projector", "language_model")
 
 
@@ -67,8 +69,8 @@ class FlexTrainer(Trainer):
         self._groups = select(model, self.stage)
         args.learning_rate = max(group["lr"] for group in self._groups)
         super().__init__(model=model, args=args, **others)
-        if self.stage.loss == "rglf":
-            self.model_accepts_loss_kwargs = False
+        if isinstance(self.objective, COUNTED) or self.stage.loss == "rglf":
+            self.model_accepts_loss_kwargs = isinstance(self.objective, COUNTED)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """One optimizer group per parameter group of the stage, at its own rate."""
@@ -102,10 +104,34 @@ class FlexTrainer(Trainer):
             inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
         scale = 1.0
         if self.args.average_tokens_across_devices and "num_items_in_batch" in inputs:
-            scale = float(self.accelerator.num_processes)
+            scale = float(self.args.n_gpu if self.args.n_gpu > 1 else self.accelerator.num_processes)
         output = model(**inputs, objective=self._objective(scale, "num_items_in_batch" in inputs))
         loss = output.loss * scale
         return (loss, output) if return_outputs else loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The batches of one step, and how many items its loss is a mean over: answer tokens, in stage 4 images.
+
+        With ``average_tokens_across_devices`` those of all processes.
+        """
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches or not isinstance(self.objective, COUNTED):
+            return batches, items
+        total = torch.tensor(sum(self._count(batch) for batch in batches), device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            gathered: Any = self.accelerator.gather(total)
+            total = gathered.sum()
+        if self.args.n_gpu > 1:  # as Trainer does: one for each of DataParallel's replicas
+            share = total if self.args.average_tokens_across_devices else total // self.args.n_gpu
+            total = share[None].expand(self.args.n_gpu, -1)
+        return batches, total
+
+    def _count(self, batch: Mapping[str, Any]) -> int:
+        if isinstance(self.objective, RGLFObjective):
+            return self.objective.count(self.accelerator.unwrap_model(self.model), batch)
+        return int((batch["labels"][..., 1:] != IGNORE).sum())
 
     def _objective(self, scale: float, counted: bool) -> Any:
         """The objective, told how the backward passes it runs itself are to be scaled.
