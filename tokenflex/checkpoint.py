@@ -1,11 +1,17 @@
 """Parts on disk: ``tokenflex.json`` says what they are, ``tokenflex.safetensors`` holds their weights.
 
 Names and data only: no import paths, no pickles, nothing that could run.
+
+The two files are replaced one after the other, and still nobody reads halves of two saves: ``tokenflex.json`` has the
+digest of the weights it belongs to, and the weights carry their own description along, which counts while the other
+file is of another save. Files of versions that did neither are read as they are.
 """
 
+import hashlib
+import inspect
 import json
 import os
-import tempfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,16 +19,21 @@ from typing import Any, Protocol
 import torch
 import transformers
 from packaging.version import Version
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenflex import catalog, compressor, registry
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import Component, ComponentConfig, Grid, HostAdapter
 from tokenflex.errors import ConfigError, UnknownComponentError, UnsupportedHostError
+from tokenflex.files import locked, sweep, whole, write_whole
 
 FORMAT = 1
 JSON_NAME, WEIGHTS_NAME = "tokenflex.json", "tokenflex.safetensors"
+DIGEST, DESCRIPTION = "weights", "description"
+"""Key of ``tokenflex.json`` with the digest of the weights; key of the weights' metadata with the description."""
 OLDEST_TRANSFORMERS = "5.18"
 KINDS = {
     "scaler": registry.scalers,
@@ -30,6 +41,8 @@ KINDS = {
     "voter": registry.voters,
     "policy": registry.policies,
 }
+DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+"""A distribution's name, as packages are published under."""
 Spec = dict[str, Any]
 
 
@@ -37,11 +50,12 @@ def adapter_for(host: nn.Module, options: Mapping[str, Any] | None = None) -> Ho
     """The registered adapter for a host.
 
     Args:
-        options: settings of the adapter, as saved in a spec.
+        options: settings of the adapter, as saved in a spec: plain data, under names that its constructor has.
 
     Raises:
         UnsupportedHostError: transformers is too old, no adapter is registered for the host's
             ``model_type``, or the adapter declines.
+        ConfigError: the adapter doesn't know an option, or can't use it.
     """
     model_type = getattr(getattr(host, "config", None), "model_type", None)
     needed = catalog.HOSTS_SINCE.get(str(model_type), OLDEST_TRANSFORMERS)
@@ -63,7 +77,28 @@ def adapter_for(host: nn.Module, options: Mapping[str, Any] | None = None) -> Ho
     reason = served.refusal(host)
     if reason:
         raise UnsupportedHostError(f"{served.__name__} can't serve this {type(host).__name__}: {reason}.")
-    return served(host, **(options or {}))
+    given = _known_options(served, {} if options is None else options)
+    try:
+        return served(host, **given)
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(f"{served.__name__} can't be made with the options {given!r}: {error}.") from error
+
+
+def _known_options(served: type[HostAdapter], options: Any) -> dict[str, Any]:
+    """Options as keyword arguments of an adapter's constructor, or of the one it passes them on to."""
+    known: set[str] = set()
+    for owner in inspect.getmro(served):
+        if "__init__" in vars(owner):
+            parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
+            known |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    if not isinstance(options, Mapping) or not known.issuperset(options):
+        raise ConfigError(
+            f"options {options!r} of the host aren't all known to {served.__name__}; it knows {sorted(known)}. "
+            "The file was edited or written by another version."
+        )
+    return dict(options)
 
 
 class HostFacts(Protocol):
@@ -131,11 +166,7 @@ def assemble(spec: Spec, adapter: HostFacts) -> Compressor:
     Raises:
         ConfigError: unknown format, keys or host type; the message says what to install or mend.
     """
-    _expect_keys(spec, {"format", "host", "parts"}, JSON_NAME)
-    if spec["format"] != FORMAT:
-        raise ConfigError(f"format {spec['format']!r} isn't known; this version reads {FORMAT}. Upgrade tokenflex.")
-    _expect_keys(spec["host"], {"model_type", "dim", "grid", "options"}, f"{JSON_NAME}: host")
-    _expect_keys(spec["parts"], set(KINDS), f"{JSON_NAME}: parts")
+    _check_shape(spec)
     grid = adapter.grid
     for key, actual in (
         ("model_type", adapter.model_type),
@@ -147,18 +178,23 @@ def assemble(spec: Spec, adapter: HostFacts) -> Compressor:
                 f"these parts were made for a host with {key} {spec['host'][key]!r}, this host has {actual!r}. "
                 "Load them onto the host they were trained with."
             )
-    configs = {kind: _config(kind, part) for kind, part in spec["parts"].items()}
+    configs = {kind: config_from(kind, part) for kind, part in spec["parts"].items()}
     return compressor.build(**configs, dim=adapter.dim, grid=grid)
+
+
+def _check_shape(spec: Any) -> None:
+    _expect_keys(spec, {"format", "host", "parts"}, JSON_NAME)
+    if spec["format"] != FORMAT:
+        raise ConfigError(f"format {spec['format']!r} isn't known; this version reads {FORMAT}. Upgrade tokenflex.")
+    _expect_keys(spec["host"], {"model_type", "dim", "grid", "options"}, f"{JSON_NAME}: host")
+    _expect_keys(spec["parts"], set(KINDS), f"{JSON_NAME}: parts")
+    for kind, part in spec["parts"].items():
+        _expect_keys(part, {"name", "provider", "version", "config"}, f"{JSON_NAME}: {kind}")
 
 
 def config_of(kind: str, part: str | ComponentConfig) -> ComponentConfig:
     """A part's config from its registered name (default settings) or as it is."""
     return part if isinstance(part, ComponentConfig) else KINDS[kind].get(part).Config()
-
-
-def _config(kind: str, part: Spec) -> ComponentConfig:
-    _expect_keys(part, {"name", "provider", "version", "config"}, f"{JSON_NAME}: {kind}")
-    return config_from(kind, part)
 
 
 def config_from(kind: str, part: Spec) -> ComponentConfig:
@@ -167,17 +203,32 @@ def config_from(kind: str, part: Spec) -> ComponentConfig:
     Raises:
         ConfigError: it isn't installed, or has other settings.
     """
+    name = part.get("name") if isinstance(part, Mapping) else None
+    if not isinstance(name, str) or not isinstance(part.get("config"), Mapping):
+        raise ConfigError(f"the {kind} {part!r} isn't described by a name and its settings; the file is damaged.")
     try:
-        found = KINDS[kind].get(part["name"])
+        found = KINDS[kind].get(name)
     except UnknownComponentError as error:
-        raise ConfigError(
-            f"the {kind} {part['name']!r} comes from {part['provider']} {part.get('version', '')}, which isn't "
-            f"installed: pip install {part['provider']}. ({error})"
-        ) from None
+        raise ConfigError(f"the {kind} {name!r} isn't installed. {_origin(part)} ({error})") from None
     return found.Config.from_dict(part["config"])
 
 
-def _expect_keys(data: Mapping[str, Any], expected: set[str], where: str) -> None:
+def _origin(part: Mapping[str, Any]) -> str:
+    """Where a file says a part comes from; a command to install it only if that is the name of a distribution."""
+    provider, version = part.get("provider"), part.get("version")
+    if provider == registry.NOTEBOOK:
+        return "It was registered in a notebook or script; register it again before loading."
+    if not isinstance(provider, str) or not DISTRIBUTION.fullmatch(provider):
+        return f"The file doesn't name the distribution that it comes from (it says {provider!r})."
+    return (
+        f"The file says that it comes from {provider} (version {version!r}); if you know and trust that "
+        f"distribution: pip install {provider}."
+    )
+
+
+def _expect_keys(data: Any, expected: set[str], where: str) -> None:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: {data!r} isn't an object with keys {sorted(expected)}; the file is damaged.")
     if set(data) != expected:
         missing, unknown = sorted(expected - set(data)), sorted(set(data) - expected)
         raise ConfigError(
@@ -187,38 +238,86 @@ def _expect_keys(data: Mapping[str, Any], expected: set[str], where: str) -> Non
 
 
 def save(folder: str | os.PathLike[str], spec: Spec, state: Mapping[str, Tensor]) -> None:
-    """Write both files, each complete or not at all; the description last."""
+    """Write both files, each complete or not at all; the description last. Savers into one folder take turns."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target) as scratch:
-        weights, text = Path(scratch, WEIGHTS_NAME), Path(scratch, JSON_NAME)
-        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, weights)
-        text.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
-        os.replace(weights, target / WEIGHTS_NAME)
-        os.replace(text, target / JSON_NAME)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with locked(target):
+        for name in (WEIGHTS_NAME, JSON_NAME):
+            sweep(target, name)
+        with whole(target / WEIGHTS_NAME) as scratch:
+            save_file(tensors, scratch, metadata={DESCRIPTION: json.dumps(spec)})
+            with scratch.open("rb") as written:
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
+        write_whole(target / JSON_NAME, json.dumps({**spec, DIGEST: f"sha256:{digest}"}, indent=2) + "\n")
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[Spec, dict[str, Tensor]]:
-    """Read both files from a folder or, where there is no such folder, from the model hub.
+    """Read both files, of one and the same save, from a folder or, where there is no such folder, from the model hub.
 
     Raises:
-        ConfigError: a file is missing or isn't readable, or the weights hold NaN or infinity.
+        ConfigError: a file is missing or isn't readable, the two belong to different saves, or the weights hold NaN
+            or infinity.
     """
     source = Path(folder)
     if not source.is_dir():
         source = _download(str(folder))
     try:
-        spec = json.loads((source / JSON_NAME).read_text(encoding="utf-8"))
-        state = load_file(source / WEIGHTS_NAME)
+        text = (source / JSON_NAME).read_text(encoding="utf-8")
+        weights = (source / WEIGHTS_NAME).read_bytes()
     except FileNotFoundError as error:
         raise ConfigError(
             f"{source} has no {Path(error.filename or JSON_NAME).name}; save_parts() writes {JSON_NAME} and "
             f"{WEIGHTS_NAME} into one folder."
         ) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{source / JSON_NAME} isn't valid JSON: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source / JSON_NAME} or {WEIGHTS_NAME} can't be read: {error}") from error
+    try:
+        state = tensors_of(weights)
+    except SafetensorError as error:
+        raise ConfigError(f"{source / WEIGHTS_NAME} can't be read as safetensors: {error}. Save it again.") from error
     require_sound(state, str(source / WEIGHTS_NAME))
+    spec = _description(source, text, weights)
+    _check_shape(spec)
     return spec, state
+
+
+def fill(parts: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Put weights into parts.
+
+    Args:
+        where: the file or folder they come from, for the message.
+
+    Raises:
+        ConfigError: weights are missing, left over, or of another shape.
+    """
+    try:
+        parts.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"{where}: weights and description disagree: {error}") from error
+
+
+def _description(source: Path, text: str, weights: bytes) -> Spec:
+    """What describes the weights: ``tokenflex.json``, or what they carry along if that is of another save."""
+    spec = _parsed(text, source / JSON_NAME)
+    digest = spec.pop(DIGEST, None) if isinstance(spec, dict) else None
+    if digest in (None, f"sha256:{hashlib.sha256(weights).hexdigest()}"):
+        return spec
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    carried = header.get("__metadata__", {}).get(DESCRIPTION)
+    if carried is None:
+        raise ConfigError(
+            f"{source / JSON_NAME} was saved with other weights than {WEIGHTS_NAME} holds. Copy both files of one "
+            f"save; if you changed the weights on purpose, remove the key {DIGEST!r} from {JSON_NAME}."
+        )
+    return _parsed(carried, source / WEIGHTS_NAME)
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} isn't valid JSON: {error}.") from error
 
 
 def require_sound(state: Mapping[str, Tensor], where: str) -> None:

@@ -62,7 +62,7 @@ class RouterModel(nn.Module):
         configs = {kind: checkpoint.config_of(kind, part) for kind, part in chosen.items()}
         scaler = checkpoint.config_from("scaler", {**store.manifest["fingerprint"]["scaler"]})
         parts = compressor.build(scaler, **configs, dim=facts.dim, grid=facts.grid).to(dtype)
-        parts.scaler.load_state_dict(store.scaler_weights())
+        checkpoint.fill(parts.scaler, store.scaler_weights(), str(store.folder))
         return cls(parts, facts)
 
     @classmethod
@@ -70,7 +70,7 @@ class RouterModel(nn.Module):
         """Trained parts, to be trained further.
 
         Raises:
-            ConfigError: they belong to another host or scaler than the store.
+            ConfigError: they belong to another host or scaler than the store, or their files are damaged.
         """
         facts = _facts(store)
         spec, state = checkpoint.load(folder)
@@ -81,8 +81,8 @@ class RouterModel(nn.Module):
                 f"{store.folder} was scored with {told['name']!r} {told['config']}. Score it again with these parts."
             )
         parts = checkpoint.assemble(spec, facts)
-        parts.load_state_dict(state)
-        parts.scaler.load_state_dict(store.scaler_weights())
+        checkpoint.fill(parts, state, str(folder))
+        checkpoint.fill(parts.scaler, store.scaler_weights(), str(store.folder))
         return cls(parts, facts)
 
     def encode(self, batch: dict[str, Any]) -> Encoded:

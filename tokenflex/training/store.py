@@ -27,6 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tokenflex import checkpoint
 from tokenflex.contracts import READ_OFF, Grid, Instruction, VisualTokens
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.files import locked, sweep, whole, write_whole
@@ -233,9 +234,15 @@ class FeedbackStore:
         return images, Instruction(held.get_tensor(f"{place}/words"), held.get_tensor(f"{place}/mask"))
 
     def scaler_weights(self) -> dict[str, Tensor]:
-        """Of the scaler that it was scored with."""
+        """Of the scaler that it was scored with.
+
+        Raises:
+            ConfigError: they hold NaN or infinity.
+        """
         path = self.folder / SCALER
-        return load_file(path) if path.exists() else {}
+        weights = load_file(path) if path.exists() else {}
+        checkpoint.require_sound(weights, str(path))
+        return weights
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}

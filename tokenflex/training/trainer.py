@@ -211,7 +211,7 @@ class FlexTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         unwrapped: Any = self.accelerator.unwrap_model(model or self.model)
-        unwrapped.compressor.load_state_dict(checkpoint.load(resume_from_checkpoint)[1])
+        checkpoint.fill(unwrapped.compressor, checkpoint.load(resume_from_checkpoint)[1], str(resume_from_checkpoint))
 
 
 class MultiGranularityTrainer(FlexTrainer):
