@@ -3,12 +3,14 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tokenflex.contracts import (
+    Ballots,
     ComponentConfig,
     Grid,
     Instruction,
@@ -20,17 +22,45 @@ from tokenflex.contracts import (
     VisualTokens,
     Voter,
 )
+from tokenflex.contracts.levels import read_levels, spread
+from tokenflex.errors import ConfigError, InputError
 from tokenflex.ops.assignment import beside
 
 Pyramid = tuple[ScaledTokens, ...]
+OnBadScores = Literal["raise", "finest"]
+STEP = 1e18
+"""What a finer level gains where the finest is wanted whatever it costs: more than scores that were given."""
 
 
 class Compressor(nn.Module):
-    """The four parts of one assembly. Images of equal geometry go through every part as one batch."""
+    """The four parts of one assembly. Images of equal geometry go through every part as one batch.
+
+    `on_bad_scores` says what becomes of an image that can't be judged: one whose features (or what else the parts read
+    of it) or ballots aren't finite numbers, or none of whose levels has a finite score as its best. A score of ``-inf``
+    is a level ruled out, as long as another is left.
+
+    - ``"raise"``, the default: an error that names the image.
+    - ``"finest"``: the finest level that the policy allows it, as if no other image's tokens were worth as much; a
+      budget holds all the same, and other images of its request share what is left.
+
+    It belongs to the session, not to the assembly: it isn't saved.
+    """
 
     def __init__(self, scaler: Scaler, router: Router, voter: Voter, policy: Policy) -> None:
         super().__init__()
         self.scaler, self.router, self.voter, self.policy = scaler, router, voter, policy
+        self._on_bad_scores: OnBadScores = "raise"
+
+    @property
+    def on_bad_scores(self) -> OnBadScores:
+        """What becomes of images that can't be judged."""
+        return self._on_bad_scores
+
+    @on_bad_scores.setter
+    def on_bad_scores(self, what: OnBadScores) -> None:
+        if what not in get_args(OnBadScores):
+            raise ConfigError(f"on_bad_scores={what!r}; use one of {', '.join(map(repr, get_args(OnBadScores)))}.")
+        self._on_bad_scores = what
 
     @property
     def num_levels(self) -> int:
@@ -43,7 +73,12 @@ class Compressor(nn.Module):
         return self.scaler.needs | self.router.needs
 
     def scale(self, images: Sequence[VisualTokens], levels: Sequence[int]) -> list[ScaledTokens]:
-        """Every image at its level."""
+        """Every image at its level.
+
+        Raises:
+            InputError: there is no such level, or not one per image.
+        """
+        levels = spread(read_levels(levels, self.num_levels), len(images))
         scaled: list[ScaledTokens | None] = [None] * len(images)
         for members in _groups((_geometry(im), level) for im, level in zip(images, levels, strict=True)):
             one = self.scaler.scale(_stack([images[i] for i in members]), levels[members[0]])
@@ -56,6 +91,9 @@ class Compressor(nn.Module):
     ) -> Float[Tensor, "images levels"]:
         """The voter's scores, float32. Router inputs are detached: scoring trains router and voter only.
 
+        An image whose features, or what else is read of it, aren't finite is kept from the router; its scores are NaN.
+        So are those of an image on which a ballot is NaN, whatever the voter makes of it.
+
         Args:
             instructions: one per image.
         """
@@ -66,8 +104,11 @@ class Compressor(nn.Module):
             stack = _stack([images[i] for i in members], detach=True, dtype=dtype)
             words = _stack_words([instructions[i] for i in members], dtype)
             with torch.no_grad():
-                pyramid = self.pyramid(stack)
-            rows.append(self.voter(self.router(pyramid, words)).float())
+                readable = _finite(stack)
+                pyramid = self.pyramid(_blanked(stack, readable))
+            ballots = self.router(pyramid, words)
+            judged = readable & _counted(ballots).flatten(1).all(-1)
+            rows.append(self.voter(ballots).float().masked_fill(~judged[:, None], torch.nan))
         table = torch.cat(rows)
         places = torch.tensor([i for members in groups for i in members]).argsort()
         return table.index_select(0, beside(places, table))
@@ -92,16 +133,36 @@ class Compressor(nn.Module):
             tokens: what each level would cost.
             images: whose requests (rows of the batch) and views policies may ask for.
             policy: instead of the assembly's own.
+
+        Raises:
+            InputError: images can't be judged, and `on_bad_scores` is ``"raise"``.
         """
         policy = policy or self.policy
         if policy.per_view and images:
             tokens = torch.tensor([self.scaler.granularities(image.grid) for image in images])
         tokens = tokens.to(scores.device)
-        if not policy.couples:
-            return policy(scores, tokens).tolist()
-        groups = [beside(torch.tensor(members), scores) for members in _groups(image.row for image in images)]
-        levels = torch.cat([policy(scores[members], tokens[members]) for members in groups])
-        return levels[torch.cat(groups).argsort()].tolist()
+        judged = is_judged(scores)
+        scores = torch.where(
+            judged[:, None], scores, STEP * torch.arange(scores.shape[-1], device=scores.device, dtype=scores.dtype)
+        )
+        if policy.couples:
+            groups = [beside(torch.tensor(members), scores) for members in _groups(image.row for image in images)]
+            levels = torch.cat([policy(scores[members], tokens[members]) for members in groups])
+            levels = levels[torch.cat(groups).argsort()]
+        else:
+            levels = policy(scores, tokens)
+        chosen, fine = torch.stack([levels, judged.to(levels)]).tolist()
+        if self.on_bad_scores == "raise":
+            _refuse(fine, images)
+        return chosen
+
+    def require_judged(self, scores: Float[Tensor, "images levels"], images: Sequence[VisualTokens]) -> None:
+        """Refuse scores that say nothing, as training on them would spoil router and voter.
+
+        Raises:
+            InputError: images can't be judged; the message names them and their rows.
+        """
+        _refuse(is_judged(scores).tolist(), images)
 
 
 def build(
@@ -125,6 +186,51 @@ def build(
     grids = [kept if isinstance(kept, Grid) else Grid(1, kept) for kept in made.layouts(grid)]
     sizes["segments"] = routes.segments(grids)
     return Compressor(made, routes, voter.build(**sizes), policy.build(**sizes))
+
+
+def is_judged(scores: Float[Tensor, "images levels"]) -> Bool[Tensor, " images"]:
+    """Which images have a best score that is a finite number."""
+    return scores.amax(-1).isfinite()
+
+
+def _refuse(judged: Sequence[int], images: Sequence[VisualTokens]) -> None:
+    wrong = [i for i, fine in enumerate(judged) if not fine]
+    if not wrong:
+        return
+    named = [f"image {i}" + (f" (row {images[i].row} of the batch)" if i < len(images) else "") for i in wrong]
+    raise InputError(
+        f"no level can be chosen for {', '.join(named)}: features or scores are NaN or infinite. Look for such values "
+        "in pixel_values, or for weights or a dtype that overflow; force the level with level=; or set "
+        "compressor.on_bad_scores = 'finest' to give such images the finest level that the policy allows."
+    )
+
+
+def _finite(stack: VisualTokens) -> Bool[Tensor, " images"]:
+    """Which images of a stack have nothing but finite numbers."""
+    read = [tensor for tensor in (stack.features, *stack.planes, stack.attention, stack.keys) if tensor is not None]
+    # Neither extreme is finite where one value isn't, and unlike isfinite() this makes nothing of the tokens' size.
+    extremes = [extreme for tensor in read for extreme in tensor.flatten(1).aminmax(dim=-1)]
+    return torch.stack([extreme.isfinite() for extreme in extremes]).all(0)
+
+
+def _blanked(stack: VisualTokens, keep: Bool[Tensor, " images"]) -> VisualTokens:
+    """The stack with zeros in place of whatever the other images hold."""
+
+    def blank(tensor: Tensor) -> Tensor:
+        return torch.where(keep.view(-1, *(1,) * (tensor.ndim - 1)), tensor, torch.zeros_like(tensor[:1]))
+
+    return replace(
+        stack,
+        features=blank(stack.features),
+        planes=tuple(map(blank, stack.planes)),
+        attention=None if stack.attention is None else blank(stack.attention),
+        keys=None if stack.keys is None else blank(stack.keys),
+    )
+
+
+def _counted(ballots: Ballots) -> Bool[Tensor, "images views voters"]:
+    """Which ballots are no NaN, or don't count."""
+    return ~ballots.mask | ~ballots.logits.isnan().any(-1)
 
 
 def _geometry(image: VisualTokens) -> tuple[object, ...]:

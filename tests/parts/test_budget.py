@@ -1,6 +1,7 @@
 """The dial: caps and weights by hand, against every combination, and never dearer when tightened."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import tokenflex
 from tokenflex import Budget
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.policies.argmax import ArgmaxPolicy
+from tokenflex.policies.constant import ConstantPolicy
 from tokenflex.testing import check_component
 
 SCORES = torch.tensor([[0.0, 0.6, 1.0], [0.9, 0.8, 1.0]])
@@ -70,6 +72,7 @@ def test_without_a_budget_the_best_score_wins(case):
 @given(choices(), st.floats(0, 5), st.integers(1, 25) | st.none(), st.floats(0.01, 1) | st.none())
 def test_the_best_worth_within_the_cap(case, weight, cap, ratio):
     scores, tokens = case
+    ratio = ratio if cap is None else None
     levels = picked(scores, tokens, weight=weight, tokens=cap, ratio=ratio)
     for row, level in enumerate(levels):
         costs, finest = tokens[row].tolist(), int(tokens[row, -1])
@@ -131,12 +134,47 @@ def test_a_request_keeps_to_its_budget_and_is_best_at_its_price(case, cap):
         ({"ratio": 0.0}, "ratio=0.0 must be above 0"),
         ({"weight": -1.0}, "weight=-1.0 must be a finite number"),
         ({"weight": float("nan")}, "weight=nan"),
+        ({"weight": float("inf")}, "weight=inf can't be a setting of BudgetPolicy: it must be a finite number"),
+        ({"ratio": 30}, "ratio=30.0 is more than all tokens; a ratio is a share, so 0.3 allows 30 %"),
+        ({"ratio": 1.0000001}, "more than all tokens"),
+        ({"ratio": float("nan")}, "ratio=nan"),
+        ({"ratio": "0.3"}, "ratio='0.3' can't be a setting of BudgetPolicy: it must be a finite number or None"),
+        ({"ratio": True}, "ratio=True"),
+        ({"ratio": 0.3, "tokens": 5}, "tokens=5 and ratio=0.3 are two limits on the same tokens"),
+        ({"tokens": 2.5}, "tokens=2.5 can't be a setting of BudgetPolicy: it must be an integer or None"),
+        ({"tokens": float("nan")}, "tokens=nan"),
+        ({"tokens": True}, "tokens=True"),
+        ({"tokens": 10**30}, "tokens=1000"),
+        ({"floor": 1.5}, "floor=1.5"),
+        ({"floor": True}, "floor=True"),
+        ({"ceiling": None}, "ceiling=None"),
+        ({"per": 3}, "per=3"),
         ({"per": "batch"}, "per='batch'; use one of image, tile, request"),
     ],
 )
 def test_bad_settings(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        Budget(**settings).build()
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Budget(**settings)
+
+
+def test_levels_that_are_not_there_are_refused_with_the_parts():
+    with pytest.raises(ConfigError, match="floor=5 and ceiling=-1 leave no level; with 5 levels"):
+        Budget(floor=5).build(num_levels=5)
+    with pytest.raises(ConfigError, match=r"level=5; with 5 levels use 0\.\.4 or -1"):
+        ConstantPolicy.Config(level=5).build(num_levels=5)
+
+
+def test_minus_infinity_rules_a_level_out():
+    never = -torch.inf
+    scores = torch.tensor([[0.0, 0.5, never], [never, 0.1, 0.0], [never, never, 1.0]])
+    tokens = TOKENS[:1].expand(3, 3)
+    assert picked(scores, tokens) == ArgmaxPolicy.Config().build()(scores, tokens).tolist() == [1, 1, 2]
+    assert picked(scores, tokens, weight=3.0) == [0, 1, 2]
+    assert picked(scores, tokens, tokens=60) == [1, 1, 0], "what is allowed has the last word"
+    assert picked(scores[:2], tokens[:2], tokens=60, per="request") == [0, 1], (
+        "a level ruled out is the last to be taken"
+    )
+    assert picked(scores, tokens, tokens=30, per="request") == [0, 0, 0]
 
 
 @pytest.mark.parametrize("settings", [{"floor": 3}, {"floor": 2, "ceiling": 1}, {"ceiling": -4}])
@@ -163,7 +201,7 @@ def test_on_a_host_with_any_router(host, batch, router):
         costs.append(sum(one.tokens for one in decisions))
         assert all(one.tokens <= ratio * one.of or one.level == 0 for one in decisions)
     assert costs == sorted(costs)
-    assert [one.level for one in flex.decide(**inputs, budget=Budget())] == [one.level for one in free]
+    assert [one.level for one in flex.decide(**inputs, budget=Budget(ratio=1.0))] == [one.level for one in free]
     output = flex.generate(**inputs, budget=Budget(tokens=12), max_new_tokens=2, return_dict_in_generate=True)
     assert all(one.tokens <= 12 or one.level == 0 for one in output.decisions)
     assert flex(**inputs, budget=Budget(weight=1e6)).decisions[0].level == 0
@@ -203,12 +241,12 @@ def test_a_budget_is_saved_with_the_parts(host, left, tmp_path):
 def test_calibrate_meets_the_target(host, batch):
     flex = tokenflex.wrap(host, router="reconstruction", voter="mean")
     data = [batch("user : <image> w1 assistant :", "user : <image> w3 <image> assistant :", first=i) for i in range(4)]
-    free = [one for b in data for one in flex.decide(**b, budget=Budget())]
+    free = [one for b in data for one in flex.decide(**b, budget=Budget(ratio=1.0))]
     mean = sum(one.tokens for one in free) / len(free)
     last = mean + 1
     for share in (1.0, 0.7, 0.4, 0.2):
         dial = tokenflex.calibrate(flex, Budget(ratio=share), data)
-        assert (dial.tokens, dial.ratio) == (None, None)
+        assert (dial.tokens, dial.ratio) == (None, None if dial.weight else 1.0)
         found = [one for b in data for one in flex.decide(**b, budget=dial)]
         tokens = sum(one.tokens for one in found) / len(found)
         assert tokens <= share * sum(one.of for one in found) / len(found)
@@ -221,6 +259,10 @@ def test_calibrate_meets_the_target(host, batch):
 def test_calibrate_refuses(flex, batch, left):
     with pytest.raises(ConfigError, match="needs one target"):
         tokenflex.calibrate(flex, Budget(), [left])
+    with pytest.raises(ConfigError, match="needs one target"):
+        tokenflex.calibrate(flex, ConstantPolicy.Config(), [left])
+    with pytest.raises(InputError, match="is no budget"):
+        tokenflex.calibrate(flex, 3, [left])
     with pytest.raises(InputError, match="the target allows 1"):
         tokenflex.calibrate(flex, Budget(tokens=1), [left])
     with pytest.raises(InputError, match="no images"):

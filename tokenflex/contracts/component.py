@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from tokenflex.contracts.settings import settle
 from tokenflex.errors import ConfigError
 
 
@@ -16,9 +17,19 @@ class ComponentConfig:
     """Frozen, keyword-only settings of one component: plain data, so that they can live in a JSON file.
 
     Sizes that depend on the host (``dim``, ``num_levels``, ...) are no settings; they are given to `build`.
+
+    Values are held to their declared types when the config is made: see `tokenflex.contracts.settings.settle`. A config
+    with a ``__post_init__`` of its own calls this one first.
+
+    Raises:
+        ConfigError: a value is of another type than declared, or a number that isn't finite.
     """
 
     owner: ClassVar[type["Component"]]
+    __no_type_check__: ClassVar[bool] = True  # settings are held to their types here, in this library's own words
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def build(self, **sizes: Any) -> Any:
         """Make the component.
@@ -50,10 +61,14 @@ class ComponentConfig:
         """Rebuild from `to_dict`'s data; lists become tuples, as in a fresh config.
 
         Raises:
-            ConfigError: a key isn't a setting of this component.
+            ConfigError: a key isn't a setting of this component, or a value isn't of its type.
         """
+        if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f'the settings of {cls.owner.__name__} are {data!r}; give them by name, as {{"name": value}}.'
+            )
         known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(data) - set(known))
+        unknown = sorted(set(data) - set(known), key=str)
         if unknown:
             raise ConfigError(
                 f"unknown setting(s) {unknown} for {cls.owner.__name__}; it knows {known}. "

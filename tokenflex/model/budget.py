@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.model.flex import FlexModel
+from tokenflex.model.request import Budgets, read_budget
 from tokenflex.policies.budget import BudgetPolicy, overtaking, shared_weight
 
 Budget = BudgetPolicy.Config
@@ -29,22 +30,25 @@ class Scored:
 
 
 @torch.no_grad()
-def calibrate(flex: FlexModel, budget: Budget, data: Iterable[dict[str, Any]]) -> Budget:
+def calibrate(flex: FlexModel, budget: Budgets, data: Iterable[dict[str, Any]]) -> Budget:
     """The same dial set by its weight: the smallest at which ``data`` costs no more on average than ``budget`` allows.
 
     A cap spends the same on every picture; a weight spends more where the scores gain more, and meets the target on
-    average. Floor and ceiling are kept.
+    average. Floor and ceiling are kept. Where the scores alone meet the target, nothing limits them: ``ratio`` is 1.
 
     Args:
-        budget: with ``tokens`` (mean per image) or ``ratio`` (of the finest level's tokens, over all images).
+        budget: with ``tokens`` (mean per image) or ``ratio`` (of the finest level's tokens, over all images); a float
+            is a ratio.
         data: batches as the host's processor made them, on the model's device; a sample of what will be asked.
 
     Raises:
-        ConfigError: the budget names both targets, or none.
-        InputError: the data has no images, or even the coarsest allowed levels cost more than the target.
+        ConfigError: the budget names no target.
+        InputError: the budget isn't one; the data has no images, or one that the router can't judge; or even the
+            coarsest allowed levels cost more than the target.
     """
-    if (budget.tokens is None) == (budget.ratio is None):
-        raise ConfigError(f"calibrate needs one target, tokens or ratio, got {budget}. Give just one of them.")
+    budget = read_budget(budget)
+    if not isinstance(budget, Budget) or (budget.tokens is None and budget.ratio is None):
+        raise ConfigError(f"calibrate needs one target, tokens or ratio, got {budget}. Give one of them.")
     found = score(flex, data)
     policy = BudgetPolicy(Budget(floor=budget.floor, ceiling=budget.ceiling, weight=budget.weight))
     permitted = policy.between(found.scores.shape[-1]).expand(found.tokens.shape)
@@ -61,7 +65,8 @@ def calibrate(flex: FlexModel, budget: Budget, data: Iterable[dict[str, Any]]) -
     start = torch.full(found.scores.shape[:1], float(budget.weight), dtype=torch.float64)
     prices = overtaking(found.scores, found.tokens)
     weight = shared_weight(prices, found.tokens, permitted, start, allowed.double())
-    return replace(budget, tokens=None, ratio=None, weight=float(weight[0]), per="image")
+    dial = replace(budget, tokens=None, ratio=None, weight=float(weight[0]), per="image")
+    return dial if dial.limits else replace(dial, ratio=1.0)
 
 
 @torch.no_grad()
@@ -69,13 +74,14 @@ def score(flex: FlexModel, data: Iterable[dict[str, Any]]) -> Scored:
     """Scores and costs of every image of every batch.
 
     Raises:
-        InputError: there are no images.
+        InputError: there are no images, or one that the router can't judge.
     """
     scores, tokens = [], []
     for batch in data:
         encoded = flex.encode(batch)
         if encoded.images:
             scores.append(flex.scores(encoded).cpu())
+            flex.compressor.require_judged(scores[-1], encoded.images)
             tokens.append(encoded.counts.cpu())
     if not scores:
         raise InputError("the data has no images, so there is nothing to calibrate on.")

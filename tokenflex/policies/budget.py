@@ -16,7 +16,7 @@ PER = ("image", "tile", "request")
 class BudgetPolicy(Policy):
     """Picks the best level that the budget allows; works with every router, trained or not, without retraining.
 
-    Of the levels from ``floor`` to ``ceiling`` that cost no more than ``tokens`` and ``ratio`` allow, the one with the
+    Of the levels from ``floor`` to ``ceiling`` that cost no more than ``tokens`` or ``ratio`` allows, the one with the
     largest ``score - weight * tokens / finest`` wins; equals go to the cheaper one. Where nothing is allowed, the
     cheapest from ``floor`` on is taken, and the decision says what it costs. A tighter budget never costs more: that
     holds exactly, since levels are compared by the weight at which the cheaper one overtakes, which doesn't depend on
@@ -32,12 +32,15 @@ class BudgetPolicy(Policy):
 
         Attributes:
             tokens: visual tokens allowed, separators included; None: any number.
-            ratio: share of the finest level's tokens allowed, above 0; None: any.
+            ratio: instead of ``tokens``, the share of the finest level's tokens allowed, above 0, at most 1; None: any.
             weight: what the finest level's tokens cost in units of the score, 0 or more.
             per: what ``tokens`` and ``ratio`` are counted for: each ``image`` (a routing unit: a tile where the host's
                 adapter routes tiles); each ``tile`` (a view's kept tokens, without separators); or the whole
                 ``request``.
             floor, ceiling: coarsest and finest level that may be picked; negative counts from the finest, -1.
+
+        Raises:
+            ConfigError: a setting isn't of its type or range, or both ``tokens`` and ``ratio`` are given.
         """
 
         tokens: int | None = None
@@ -47,17 +50,37 @@ class BudgetPolicy(Policy):
         floor: int = 0
         ceiling: int = -1
 
-    def __init__(self, config: Config) -> None:
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.tokens is not None and self.ratio is not None:
+                raise ConfigError(
+                    f"tokens={self.tokens} and ratio={self.ratio} are two limits on the same tokens; give one of them."
+                )
+            if self.tokens is not None and self.tokens < 1:
+                raise ConfigError(f"tokens={self.tokens} allows nothing; use an integer of 1 or more, or None.")
+            if self.ratio is not None and not self.ratio > 0:
+                raise ConfigError(f"ratio={self.ratio} must be above 0; 0.3 allows 30 % of the finest level's tokens.")
+            if self.ratio is not None and self.ratio > 1:
+                raise ConfigError(
+                    f"ratio={self.ratio} is more than all tokens; a ratio is a share, so 0.3 allows 30 % of the finest "
+                    "level's tokens. For a number of tokens use tokens=."
+                )
+            if self.weight < 0:
+                raise ConfigError(f"weight={self.weight} must be a finite number of 0 or more.")
+            if self.per not in PER:
+                raise ConfigError(f"per={self.per!r}; use one of {', '.join(PER)}.")
+
+        @property
+        def limits(self) -> bool:
+            """Whether it can change what the scores alone would pick."""
+            free = (None, None, 0.0, 0, -1)
+            return (self.tokens, self.ratio, self.weight, self.floor, self.ceiling) != free
+
+    def __init__(self, config: Config, *, num_levels: int | None = None) -> None:
         super().__init__(config)
-        if config.tokens is not None and config.tokens < 1:
-            raise ConfigError(f"tokens={config.tokens} allows nothing; use an integer of 1 or more, or None.")
-        if config.ratio is not None and not (config.ratio > 0 and math.isfinite(config.ratio)):
-            raise ConfigError(f"ratio={config.ratio} must be above 0; 0.3 allows 30 % of the finest level's tokens.")
-        if not (config.weight >= 0 and math.isfinite(config.weight)):
-            raise ConfigError(f"weight={config.weight} must be a finite number of 0 or more.")
-        if config.per not in PER:
-            raise ConfigError(f"per={config.per!r}; use one of {', '.join(PER)}.")
         self.budget = config
+        if num_levels is not None and self._span(num_levels) is None:
+            raise ConfigError(self._no_level(num_levels))
 
     @property
     def couples(self) -> bool:
@@ -95,14 +118,21 @@ class BudgetPolicy(Policy):
         Raises:
             InputError: none does.
         """
-        floor, ceiling = (one + levels if one < 0 else one for one in (self.budget.floor, self.budget.ceiling))
-        if not 0 <= floor <= ceiling < levels:
-            raise InputError(
-                f"floor={self.budget.floor} and ceiling={self.budget.ceiling} leave no level; with {levels} levels use "
-                f"0..{levels - 1} or -1 for the finest, the floor not above the ceiling."
-            )
+        span = self._span(levels)
+        if span is None:
+            raise InputError(self._no_level(levels))
         places = torch.arange(levels)
-        return (places >= floor) & (places <= ceiling)
+        return (places >= span[0]) & (places <= span[1])
+
+    def _span(self, levels: int) -> tuple[int, int] | None:
+        floor, ceiling = (one + levels if one < 0 else one for one in (self.budget.floor, self.budget.ceiling))
+        return (floor, ceiling) if 0 <= floor <= ceiling < levels else None
+
+    def _no_level(self, levels: int) -> str:
+        return (
+            f"floor={self.budget.floor} and ceiling={self.budget.ceiling} leave no level; with {levels} levels use "
+            f"0..{levels - 1} or -1 for the finest, the floor not above the ceiling."
+        )
 
     def _allowed(self, finest: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         limit = torch.full_like(finest, math.inf, dtype=torch.float64)
@@ -118,9 +148,11 @@ def overtaking(
 ) -> Float[Tensor, "images levels other"]:
     """The weight from which on ``other`` is preferred to a level; infinite where it never is, since it isn't cheaper.
 
-    Of levels that cost the same, the better one is preferred at any weight, the lower one of equals.
+    Of levels that cost the same, the better one is preferred at any weight, the lower one of equals. A score of
+    ``-inf`` is the least a float32 can be: what is allowed has the last word.
     """
-    score, cost = scores.double(), tokens.double() / tokens[:, -1:].clamp(min=1)
+    least = torch.finfo(torch.float32).min
+    score, cost = scores.double().clamp(min=least), tokens.double() / tokens[:, -1:].clamp(min=1)
     better_by = score[:, :, None] - score[:, None, :]
     dearer_by = cost[:, :, None] - cost[:, None, :]
     price = better_by / dearer_by.clamp(min=torch.finfo(torch.float64).tiny)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenflex.contracts import ComponentConfig, Policy
-from tokenflex.errors import InputError
+from tokenflex.errors import ConfigError, InputError
 
 
 class ConstantPolicy(Policy):
@@ -19,8 +19,10 @@ class ConstantPolicy(Policy):
 
         level: int = -1
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, num_levels: int | None = None) -> None:
         super().__init__(config)
+        if num_levels is not None and not -num_levels <= config.level < num_levels:
+            raise ConfigError(f"level={config.level}; with {num_levels} levels use 0..{num_levels - 1} or -1.")
         self.level = config.level
 
     def forward(

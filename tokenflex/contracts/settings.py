@@ -1,0 +1,134 @@
+"""Whether settings are of the types their class declares, told when they are made."""
+
+import dataclasses
+import functools
+import math
+import types
+from collections.abc import Callable
+from inspect import get_annotations as annotations
+from typing import Any, Literal, Union, get_args, get_origin
+
+from tokenflex.contracts.numbers import real, truth, whole
+from tokenflex.errors import ConfigError
+
+LARGEST = 2**63
+"""Integers stay below this, so that tensors and JSON readers everywhere can hold them."""
+
+
+class _MisfitError(Exception):
+    """A value isn't of the declared type."""
+
+
+def settle(settings: Any) -> None:
+    """Check each field of a frozen dataclass against its declared type, and make its value plain.
+
+    Numbers of numpy and tensors without axes become Python's, an integer where a float is declared becomes a float, a
+    list where a tuple is declared becomes a tuple. Known are int, float, bool, str, None, literals, tuples and unions
+    of these; fields declared as anything else are left as they are.
+
+    Raises:
+        ConfigError: a value is of another type, or a number that isn't finite.
+    """
+    made: Any = type(settings)  # pyright: ignore[reportUnknownVariableType]
+    hints = _hints(made)
+    for field in dataclasses.fields(settings):
+        value, hint = getattr(settings, field.name), hints.get(field.name, Any)
+        try:
+            plain = _plain(value, hint)
+        except _MisfitError:
+            owner = getattr(made, "owner", made).__name__
+            default = field.default
+            example = "" if default is dataclasses.MISSING else f" The default is {default!r}."
+            raise ConfigError(
+                f"{field.name}={value!r} can't be a setting of {owner}: it must be {_words(hint)}.{example}"
+            ) from None
+        if plain is not value:
+            object.__setattr__(settings, field.name, plain)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return {name: hint for base in reversed(cls.__mro__) for name, hint in annotations(base, eval_str=True).items()}
+    except (NameError, AttributeError):  # names that only a type checker can see
+        return {}
+
+
+def _plain(value: Any, hint: Any) -> object:
+    origin = get_origin(hint)
+    if isinstance(hint, type) and hint in _PLAIN:
+        found = _PLAIN[hint](value)
+        if found is None:
+            raise _MisfitError
+        return found
+    if hint is None or hint is type(None):
+        if value is not None:
+            raise _MisfitError
+        return None
+    if origin is Literal:
+        # By type too: True is equal to 1.
+        if not any(type(value) is type(one) and value == one for one in get_args(hint)):
+            raise _MisfitError
+        return value
+    if origin in (Union, types.UnionType):
+        return _first(value, get_args(hint))
+    if origin is tuple:
+        return _tuple(value, get_args(hint))
+    return value
+
+
+def _first(value: Any, hints: tuple[Any, ...]) -> object:
+    """By the member that is the value's own type, else by the first that takes it."""
+    for hint in sorted(hints, key=lambda one: one is not type(value)):
+        try:
+            return _plain(value, hint)
+        except _MisfitError:
+            continue
+    raise _MisfitError
+
+
+def _tuple(value: Any, hints: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise _MisfitError
+    items: tuple[Any, ...] = tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        hints = (hints[0],) * len(items)
+    if len(items) != len(hints):
+        raise _MisfitError
+    plain = tuple(_plain(item, hint) for item, hint in zip(items, hints, strict=True))
+    unchanged = isinstance(value, tuple) and all(one is other for one, other in zip(plain, items, strict=True))
+    return items if unchanged else plain
+
+
+def _integer(value: Any) -> int | None:
+    number = whole(value)
+    return number if number is not None and -LARGEST <= number < LARGEST else None
+
+
+def _finite(value: Any) -> float | None:
+    number = real(value)
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _text(value: Any) -> str | None:
+    return str(value) if isinstance(value, str) else None
+
+
+_PLAIN: dict[Any, Callable[[Any], Any]] = {int: _integer, float: _finite, bool: truth, str: _text}
+
+
+def _words(hint: Any) -> str:
+    """A declared type in words."""
+    known = {int: "an integer", float: "a finite number", bool: "True or False", str: "a text", type(None): "None"}
+    origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(hint, type) and hint in known:
+        return known[hint]
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, inner))
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, inner))
+    if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
+        return f"a tuple, each item of it {_words(inner[0])}"
+    if origin is tuple:
+        return "a tuple of " + ", ".join(map(_words, inner))
+    return str(hint)
