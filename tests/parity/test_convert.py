@@ -377,3 +377,109 @@ def test_a_sentencepiece_tokenizer(source, tmp_path):
     expected = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model")).encode("the picture")
     assert 64 in ids
     assert ids[-len(expected) + 1 :] == expected[1:]
+
+
+def kept(out, change):
+    """Change what a converted folder says of the released layout's shards."""
+    path = out / "released" / "shards.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(change(told)))
+
+
+def everything(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+OUTSIDE = ["../../X.safetensors", "{root}/victim.safetensors", "a/../b.safetensors", "sub/x.safetensors", "config.json",
+           "..", "", "x.safetensors/", "C:x.safetensors", "a\x00.safetensors", 3, None]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_the_way_back_writes_no_file_elsewhere(source, tmp_path, name):
+    """A name in a model's own file neither replaces a file nor makes one outside the output."""
+    out = tmp_path / "deep" / "out"
+    released.convert(source, out)
+    (tmp_path / "victim.safetensors").write_text("mine")
+    name = name.format(root=tmp_path) if isinstance(name, str) else name
+    kept(out, lambda told: dict.fromkeys(told, name))
+    before = everything(tmp_path)
+    with pytest.raises(ConfigError, match=r"shards\.json names the file .* a shard is a \.safetensors file"):
+        released.reverse(out, tmp_path / "deep" / "back")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "{root}/outside.safetensors", "sub/../x.safetensors"])
+def test_shards_are_read_from_the_checkpoint_s_folder_only(source, tmp_path, name):
+    (source / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    weight_map = dict.fromkeys(load_file(tmp_path / "outside.safetensors"), name.format(root=tmp_path))
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ConfigError, match=r"index\.json names the file .*outside|x\.safetensors'"):
+        released.convert(source, tmp_path / "out")
+    assert left_behind(tmp_path) == ["outside.safetensors", "source"]
+
+
+@pytest.mark.parametrize("told", [[], {"weight_map": None}, {}, {"weight_map": ["a"]}])
+def test_an_index_of_another_form_is_refused(source, tmp_path, told):
+    sharded(source)
+    (source / "model.safetensors.index.json").write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r"index\.json (holds no object|doesn't say which file)"):
+        released.convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["../tower", "{root}/tower", "linked"])
+def test_the_vision_tower_is_read_from_the_checkpoint_s_folder_only(source, tmp_path, name):
+    (tmp_path / "tower").mkdir()
+    own = json.loads((source / "config.json").read_text())["mm_vision_tower"]
+    shutil.copytree(source / own, tmp_path / "tower", dirs_exist_ok=True)
+    (source / "linked").symlink_to(tmp_path / "tower")
+    configure(source, mm_vision_tower=name.format(root=tmp_path))
+    with pytest.raises(ConfigError, match=r"leads out of .* Put the file itself into that folder"):
+        released.convert(source, tmp_path / "out")
+
+
+def test_links_to_files_elsewhere_are_not_copied(source, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (source / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(ConfigError, match=r"'notes\.txt' leads out of"):
+        released.convert(source, tmp_path / "out")
+    (source / "notes.txt").unlink()
+    released.convert(source, tmp_path / "out")
+    (tmp_path / "out" / "released" / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(ConfigError, match=r"'released/notes\.txt' leads out of"):
+        released.reverse(tmp_path / "out", tmp_path / "back")
+    assert left_behind(tmp_path) == ["out", "secret", "source"]
+
+
+def test_links_inside_the_folder_and_the_hub_s_cache_are_followed(source, tmp_path):
+    """The hub's cache keeps files as links to ``blobs`` beside ``snapshots``."""
+    (source / "notes.txt").write_text("notes")
+    (source / "again.txt").symlink_to("notes.txt")
+    snapshot, blobs = tmp_path / "cache" / "snapshots" / "revision", tmp_path / "cache" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in source.rglob("*") if path.is_file())):
+        place = snapshot / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blobs / str(number))
+        place.symlink_to(blobs / str(number))
+    released.convert(snapshot, tmp_path / "out")
+    assert (tmp_path / "out" / "released" / "again.txt").read_text() == "notes"
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    same(weights(source), weights_back(tmp_path / "out", tmp_path / "back"))
+
+
+def test_two_conversions_into_one_folder_end_in_one_and_a_refusal(source, tmp_path, monkeypatch):
+    """The second one comes while the first one is in the middle, and is done first."""
+    out, verify, calls = tmp_path / "out", converting._verify, []
+
+    def slow(folder):
+        calls.append(folder)
+        if len(calls) == 1:
+            released.convert(source, out)
+        verify(folder)
+
+    monkeypatch.setattr(converting, "_verify", slow)
+    with pytest.raises(ConfigError, match="exists already"):
+        released.convert(source, out)
+    assert len(calls) == 2
+    assert left_behind(tmp_path) == ["out", "source"]
+    same(weights(source), weights_back(out, tmp_path / "back"))

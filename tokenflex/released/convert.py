@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +20,11 @@ from tokenflex.errors import ConfigError
 from tokenflex.hosts.llava_next import LlavaNextAdapter
 from tokenflex.released import layout, processor, shards
 from tokenflex.released.shards import Shards
+from tokenflex.released.small import SUFFIXES, below, copy_small
 
 KEPT = "released"
 """Sub-folder of a converted model with the source's own small files, for the way back."""
 SHARD_MAP = "shards.json"
-SMALL = (".json", ".model", ".txt", ".md", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -100,17 +99,11 @@ def reverse(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Conv
         out: a folder that doesn't exist yet.
 
     Raises:
-        ConfigError: ``out`` exists, or tensors are missing or left over; lists them.
+        ConfigError: ``out`` exists, a file names another one outside its folder, or tensors are missing or left
+            over; lists them.
     """
     folder, target = Path(source), Path(out)
-    kept = folder / KEPT
-    if not (kept / SHARD_MAP).is_file():
-        raise ConfigError(
-            f"{kept / SHARD_MAP} is missing: the released layout's settings are kept there by 'tokenflex convert'. "
-            f"For a model trained further, copy the folder {KEPT}/ of its conversion to it."
-        )
-    file_of: dict[str, str] = json.loads((kept / SHARD_MAP).read_text(encoding="utf-8"))
-    vocabulary: int = json.loads((kept / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    file_of, vocabulary = _kept(folder)
     host = Shards(folder)
     _, parts = checkpoint.load(folder)
     places = {layout.released_name(name, is_part=False): name for name in host.file_of}
@@ -131,8 +124,22 @@ def reverse(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Conv
             total += sum(map(shards.nbytes, loaded.values()))
             shards.write(scratch, file, loaded)
         shards.write_index(scratch, {name: file_of[name] for name in expected}, total)
-        shutil.copytree(kept, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SHARD_MAP))
+        copy_small(folder, scratch, part=KEPT, leave=(SHARD_MAP, shards.INDEX))
     return Conversion(len(expected), len(expected), bool(routed))
+
+
+def _kept(folder: Path) -> tuple[dict[str, str], int]:
+    """Which shard of the released layout holds each tensor, and the size of its vocabulary."""
+    places, settings = below(folder, f"{KEPT}/{SHARD_MAP}"), below(folder, f"{KEPT}/config.json")
+    if not places.is_file():
+        raise ConfigError(
+            f"{places} is missing: the released layout's settings are kept there by 'tokenflex convert'. "
+            f"For a model trained further, copy the folder {KEPT}/ of its conversion to it."
+        )
+    vocabulary = _json(settings).get("vocab_size")
+    if not isinstance(vocabulary, int):
+        raise ConfigError(f"{settings} doesn't say vocab_size; copy the folder {KEPT}/ of the conversion.")
+    return shards.shard_names(shards.read_json(places), places), vocabulary
 
 
 def fetch(source: str | os.PathLike[str]) -> Path:
@@ -146,7 +153,7 @@ def fetch(source: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.safetensors", *(f"*{end}" for end in SMALL)]))
+        return Path(snapshot_download(str(source), allow_patterns=["*.safetensors", *(f"*{end}" for end in SUFFIXES)]))
     except Exception as error:
         raise ConfigError(f"{str(source)!r} is no folder here and can't be fetched from the hub: {error}") from error
 
@@ -208,9 +215,13 @@ def generation_config(folder: Path, model: Model) -> GenerationConfig:
 
 
 def tower_file(folder: Path, name: str) -> layout.Config:
-    """A file of the vision tower's folder inside the checkpoint's, or nothing."""
-    tower = folder / str(_json(folder / "config.json").get("mm_vision_tower"))
-    return _json(tower / name)
+    """A file of the vision tower's folder inside the checkpoint's, or nothing.
+
+    Raises:
+        ConfigError: the tower's folder is named outside the checkpoint's.
+    """
+    named = _json(folder / "config.json").get("mm_vision_tower")
+    return _json(below(folder, f"{named}/{name}")) if isinstance(named, str) else {}
 
 
 def _settings(kind: str, name: str, **settings: Any) -> Any:
@@ -222,12 +233,7 @@ def _part_back(name: str, tensor: Tensor) -> Tensor:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} isn't valid JSON: {error}.") from error
+    return shards.read_json(path) if path.is_file() else {}
 
 
 def _account(tensors: Shards, model: Model) -> None:
@@ -287,12 +293,7 @@ def _stock_shapes(host: LlavaNextForConditionalGeneration) -> dict[str, tuple[in
 
 def _keep_small_files(folder: Path, tensors: Shards, kept: Path) -> None:
     """Copy the source's settings and tokenizer, and where each tensor came from."""
-    for path in sorted(folder.rglob("*")):
-        place = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in place.parts)
-        if path.is_file() and path.suffix in SMALL and path.name != shards.INDEX and not hidden:
-            (kept / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, kept / place)
+    copy_small(folder, kept, leave=(shards.INDEX,))
     (kept / SHARD_MAP).write_text(json.dumps(tensors.file_of, indent=2) + "\n", encoding="utf-8")
 
 
@@ -309,11 +310,19 @@ def _verify(folder: Path) -> None:
 @contextmanager
 def _complete(target: Path) -> Iterator[Path]:
     """A scratch folder beside ``target`` that takes its place at the end, or vanishes."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists already; give a new folder, or remove it first.")
+    _require_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         scratch = Path(folder, "model")
         scratch.mkdir()
         yield scratch
-        os.replace(scratch, target)
+        try:
+            os.replace(scratch, target)
+        except OSError:
+            _require_free(target)  # as when another process was done first
+            raise
+
+
+def _require_free(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists already; give a new folder, or remove it first.")

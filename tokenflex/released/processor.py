@@ -64,7 +64,7 @@ def build(source: Path, config: layout.Config, tower: CLIPVisionConfig, pictures
     if not any((source / name).is_file() for name in TOKENIZER_FILES):
         return images
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, config=tower, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(source, config=tower, padding_side="left", trust_remote_code=False)
     except Exception as error:
         raise ConfigError(
             f"the tokenizer in {source} can't be read ({error}). A tokenizer.model needs: "

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokenflex.errors import ConfigError
+from tokenflex.files import bare_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 METADATA = {"format": "pt"}
@@ -23,14 +24,15 @@ class Shards:
         folder: holds ``model.safetensors``, or an index and its shards.
 
     Raises:
-        ConfigError: no safetensors, an unreadable file, or an index that its shards don't bear out.
+        ConfigError: no safetensors, an unreadable file, an index that its shards don't bear out, or one that names
+            files elsewhere.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if (folder / INDEX).is_file():
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            self.file_of: dict[str, str] = dict(index["weight_map"])
+            index = read_json(folder / INDEX)
+            self.file_of = shard_names(index.get("weight_map"), folder / INDEX)
             self._bear_out()
         elif (folder / SINGLE).is_file():
             with self._open(SINGLE) as tensors:
@@ -75,6 +77,46 @@ class Shards:
                     f"{self.folder / INDEX} and {file} disagree: missing in the file {sorted(listed - present)}, "
                     f"not in the index {sorted(present - listed)}. Download the checkpoint again."
                 )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds.
+
+    Raises:
+        ConfigError: it isn't an object with keys in valid JSON.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} isn't valid JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no object with keys; the file is damaged. Download it again.")
+    return found
+
+
+def shard_names(told: Any, where: Path) -> dict[str, str]:
+    """Tensor -> shard, as a file tells it; every shard is a safetensors file beside the others.
+
+    Args:
+        told: what the file holds.
+        where: that file, for the message.
+
+    Raises:
+        ConfigError: it isn't that, or names a file in another folder.
+    """
+    if not isinstance(told, dict):
+        raise ConfigError(f"{where} doesn't say which file holds each tensor; the file is damaged. Download it again.")
+    for file in dict.fromkeys(map(str, told.values())):
+        try:
+            fits = bare_name(file).endswith(".safetensors")
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ConfigError(
+                f"{where} names the file {file!r}; a shard is a .safetensors file in one folder with the others, "
+                "named without that folder. Mend the name, or get the files from someone you trust."
+            )
+    return {str(name): str(file) for name, file in told.items()}
 
 
 def write(folder: Path, file: str, tensors: dict[str, Tensor]) -> None:
