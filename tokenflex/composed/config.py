@@ -4,6 +4,9 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from tokenflex.composed.plain import CODE, without_code
+from tokenflex.errors import ConfigError
+
 
 class ComposedConfig(PreTrainedConfig):
     """What ``config.json`` of a composed model holds.
@@ -35,6 +38,13 @@ class ComposedConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Make the language model's configuration from its data; where there is none, Llama's defaults."""
         if not isinstance(self.text_config, PreTrainedConfig):
-            data = dict(self.text_config or {"model_type": "llama"})
+            data = without_code(self.text_config or {"model_type": "llama"})
+            if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
+                raise ConfigError(f"text_config={data!r} doesn't say its model_type; the file is damaged.")
             self.text_config = AutoConfig.for_model(data.pop("model_type"), **data)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """From what a file holds; keys by which it could name code are passed over, the caller's own are not."""
+        return super().from_dict({key: value for key, value in config_dict.items() if key not in CODE}, **kwargs)

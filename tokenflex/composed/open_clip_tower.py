@@ -8,10 +8,29 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from tokenflex.composed import plain
 from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower, keep_buffers, required
 from tokenflex.errors import ConfigError
 
 FITS: Mapping[str, Fit] = {"squash": "squash", "longest": "pad"}
+VISION = frozenset((
+    "attentional_pool", "attn_pooler_heads", "attn_pooler_queries", "block_type", "final_ln_after_pool",
+    "head_width", "image_size", "layers", "ls_init_value", "mlp_ratio", "no_ln_pre", "output_tokens",
+    "patch_dropout", "patch_size", "pool_type", "pos_embed_type", "qk_norm", "scale_attn", "scale_attn_inner",
+    "scale_fc", "scale_heads", "scaled_cosine_attn", "timm_drop", "timm_drop_path", "timm_model_name",
+    "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "width",
+))  # fmt: skip
+"""Settings of an image tower; a saved model may hold these, and of activations and norms those of ``INNER``."""
+INNER = {"act_kwargs": ("approximate",), "norm_kwargs": ("bias", "elementwise_affine", "eps")}
+OPTIONS = frozenset({"embed_dim", "force_patch_dropout", "force_quick_gelu", "quick_gelu", "vision_cfg"})
+LOADING = frozenset((
+    "aug_cfg", "cache_dir", "device", "force_context_length", "force_custom_text", "force_preprocess_cfg",
+    "image_interpolation", "image_mean", "image_resize_mode", "image_std", "init_logit_bias",
+    "init_logit_scale", "multimodal_cfg", "nonscalar_logit_scale", "output_dict", "precision", "pretrained_hf",
+    "pretrained_image", "pretrained_image_path", "pretrained_text", "pretrained_text_path",
+    "require_pretrained", "text_cfg", "weights_only",
+))  # fmt: skip
+"""Options that say where weights come from, or concern texts and pictures; they aren't needed to load again."""
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 """A text tower as small as can be: only the image tower is kept."""
 
@@ -36,6 +55,7 @@ class OpenClipTower(VisionTower):
                 f"vision='open_clip/{name}' doesn't say which weights; write 'open_clip/{name}@TAG' with one of "
                 f"{', '.join(tags) or 'your files'}, or pass pretrained=False."
             )
+        spec = _spec(request, settings)
         model, _, _ = open_clip.create_model_and_transforms(
             name,
             pretrained=tag or None if request.pretrained else None,
@@ -43,23 +63,14 @@ class OpenClipTower(VisionTower):
             force_image_size=request.image_size,
             **(request.options or {}),
         )
-        settings = {**settings, **(request.options or {})}
-        vision = {**settings["vision_cfg"], "timm_model_pretrained": False}
-        if request.image_size is not None:
-            vision["image_size"] = list(request.image_size)
-        spec = {
-            "source": cls.source,
-            "name": request.name,
-            "embed_dim": settings["embed_dim"],
-            "vision_cfg": vision,
-            "quick_gelu": bool(settings.get("quick_gelu", False)),
-            "layer": request.layer,
-        }
         return cls(keep_buffers(model.visual), request.layer), spec, _shown(open_clip.get_model_preprocess_cfg(model))
 
     @classmethod
     def rebuild(cls, spec: Mapping[str, Any]) -> VisionTower:
         """From the settings alone, on the CPU even while transformers loads."""
+        where = "vision of a composed model's config.json"
+        plain.expect(spec, ("source", "name", "embed_dim", "vision_cfg", "quick_gelu", "layer"), where)
+        _require_plain(spec, where, "Remove them, if you trust the rest of the file.")
         open_clip = required("open_clip")
         with torch.device("cpu"):
             model = open_clip.CLIP(
@@ -83,6 +94,55 @@ class OpenClipTower(VisionTower):
             intermediates_only=True,
         )
         return found["image_intermediates"][0]
+
+
+def _spec(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The data to build the tower again.
+
+    Args:
+        settings: of open_clip, for the whole model.
+
+    Raises:
+        ConfigError: it couldn't be built again, because an option isn't known or a setting isn't plain.
+    """
+    options = dict(request.options or {})
+    unknown = sorted(set(options) - OPTIONS - LOADING)
+    if unknown:
+        raise ConfigError(
+            f"vision_options {unknown} couldn't be loaded again from a file. Leave them out; known are "
+            f"{', '.join(sorted(OPTIONS | LOADING))}."
+        )
+    settings = {**settings, **options}
+    vision = {**settings["vision_cfg"], "timm_model_pretrained": False}
+    if request.image_size is not None:
+        vision["image_size"] = list(request.image_size)
+    if options.get("force_patch_dropout") is not None:
+        vision["patch_dropout"] = options["force_patch_dropout"]
+    spec = {
+        "source": OpenClipTower.source,
+        "name": request.name,
+        "embed_dim": settings["embed_dim"],
+        "vision_cfg": vision,
+        "quick_gelu": bool(settings.get("quick_gelu", False) or options.get("force_quick_gelu", False)),
+        "layer": request.layer,
+    }
+    _require_plain(spec, f"open_clip's settings of {request.name!r}", "Choose another model.")
+    return spec
+
+
+def _require_plain(spec: Mapping[str, Any], where: str, remedy: str) -> None:
+    given = spec["vision_cfg"]
+    inner = {key: given[key] for key in INNER if given.get(key) is not None} if isinstance(given, Mapping) else {}
+    for key, value in inner.items():
+        plain.settings(value, INNER[key], f"{where}: {key}", remedy)
+    own = {k: v for k, v in given.items() if k not in INNER} if isinstance(given, Mapping) else given
+    plain.settings(own, VISION, f"{where}: vision_cfg", remedy)
+    rest = {key: spec[key] for key in ("embed_dim", "quick_gelu")}
+    plain.settings(rest, rest, where, remedy)
+    if given.get("timm_model_pretrained"):
+        raise ConfigError(f"{where}: timm_model_pretrained would fetch weights; they come with the model. {remedy}")
+    if given.get("timm_model_name") is not None:
+        plain.timm_name(required("timm"), given["timm_model_name"], where)
 
 
 def _shown(settings: Mapping[str, Any]) -> Preprocessing:

@@ -8,10 +8,28 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from tokenflex.composed import plain
 from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower, keep_buffers, required
 from tokenflex.errors import ConfigError
 
 FITS: Mapping[str, Fit] = {"squash": "squash", "border": "pad"}
+OPTIONS = frozenset((
+    "always_partition", "attn_drop_rate", "base_width", "cardinality", "channels", "class_token", "conv_bias",
+    "depth", "depths", "dim", "dims", "drop_block_rate", "drop_path_rate", "drop_rate", "dynamic_img_pad",
+    "dynamic_img_size", "embed_dim", "embed_dims", "expand_ratio", "fc_norm", "final_norm", "fix_init",
+    "global_pool", "growth_rate", "head_dim", "head_init_scale", "head_norm_first", "img_size", "init_values",
+    "intermediate_size", "kernel_size", "kernel_sizes", "layer_scale_init_value", "layers", "ls_init_value",
+    "mlp_ratio", "mlp_ratios", "no_embed_class", "norm_eps", "num_heads", "num_kv_heads", "num_reg_tokens",
+    "output_stride", "patch_drop_rate", "patch_size", "pos_drop_rate", "pos_embed", "pre_norm", "proj_bias",
+    "proj_drop_rate", "qk_norm", "qkv_bias", "reg_tokens", "rope_temperature", "rope_theta", "scale_attn_inner",
+    "scale_mlp", "sr_ratios", "stem_chs", "stem_size", "stem_type", "stem_width", "strict_img_size",
+    "swiglu_mlp", "use_abs_pos_emb", "use_fc_norm", "use_pos_embed", "use_rel_pos_bias", "use_rot_pos_emb",
+    "use_shared_rel_pos_bias", "weight_init", "width", "widths", "window_ratio", "window_size",
+    "zero_init_last",
+))  # fmt: skip
+"""Arguments of ``timm.create_model`` that say what the encoder looks like; a saved model may hold these."""
+LOADING = frozenset({"cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"})
+"""Arguments that say where weights come from; they count once and aren't saved."""
 
 
 class TimmTower(VisionTower):
@@ -23,7 +41,9 @@ class TimmTower(VisionTower):
     def create(cls, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
         """By name, e.g. ``vit_base_patch16_siglip_224.webli``."""
         timm = required("timm")
-        options = dict(request.options or {})
+        given = dict(request.options or {})
+        loading = {key: given.pop(key) for key in LOADING.intersection(given)}
+        options = plain.settings(given, OPTIONS, "vision_options", "Leave them out.")
         if not timm.is_model(request.name):
             near = timm.list_models(f"*{request.name.split('.')[0]}*", pretrained=False)[:3]
             hint = f" Did you mean {', '.join(near)}?" if near else ""
@@ -35,7 +55,12 @@ class TimmTower(VisionTower):
         if size is not None and timm.get_pretrained_cfg(request.name).fixed_input_size:
             options["img_size"] = list(size)
         spec = {"source": cls.source, "name": request.name, "options": options, "layer": request.layer}
-        tower = cls._built(spec, request.pretrained)
+        tower = cls._built(spec, pretrained=request.pretrained, **loading)
+        if loading and _shapes(tower) != _shapes(cls.rebuild(spec)):
+            raise ConfigError(
+                f"vision_options: with {sorted(loading)} the encoder has other tensors than {request.name!r} has "
+                "without, so it couldn't be loaded again. Say its sizes by themselves, such as img_size."
+            )
         data = timm.data.resolve_model_data_config(tower.trunk)
         shown = Preprocessing(
             image_size=size or (data["input_size"][1], data["input_size"][2]),
@@ -49,13 +74,17 @@ class TimmTower(VisionTower):
     @classmethod
     def rebuild(cls, spec: Mapping[str, Any]) -> VisionTower:
         """On the CPU even while transformers loads: timm's tables are computed here, not read from a file."""
+        where = "vision of a composed model's config.json"
+        plain.expect(spec, ("source", "name", "options", "layer"), where)
+        plain.timm_name(required("timm"), spec["name"], where)
+        plain.settings(spec["options"], OPTIONS, f"{where}: options", "Remove them, if you trust the rest of the file.")
         with torch.device("cpu"):
             return cls._built(spec, pretrained=False)
 
     @classmethod
-    def _built(cls, spec: Mapping[str, Any], pretrained: bool) -> "TimmTower":
+    def _built(cls, spec: Mapping[str, Any], **loading: Any) -> "TimmTower":
         timm = required("timm")
-        trunk = timm.create_model(spec["name"], pretrained=pretrained, num_classes=0, **spec["options"])
+        trunk = timm.create_model(spec["name"], num_classes=0, **loading, **spec["options"])
         trunk.reset_classifier(0, "")
         return cls(keep_buffers(trunk), spec["layer"])
 
@@ -65,3 +94,7 @@ class TimmTower(VisionTower):
             pixels, indices=[self.layer], norm=self.layer == -1, stop_early=True, intermediates_only=True
         )
         return found[0]
+
+
+def _shapes(tower: VisionTower) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tower.state_dict().items()}

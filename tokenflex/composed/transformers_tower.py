@@ -7,8 +7,9 @@ from typing import Any
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from tokenflex.composed import plain
 from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower
 from tokenflex.errors import ConfigError
 
@@ -72,14 +73,18 @@ class TransformersTower(VisionTower):
             )
         if request.options:
             raise ConfigError(f"vision_options={dict(request.options)} have no place here; put them into the config.")
-        spec = {"source": cls.source, "name": request.name, "config": config.to_dict(), "layer": request.layer}
+        settings = _settings(config.to_dict(), type(trunk).__name__)
+        spec = {"source": cls.source, "name": request.name, "config": settings, "layer": request.layer}
         return cls(trunk, request.layer), spec, _shown(request, _pair(size))
 
     @classmethod
     def rebuild(cls, spec: Mapping[str, Any]) -> VisionTower:
-        """From the configuration alone."""
-        settings = dict(spec["config"])
-        return cls(AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)), spec["layer"])
+        """From the configuration alone, with classes of transformers or registered there."""
+        where = "vision of a composed model's config.json"
+        plain.expect(spec, ("source", "name", "config", "layer"), where)
+        settings = _settings(spec["config"], where)
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        return cls(AutoModel.from_config(config, trust_remote_code=False), spec["layer"])
 
     def forward(self, pixels: Float[Tensor, "pictures 3 height width"]) -> Float[Tensor, "pictures channels rows cols"]:
         """Hidden states of the layer; what comes before the patches (class, registers) is dropped."""
@@ -92,6 +97,29 @@ class TransformersTower(VisionTower):
 def vision_half(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration of the vision model inside one for pictures and texts."""
     return getattr(config, "vision_config", None) or config
+
+
+def _settings(given: Any, where: str) -> dict[str, Any]:
+    """What a vision model's configuration says under the names that its class has.
+
+    Raises:
+        ConfigError: transformers doesn't know its type, it has no patches, or it consists of other models.
+    """
+    kind = given.get("model_type") if isinstance(given, Mapping) else None
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"{where}: model_type {kind!r} is none that transformers knows, so a saved model couldn't be built. "
+            "Upgrade transformers, or register the type (AutoConfig.register, AutoModel.register)."
+        )
+    known = set(CONFIG_MAPPING[kind]().to_dict())
+    found = {key: value for key, value in given.items() if key in known and key not in plain.CODE}
+    nested = [k for k, v in found.items() if v and ("backbone" in k or (isinstance(v, Mapping) and "model_type" in v))]
+    if nested or not {"image_size", "patch_size"} <= known:
+        raise ConfigError(
+            f"{where}: {kind!r} is no vision transformer by itself ({', '.join(nested) or 'no patches'}); use one such "
+            "as CLIP, SigLIP, DINOv2 or ViT."
+        )
+    return {**found, "model_type": kind}
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -112,7 +112,8 @@ def rebuild(spec: Mapping[str, Any]) -> VisionTower:
     Raises:
         ConfigError: no source of that name.
     """
-    return source(spec["source"]).rebuild(spec)
+    named = spec.get("source") if isinstance(spec, Mapping) else None
+    return source(str(named)).rebuild(spec)
 
 
 def source(name: str) -> type[VisionTower]:

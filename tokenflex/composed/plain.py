@@ -1,0 +1,94 @@
+"""What ``config.json`` of a composed model may say: known names and plain values, nothing that loads or runs."""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from tokenflex.errors import ConfigError
+
+WORD = re.compile(r"[A-Za-z0-9_.,\- ]{0,64}")
+"""Text without slashes and colons, so no path, no address and no source of models."""
+CODE = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+        "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
+        "_name_or_path")  # fmt: skip
+"""Keys by which a configuration of transformers can name code or a repository; none is needed to build a model."""
+
+
+def expect(spec: Any, keys: Collection[str], where: str) -> Mapping[str, Any]:
+    """A description with exactly these keys.
+
+    Raises:
+        ConfigError: it isn't that.
+    """
+    if not isinstance(spec, Mapping) or set(spec) != set(keys):
+        told = sorted(map(str, spec)) if isinstance(spec, Mapping) else spec
+        raise ConfigError(
+            f"{where} is to have the keys {sorted(keys)}, not {told!r}. The file was edited or written by another "
+            "version of tokenflex."
+        )
+    layer = spec.get("layer", -1)
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise ConfigError(f"{where}: layer={layer!r} is no whole number.")
+    return spec
+
+
+def settings(given: Any, known: Collection[str], where: str, remedy: str) -> dict[str, Any]:
+    """Settings under known names, with plain values: numbers, words, nothing, and lists of them.
+
+    Args:
+        where, remedy: for the message.
+
+    Raises:
+        ConfigError: a name isn't known, or a value isn't plain.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}: {given!r} is no object with settings. {remedy}")
+    wrong = [f"{key}={value!r}" for key, value in given.items() if key not in known or not is_plain(value)]
+    if wrong:
+        raise ConfigError(
+            f"{where}: {', '.join(wrong)} can't be read back from a file, which may hold numbers and words under these "
+            f"names only: {', '.join(sorted(known))}. {remedy}"
+        )
+    return dict(given)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is nothing, a finite number, a word, or a list of such."""
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, int) or (isinstance(value, str) and WORD.fullmatch(value) is not None)
+
+
+def timm_name(timm: Any, name: Any, where: str) -> str:
+    """The name of one of timm's own models, which says nothing of where weights come from.
+
+    Raises:
+        ConfigError: timm doesn't know it, or it names a repository or a folder.
+    """
+    if not isinstance(name, str) or not WORD.fullmatch(name) or not timm.is_model(name):
+        raise ConfigError(
+            f"{where}: {name!r} is none of timm's own models, which are all that a file may name. If it is a new one: "
+            'pip install -U "tokenflex[custom]".'
+        )
+    return name
+
+
+def without_code(data: Any) -> Any:
+    """The data of a configuration of transformers without what names code or repositories, at any depth.
+
+    Raises:
+        ConfigError: it holds a model of timm, which takes any argument.
+    """
+    if isinstance(data, list | tuple):
+        return [without_code(item) for item in data]
+    if not isinstance(data, Mapping):
+        return data
+    if str(data.get("model_type")).startswith("timm"):
+        raise ConfigError(
+            f"model_type={data['model_type']!r} in a composed model's config.json: it would pass any argument to timm. "
+            "Compose with vision='timm/NAME' instead."
+        )
+    return {key: without_code(value) for key, value in data.items() if key not in CODE}
