@@ -14,7 +14,7 @@ PLUGINS = ROOT.parent / "plugins"
 OUTSIDE = sorted(PLUGINS.glob("*/src/**/*.py"))
 FILES = [*sorted(ROOT.rglob("*.py")), *OUTSIDE]
 NAMES = [str(path.relative_to(ROOT.parent)) for path in FILES]
-PUBLIC = {"", "contracts", "errors", "model", "ops", "testing", "training"}
+PUBLIC = {"", "chat", "contracts", "errors", "images", "model", "ops", "testing", "training"}
 """What plugins may build on."""
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "core", "base", "manager", "stuff"}
 

@@ -1,14 +1,17 @@
 """Questions in every format people have, and what is refused."""
 
 import json
+import sys
 
 import datasets
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.conftest import picture
 from tests.evaluation.conftest import ROWS
+from tests.training.test_data import KEYS, ODD
 from tokenflex.errors import ConfigError, DataError
-from tokenflex.evaluation import questions
 from tokenflex.evaluation.questions import Question, Questions, read
 
 
@@ -111,6 +114,43 @@ def test_conversations_are_asked_up_to_the_last_answer():
     assert texts(open_end.sample(0)) == texts(made.sample(0))
 
 
+def test_pictures_inside_messages_are_seen():
+    parts = [{"type": "text", "text": "w1"}, {"type": "image", "image": picture(0)}, {"type": "image"}]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "w2"}]
+    sample = Questions([{"image": picture(1), "messages": chat}], suffix="w9").sample(0)
+    assert texts(sample) == ["w1", "<image>", "<image>", "\nw9"]
+    assert [image.tobytes() for image in sample.images] == [picture(0).tobytes(), picture(1).tobytes()]
+
+
+def test_names_lead_out_of_no_image_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    picture(0).save(tmp_path / "a.png")
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "a.png")
+    for name in ("../a.png", "link.png", str(tmp_path / "a.png")):
+        asked = Questions([{"image": name, "question": "w1", "answer": "w2"}], image_folder=tmp_path / "images")
+        with pytest.raises(DataError, match=r"row 0: picture .* can't be read \(.* inside the folder"):
+            asked.sample(0)
+    assert len(Questions([{"image": str(tmp_path / "a.png"), "question": "w1", "answer": "w2"}]).sample(0).images) == 1
+
+
+def test_pictures_that_datasets_cannot_open():
+    stored = [{"image": {"bytes": b"no picture", "path": None}, "question": "w1", "answer": "w2"}]
+    asked = Questions(datasets.Dataset.from_list(stored).cast_column("image", datasets.Image()))
+    with pytest.raises(DataError, match=r"row 0: picture 'bytes' can't be read"):
+        asked.sample(0)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), ODD, max_size=6) | ODD)
+def test_odd_rows_are_questions_or_data_errors(row):
+    try:
+        made = Questions([row], suffix="w9")
+        named = made.sample(0).name
+        assert made.questions[0].references
+    except DataError as error:
+        named = str(error)
+    assert named.startswith("row 0")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -122,6 +162,14 @@ def test_conversations_are_asked_up_to_the_last_answer():
         ({"choices": ["B", "A"], "answer": "A"}, "'A' doesn't name one of the choices"),
         ({"choices": ["cat"], "answer": 0}, "give a list of 2 to 26 texts"),
         ({"messages": [{"role": "assistant", "content": "w2"}]}, "nothing is asked"),
+        ({"messages": "w1"}, "'messages' is a str; expected a list of turns"),
+        ({"messages": ["w1"]}, "the turn 'w1' is no mapping"),
+        ({"messages": [{"role": "user", "content": None}]}, "content is None; expected text or a list"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "neither an image nor a text part"),
+        ({"question": "\ud800"}, "is no Unicode text"),
+        ({"answer": "\ud800"}, "is no Unicode text"),
+        ({"answers": [["w2"]]}, "are no reference answers"),
+        ({"choices": ["cat", "dog"], "answer": "9" * 5000}, "doesn't name one of the choices"),
     ],
 )
 def test_bad_rows_are_named(row, message):
@@ -141,9 +189,6 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="holds no saved data set"):
         read(tmp_path / "empty")
 
-    def without(path):
-        raise ModuleNotFoundError("datasets")
-
-    monkeypatch.setattr(questions, "read_rows", without)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"needs the library datasets: pip install 'tokenflex\[eval\]'"):
-        read(tmp_path / "rows.parquet")
+        read(tmp_path / "splits" / "train")

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from tests.test_chat import ALTERNATING
+from tests.test_chat import processor as processor_of
 from tests.training.conftest import ROWS, turns
 from tokenflex.errors import DataError
-from tokenflex.testing.tiny_hosts import tiny_llava_next_processor
+from tokenflex.testing.tiny_hosts import TEMPLATE, tiny_llava_next_processor
 from tokenflex.training import ChatDataset, FlexCollator, MultiGranularityObjective, RGLFObjective
 
 MARKED = (
@@ -70,6 +72,60 @@ def test_templates_that_rewrite_earlier_turns_are_refused():
     sample = ChatDataset([{"messages": turns("w1", "w2", "w3", "w4")}])[0]
     with pytest.raises(DataError, match="row 0: the chat template writes earlier turns differently"):
         FlexCollator(processor)([sample])
+
+
+BOS = "{{ bos_token }} "
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("template", [TEMPLATE, BOS + TEMPLATE, MARKED, BOS + MARKED])
+def test_ids_are_those_of_apply_chat_template(template, adds_bos):
+    """Above all one beginning of sequence, where template and tokenizer both write it."""
+    processor = processor_of(template, adds_bos)
+    dataset = ChatDataset(ROWS)
+    batch = FlexCollator(processor)([dataset[i] for i in range(4)])
+    for row, sample in enumerate(dataset[i] for i in range(4)):
+        images = iter(sample.images)
+        messages = [
+            {**m, "content": [{**p, "image": next(images)} if p["type"] == "image" else p for p in m["content"]]}
+            for m in sample.messages
+        ]
+        expected = processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0]
+        assert batch["input_ids"][row][batch["attention_mask"][row] != 0].tolist() == expected
+    assert supervised(batch, processor, 0) == ["w3", "w4", "</s>"]
+    assert supervised(batch, processor, 3) == ["w15", "</s>"]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, BOS + TEMPLATE, MARKED])
+def test_conversations_that_begin_with_the_assistant(template):
+    processor = processor_of(template)
+    greeting = [{"role": "assistant", "content": "w3 w4"}, *turns("w1", "w5 w6")]
+    plain = [{"role": "assistant", "content": "0 w4"}]
+    dataset = ChatDataset([{"messages": greeting}, {"image": ROWS[0]["image"], "messages": [*greeting, *plain]}])
+    batch = FlexCollator(processor)([dataset[0], dataset[1]])
+    assert supervised(batch, processor, 0) == ["w3", "w4", "</s>", "w5", "w6", "</s>"]
+    assert supervised(batch, processor, 1) == ["w3", "w4", "</s>", "w5", "w6", "</s>", "<unk>", "w4", "</s>"]
+    assert supervised(FlexCollator(processor)([ChatDataset([{"messages": plain}])[0]]), processor, 0)[1:] == [
+        "w4",
+        "</s>",
+    ]
+
+
+@pytest.mark.parametrize("mark", ["", "{% if false %}{% generation %}{% endgeneration %}{% endif %}"])
+def test_conversations_that_the_template_refuses_are_named(mark):
+    sample = ChatDataset([{"messages": [{"role": "assistant", "content": "w1"}]}])[0]
+    with pytest.raises(DataError, match=r"row 0: the chat template refuses the conversation .roles must alternate"):
+        FlexCollator(processor_of(ALTERNATING + mark))([sample])
+
+
+def test_the_default_of_several_templates():
+    several, one = tiny_llava_next_processor(), tiny_llava_next_processor()
+    several.chat_template = {"default": TEMPLATE, "other": "w1"}
+    sample = ChatDataset(ROWS)[1]
+    assert FlexCollator(several)([sample])["labels"].equal(FlexCollator(one)([sample])["labels"])
+    several.chat_template = {"other": "w1"}
+    with pytest.raises(DataError, match="has no chat template"):
+        FlexCollator(several)
 
 
 def test_processors_without_a_template_are_refused():

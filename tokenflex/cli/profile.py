@@ -148,14 +148,13 @@ def _processor(source: str) -> Any:
 
 
 def _opened(path: Path) -> Any:
-    from PIL import Image
-
-    from tokenflex.errors import ConfigError
+    from tokenflex.errors import ConfigError, DataError
+    from tokenflex.images import decode
 
     try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise ConfigError(f"--image {path} can't be read: {error}.") from error
+        return decode(path)
+    except DataError as error:
+        raise ConfigError(f"--image {path} can't be read: {error.__cause__}.") from error
 
 
 def _budget(text: str) -> Any:
@@ -170,9 +169,8 @@ def _budget(text: str) -> Any:
         raise ConfigError(f"--budget {text}: write KEY=VALUE, e.g. ratio=0.3 or tokens=200,floor=1.")
     try:
         budget: Any = Budget.from_dict({key.strip(): yaml.safe_load(value) for key, _, value in pairs})
-        budget.build()
-    except TypeError as error:
-        raise ConfigError(f"--budget {text}: a value has the wrong type; write e.g. ratio=0.3.") from error
+    except ConfigError as error:
+        raise ConfigError(f"--budget {text}: {error}") from error
     return budget
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
 from tokenflex.evaluation import drawing
 from tokenflex.evaluation.settings import Setting
@@ -82,14 +83,9 @@ class Batch:
         return {key: value.to(flex.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
     def _processed(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        texts = [
-            self.processor.apply_chat_template(list(sample.messages), tokenize=False, add_generation_prompt=True)
-            for sample in samples
-        ]
+        texts = [written(self.processor, sample.messages, sample.name, reply=True) for sample in samples]
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        bos = self.processor.tokenizer.bos_token
-        if bos and texts[0].startswith(bos):
-            options["add_special_tokens"] = False  # the template has written it
+        options |= special_tokens(self.processor, texts)
         pictures = [list(sample.images) for sample in samples]
         return dict(self.processor(text=texts, images=pictures if any(pictures) else None, **options))
 

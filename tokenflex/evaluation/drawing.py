@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from tokenflex.contracts import HostInputs
+from tokenflex.images import decode
 from tokenflex.model import FlexModel
 
 WIDE, TINY = 480, 192
@@ -59,7 +60,7 @@ def thumbnail(picture: Image.Image) -> bytes:
 
 def drawn(picture: bytes, kept: Cells | None) -> Image.Image:
     """The picture, enlarged if it is small, with lines between kept tokens and what was dropped darkened."""
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image = decode(picture)
     factor = max(1, WIDE // max(image.size))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     if kept is None:

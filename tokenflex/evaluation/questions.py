@@ -14,7 +14,18 @@ from string import ascii_uppercase
 from typing import Any
 
 from tokenflex.errors import ConfigError, DataError
-from tokenflex.training.data import IMAGE_MARK, ROLES, ChatDataset, Sample, read_rows, read_sample
+from tokenflex.training.data import (
+    ChatDataset,
+    Sample,
+    read_message,
+    read_rows,
+    read_sample,
+    read_text,
+    read_turns,
+    row_at,
+    row_name,
+    undecoded,
+)
 
 PICTURES = ("image", "images")
 Row = Mapping[str, Any]
@@ -45,7 +56,7 @@ class Questions:
 
     Args:
         rows: a list of mappings, or a ``datasets.Dataset``.
-        image_folder: where relative image paths start.
+        image_folder: where image paths start; they must stay below it, links followed. None takes any path.
         suffix: written under each question, e.g. ``Answer with a single word or phrase.``
         limit: only so many rows, from the first on.
 
@@ -56,14 +67,12 @@ class Questions:
     def __init__(
         self, rows: Any, image_folder: str | Path | None = None, suffix: str = "", limit: int | None = None
     ) -> None:
-        if isinstance(rows, Mapping):
-            raise DataError(f"the data has splits, {', '.join(rows)}; give the folder of one of them.")
         if limit is not None and limit < 1:
             raise ConfigError(f"limit={limit} leaves no row; use 1 or more.")
         self.source = ChatDataset(_first(rows, limit), image_folder)
         self.suffix = suffix
-        light = _without_pictures(self.source.rows)
-        self.questions = [_question(light[place], place) for place in range(len(light))]
+        light = undecoded(_without_pictures(self.source.rows))
+        self.questions = [_question(row_at(light, place), place) for place in range(len(light))]
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -74,7 +83,7 @@ class Questions:
         Raises:
             DataError: a picture can't be read, or pictures and places for them don't match.
         """
-        row = self.source.rows[place]
+        row = self.source.row(place)
         messages = [*_prompt(row, f"row {place}", self.suffix), {"role": "assistant", "content": "its answer"}]
         pictures = {key: row[key] for key in PICTURES if row.get(key) is not None}
         read = read_sample({"id": row.get("id"), **pictures, "messages": messages}, place, self.source.image_folder)
@@ -91,17 +100,11 @@ def read(path: str | Path, **settings: Any) -> Questions:
         ConfigError: the library ``datasets`` is needed and isn't installed.
         DataError: the path doesn't exist, isn't in one of these formats, or a row can't be used.
     """
-    try:
-        rows = read_rows(path)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{path} needs the library datasets: pip install 'tokenflex[eval]'.") from error
-    except FileNotFoundError as error:
-        raise DataError(f"{path} holds no saved data set ({error}). Write it with save_to_disk.") from error
-    return Questions(rows, **settings)
+    return Questions(read_rows(path), **settings)
 
 
 def _first(rows: Any, limit: int | None) -> Any:
-    if limit is None or limit >= len(rows):
+    if limit is None or isinstance(rows, Mapping) or limit >= len(rows):
         return rows
     return rows[:limit] if isinstance(rows, list) else rows.select(range(limit))
 
@@ -113,27 +116,29 @@ def _without_pictures(rows: Any) -> Any:
     return rows.select_columns([name for name in rows.column_names if name not in PICTURES])
 
 
-def _question(row: Row, place: int) -> Question:
-    name = f"row {place}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
-    prompt = _prompt(row, name, "")
+def _question(row: Any, place: int) -> Question:
+    name = row_name(row, place)
+    asked = read_message("user", _prompt(row, name, "")[-1]["content"], name)
+    text = " ".join(part["text"] for part in asked["content"] if part["type"] == "text").strip()
     kind = next((str(row[key]) for key in ("kind", "category") if row.get(key) is not None), "")
-    number = next((row[key] for key in ("id", "question_id") if row.get(key) is not None), place)
-    return Question(place, str(number), kind, _text(prompt[-1]["content"]), _references(row, name))
+    number = next((str(row[key]) for key in ("id", "question_id") if row.get(key) is not None), str(place))
+    references = tuple(read_text(reference, name) for reference in _references(row, name))
+    return Question(place, read_text(number, name), read_text(kind, name), text, references)
 
 
 def _prompt(row: Row, name: str, suffix: str) -> list[Message]:
     """The messages up to the question, with the choices and ``suffix`` under it."""
-    turns = _turns(row)
-    if turns is None:
+    turns = read_turns(row, name)
+    if not turns:
         if not isinstance(row.get("question"), str):
-            raise DataError(f"{name} has no 'question', 'messages' or 'conversations'; it has {sorted(row)}.")
+            raise DataError(f"{name} has no 'question', 'messages' or 'conversations'; it has {sorted(map(str, row))}.")
         listed = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, _choices(row, name), strict=False)]
         return [{"role": "user", "content": "\n".join([row["question"], *listed, *([suffix] if suffix else [])])}]
-    if _role(turns[-1]) == "assistant":
-        turns = turns[:-1]
-    if not turns or _role(turns[-1]) != "user":
+    roles = [read_message(role, content, name)["role"] for role, content in turns]
+    asked = turns[:-1] if roles[-1] == "assistant" else turns
+    if not asked or roles[len(asked) - 1] != "user":
         raise DataError(f"{name}: no user's turn comes before the answer, so nothing is asked.")
-    messages = [{"role": turn.get("role", turn.get("from")), "content": _content(turn)} for turn in turns]
+    messages = [{"role": role, "content": content} for role, content in asked]
     if suffix:
         last = messages[-1]["content"]
         extended = f"{last}\n{suffix}" if isinstance(last, str) else [*last, {"type": "text", "text": f"\n{suffix}"}]
@@ -141,36 +146,19 @@ def _prompt(row: Row, name: str, suffix: str) -> list[Message]:
     return messages
 
 
-def _turns(row: Row) -> list[Row] | None:
-    return next((list(row[key]) for key in ("messages", "conversations") if row.get(key)), None)
-
-
-def _role(turn: Row) -> str | None:
-    return ROLES.get(str(turn.get("role", turn.get("from"))))
-
-
-def _content(turn: Row) -> Any:
-    return turn.get("content", turn.get("value"))
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content.replace(IMAGE_MARK, " ").strip()
-    return " ".join(part["text"] for part in content if part.get("type") == "text").strip()
-
-
 def _references(row: Row, name: str) -> tuple[str, ...]:
     given = next((row[key] for key in ("answers", "answer") if row.get(key) is not None), None)
     if given is None:
-        turns = _turns(row)
-        if turns is None or _role(turns[-1]) != "assistant":
+        turns = read_turns(row, name)
+        last = read_message(*turns[-1], name) if turns else {"role": None, "content": []}
+        if last["role"] != "assistant":
             raise DataError(f"{name} has no reference answer; give 'answer', 'answers', or an assistant's last turn.")
-        given = _text(_content(turns[-1]))
+        given = " ".join(part["text"] for part in last["content"] if part["type"] == "text").strip()
     if isinstance(given, Mapping):
         given = given.get("answer", [])
     several = given if isinstance(given, list | tuple) else [given]
     plain = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
-    if not plain or any(one is None for one in plain):
+    if not plain or any(one is None or isinstance(one, Mapping | list | tuple) for one in plain):
         raise DataError(f"{name}: {several!r} are no reference answers; give texts or numbers, at least one.")
     choices = _choices(row, name)
     if not choices:
@@ -199,7 +187,7 @@ def _right_choice(answer: Any, choices: Sequence[str], name: str) -> tuple[str, 
         said = str(answer).strip()
         found = {i for i, choice in enumerate(choices) if choice.strip() == said}
         found |= {letters.index(said.upper())} if len(said) == 1 and said.upper() in letters else set()
-        found = found or ({int(said)} if said.isdecimal() else set())
+        found = found or ({int(said)} if said.isdecimal() and len(said) < 3 else set())
     if len(found) != 1 or not 0 <= min(found) < len(choices):
         raise DataError(
             f"{name}: the answer {answer!r} doesn't name one of the choices {list(choices)}; give its place (from 0), "

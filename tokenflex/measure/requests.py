@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokenflex.chat import special_tokens, written
 from tokenflex.errors import ConfigError
 
 QUESTIONS = ("What does this picture show?", "which photo")
@@ -34,7 +35,8 @@ class Requests:
         """
         texts = [_written(processor, self.prompts[i % len(self.prompts)]) for i in range(rows)]
         images = [[self.pictures[i % len(self.pictures)]] for i in range(rows)]
-        made = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
+        options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        made = processor(text=texts, images=images, **options, **special_tokens(processor, texts))
         tensors = {key: value.to(device) for key, value in made.items() if isinstance(value, Tensor)}
         return {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
 
@@ -58,7 +60,7 @@ def _written(processor: Any, prompt: str) -> str:
     if getattr(processor, "chat_template", None) is not None:
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         messages = [{"role": "user", "content": content}]
-        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return written(processor, messages, f"the prompt {prompt!r}", reply=True)
     token = getattr(processor, "image_token", None)
     if token is None:
         raise ConfigError(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import ProcessorMixin
 
+from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
 from tokenflex.model import FlexModel
 from tokenflex.quickstart.pictures import COARSE_KINDS, FINE_KINDS, Picture, Question, row
@@ -40,10 +41,10 @@ def answer(
     for start in range(0, len(exam), BATCH):
         batch = exam[start : start + BATCH]
         prompts = [row(picture, [question])["messages"][:1] for picture, question in batch]
-        written = [processor.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+        questions = [written(processor, p, f"question {start + i}", reply=True) for i, p in enumerate(prompts)]
         images = [picture.image for picture, _ in batch]
-        options: Any = {"padding": True, "return_tensors": "pt"}
-        inputs: Any = processor(images=images, text=written, **options).to(flex.device)
+        options: Any = {"padding": True, "return_tensors": "pt", **special_tokens(processor, questions)}
+        inputs: Any = processor(images=images, text=questions, **options).to(flex.device)
         output = flex.generate(**inputs, level=level, max_new_tokens=3, return_dict_in_generate=True)
         new = output.sequences[:, inputs["input_ids"].shape[1] :]
         texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]

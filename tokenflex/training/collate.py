@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from jinja2.exceptions import TemplateError
 from PIL import Image
 from torch import Tensor
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from tokenflex.chat import refused, special_tokens, written
 from tokenflex.errors import DataError
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.training.data import Sample
@@ -20,6 +23,7 @@ BLANK = Sample("blank row", (Image.new("RGB", (32, 32)),), ({"role": "user", "co
 class FlexCollator:
     """Turns `Sample`s into the inputs of a `FlexModel`, padded on the right, with ``labels``.
 
+    The ids are those of the processor's ``apply_chat_template(..., tokenize=True)``.
     Every assistant turn is supervised, up to and including the end-of-sequence token the chat template writes
     after it; everything else is -100.
 
@@ -32,7 +36,7 @@ class FlexCollator:
     """
 
     def __init__(self, processor: Any, max_length: int | None = None, always_picture: bool = False) -> None:
-        if getattr(processor, "chat_template", None) is None:
+        if _template(processor) is None:
             raise DataError(
                 f"{type(processor).__name__} has no chat template, so conversations can't be written down; "
                 "set processor.chat_template."
@@ -50,32 +54,27 @@ class FlexCollator:
             samples = [*samples, BLANK]
         texts, spans = zip(*(self._conversation(sample) for sample in samples), strict=True)
         images = [image for sample in samples for image in sample.images]
-        batch = self.processor(
-            text=list(texts), images=images or None, padding=True, padding_side="right", return_tensors="pt"
-        )
+        options: dict[str, Any] = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+        special = special_tokens(self.processor, texts)
+        batch = self.processor(text=list(texts), images=images or None, **options, **special)
         batch = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
         rows = zip(batch["input_ids"], batch["attention_mask"], texts, spans, samples, strict=True)
-        batch["labels"] = torch.stack([self._labels(*row) for row in rows])
+        batch["labels"] = torch.stack([self._labels(*row, special) for row in rows])
         return self._cut(batch, samples)
 
     def _conversation(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
         """The whole text, and where its answers are: half-open character spans."""
         messages = list(sample.messages)
-        template = self.processor.chat_template
+        template = _template(self.processor)
         if re.search(r"{%-?\s*generation", template):
-            names = self.processor.tokenizer.special_tokens_map
-            rendered: Any = render_jinja_template(
-                [messages], chat_template=template, return_assistant_tokens_mask=True, **names
-            )
-            (text,), (marked,) = rendered
-            return text, [self._until_eos(text, first, last) for first, last in marked]
-        text = self.processor.apply_chat_template(messages, tokenize=False)
+            return self._marked(messages, template, sample.name)
+        text = written(self.processor, messages, sample.name)
         spans = []
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self.processor.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-            after = self.processor.apply_chat_template(messages[: i + 1], tokenize=False)
+            after = written(self.processor, messages[: i + 1], sample.name)
+            before = self._before(messages[:i], message, after, sample.name)
             if not (text.startswith(after) and after.startswith(before)):
                 raise DataError(
                     f"{sample.name}: the chat template writes earlier turns differently once later ones follow, "
@@ -83,6 +82,33 @@ class FlexCollator:
                 )
             spans.append(self._until_eos(text, len(before), len(after)))
         return text, spans
+
+    def _marked(self, messages: list[dict[str, Any]], template: str, name: str) -> tuple[str, list[tuple[int, int]]]:
+        """Text and spans by a template that marks the answers itself."""
+        names = self.processor.tokenizer.special_tokens_map
+        try:
+            rendered: Any = render_jinja_template(
+                [messages], chat_template=template, return_assistant_tokens_mask=True, **names
+            )
+        except TemplateError as error:
+            raise refused(name, error) from error
+        (text,), (marked,) = rendered
+        return text, [self._until_eos(text, first, last) for first, last in marked]
+
+    def _before(self, earlier: list[dict[str, Any]], answer: dict[str, Any], after: str, name: str) -> str:
+        """What comes before an answer.
+
+        Templates can't write a conversation without turns, so before a first turn comes what doesn't depend on it.
+
+        Args:
+            after: the text up to the answer's end.
+        """
+        if earlier:
+            return written(self.processor, earlier, name, reply=True)
+        said = next((part["text"].lstrip() for part in answer["content"] if part.get("text")), "")
+        other = {**answer, "content": [{"type": "text", "text": "1" if said.startswith("0") else "0"}]}
+        pairs = zip(after, written(self.processor, [other], name), strict=False)
+        return after[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))]
 
     def _until_eos(self, text: str, first: int, last: int) -> tuple[int, int]:
         """An answer's span, cut after its last end-of-sequence token: what follows is the template's."""
@@ -97,9 +123,10 @@ class FlexCollator:
         text: str,
         spans: Sequence[tuple[int, int]],
         sample: Sample,
+        special: dict[str, bool],
     ) -> Int[Tensor, " length"]:
         """Labels of one row: the processor repeats image tokens, all other tokens correspond one to one."""
-        plain = self.processor.tokenizer(text, return_offsets_mapping=True)
+        plain = self.processor.tokenizer(text, return_offsets_mapping=True, **special)
         answers = [
             any(start < end and first < end and start < last for first, last in spans)
             for token, (start, end) in zip(plain["input_ids"], plain["offset_mapping"], strict=True)
@@ -129,3 +156,9 @@ class FlexCollator:
             )
         keys = [key for key, value in batch.items() if value.shape[:2] == ids.shape]
         return batch | {key: batch[key][:, : self.max_length] for key in keys}
+
+
+def _template(processor: Any) -> Any:
+    """The chat template that transformers takes where several are named; None without."""
+    template = getattr(processor, "chat_template", None)
+    return template.get("default") if isinstance(template, dict) else template

@@ -1,21 +1,24 @@
 """Rows of a training set: conversations with pictures, from the formats people have.
 
 Chat format (Hugging Face ``datasets``): ``images`` (or ``image``) and ``messages`` with ``role`` and ``content``,
-a string or a list of parts. LLaVA format (JSON or JSON Lines): ``image`` (a path in the image folder, or a list
-of them) and ``conversations`` with ``from`` and ``value``, in which ``<image>`` marks each picture's place.
+a string or a list of parts. Image parts may carry their picture themselves, under ``image``, ``url``, ``path`` or
+``base64``, as transformers' chat templates take them. LLaVA format (JSON or JSON Lines): ``image`` (a path in the image
+folder, or a list of them) and ``conversations`` with ``from`` and ``value``, in which ``<image>`` marks each picture's
+place.
 """
 
-import io
+import base64
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from tokenflex.errors import DataError
+from tokenflex.errors import ConfigError, DataError
+from tokenflex.images import decode
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +54,55 @@ class Rows(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Undecoded:
+    """Rows of a ``datasets.Dataset`` whose images are the bytes or paths that are stored.
+
+    Attributes:
+        table: the data set, with Arrow's tables as rows.
+        features: with images that aren't decoded, for everything else.
+    """
+
+    table: Any
+    features: Any
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.features.decode_example(self.table[int(index)].to_pylist()[0])
+
+
+def undecoded(rows: Rows) -> Rows:
+    """The same rows; those of a ``datasets.Dataset`` with images as stored, at any depth, so that `decode` reads them.
+
+    A transform of the user's own (``with_transform``) stays.
+    """
+    shape = getattr(rows, "format", None)
+    if getattr(rows, "features", None) is None or not isinstance(shape, Mapping) or shape["type"] == "custom":
+        return rows
+    import datasets
+
+    def kept(feature: Any) -> Any:
+        if isinstance(feature, datasets.Image):
+            return replace(feature, decode=False)
+        if isinstance(feature, Mapping):
+            return {name: kept(one) for name, one in feature.items()}
+        if isinstance(feature, datasets.List | datasets.LargeList):
+            return replace(feature, feature=kept(feature.feature))
+        return feature
+
+    features: Any = rows.features  # pyright: ignore[reportAttributeAccessIssue]
+    table: Any = rows.with_format("arrow", columns=shape["columns"])  # pyright: ignore[reportAttributeAccessIssue]
+    return _Undecoded(table, datasets.Features(kept(features)))
+
+
 class ChatDataset:
     """Decodes rows into `Sample`s when they are asked for.
 
     Args:
         rows: mappings in chat or LLaVA format.
-        image_folder: where relative image paths start.
+        image_folder: where image paths start; they must stay below it, links followed. None takes any path.
         on_bad_sample: ``raise`` a `DataError` naming the row, or ``skip`` to the next good row. Skipped rows are
             logged once and listed in ``skipped``.
     """
@@ -64,9 +110,12 @@ class ChatDataset:
     def __init__(self, rows: Rows, image_folder: str | Path | None = None, on_bad_sample: str = "raise") -> None:
         if on_bad_sample not in ("raise", "skip"):
             raise DataError(f"on_bad_sample={on_bad_sample!r}; use 'raise' or 'skip'.")
+        if isinstance(rows, Mapping):
+            raise DataError(f"the data has splits, {', '.join(map(str, rows))}; give the folder of one of them.")
         if len(rows) == 0:
             raise DataError("the data set has no rows.")
         self.rows, self.on_bad_sample = rows, on_bad_sample
+        self._stored = undecoded(rows)
         self.image_folder = Path(image_folder) if image_folder is not None else None
         self.skipped: dict[str, str] = {}
 
@@ -74,118 +123,238 @@ class ChatDataset:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        for offset in range(len(self.rows)):
-            place = (index + offset) % len(self.rows)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        for offset in range(len(self)):
+            place = (index + offset) % len(self)
             try:
-                return read_sample(self.rows[place], place, self.image_folder)
+                return read_sample(self.row(place), place, self.image_folder)
             except DataError as error:
                 if self.on_bad_sample == "raise":
                     raise
                 if str(place) not in self.skipped:
                     self.skipped[str(place)] = str(error)
                     logger.warning("skipped a row (%d so far): %s", len(self.skipped), error)
-        raise DataError(f"none of the {len(self.rows)} rows can be used; the first: {self.skipped['0']}")
+        raise DataError(f"none of the {len(self)} rows can be used; the first: {self.skipped['0']}")
+
+    def row(self, place: int) -> Any:
+        """A row as it is stored.
+
+        Raises:
+            DataError: it can't be read, whatever the reason.
+        """
+        return row_at(self._stored, place)
 
 
-def read_sample(row: Mapping[str, Any], place: int, image_folder: Path | None) -> Sample:
-    """Decode one row.
+def row_at(rows: Rows, place: int) -> Any:
+    """A row.
 
     Raises:
-        DataError: names the row and what is wrong: a picture that is missing, truncated or no picture, text
-            without places for the pictures, no answer, an unknown role.
+        DataError: it can't be read, whatever the reason.
     """
-    name = f"row {place}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
-    if "messages" in row:
-        messages = [_message(m.get("role"), m.get("content"), name) for m in row["messages"]]
-    elif "conversations" in row:
-        messages = [_message(m.get("from"), m.get("value"), name) for m in row["conversations"]]
-    else:
-        raise DataError(f"{name} has neither 'messages' nor 'conversations'; it has {sorted(row)}.")
-    given = row.get("images") if row.get("images") is not None else row.get("image")
-    given = [] if given is None else given if isinstance(given, list | tuple) else [given]
-    images = tuple(_picture(image, image_folder, name) for image in given)
-    places = sum(part["type"] == "image" for message in messages for part in message["content"])
-    if places == 0 and images:
-        first = next((m for m in messages if m["role"] == "user"), None)
-        if first is not None:
-            first["content"] = [{"type": "image"} for _ in images] + first["content"]
-            places = len(images)
-    if places != len(images):
-        raise DataError(
-            f"{name} has {len(images)} picture(s) and {places} place(s) for them in its text; "
-            f"put one {IMAGE_MARK} (or one image part) per picture."
-        )
+    try:
+        return rows[place]
+    except DataError:
+        raise
+    except Exception as error:  # rows may be of any class, and read from anywhere
+        raise DataError(f"row {place} can't be read ({type(error).__name__}: {error}). Mend or remove it.") from error
+
+
+def read_sample(row: Any, place: int, image_folder: Path | None) -> Sample:
+    """Decode one row, a mapping in chat or LLaVA format.
+
+    Args:
+        image_folder: where image paths start; they must stay below it, links followed. None takes any path.
+
+    Raises:
+        DataError: names the row and what is wrong: a picture that is missing, truncated, no picture or outside the
+            folder, text without places for the pictures, no answer, an unknown role, anything of another shape.
+    """
+    name = row_name(row, place)
+    turns = read_turns(row, name)
+    if turns is None:
+        raise DataError(f"{name} has neither 'messages' nor 'conversations'; it has {sorted(map(str, row))}.")
+    messages = [read_message(role, content, name) for role, content in turns]
     if not any(m["role"] == "assistant" and any(p.get("text") for p in m["content"]) for m in messages):
         raise DataError(f"{name} has no answer: no assistant message with text, so nothing could be learnt from it.")
+    images = tuple(_decoded(given, image_folder, name) for given in _placed(row, messages, name))
+    for message in messages:
+        message["content"] = [{"type": "image"} if p["type"] == "image" else p for p in message["content"]]
     return Sample(name, images, tuple(messages))
 
 
-def read_rows(path: str | Path) -> Rows:
-    """Rows from a ``.json`` (a list) or ``.jsonl`` file, a ``.parquet`` file, or a saved ``datasets`` folder.
+def row_name(row: Any, place: int) -> str:
+    """How messages call a row.
 
     Raises:
-        DataError: the path doesn't exist, or isn't in one of these formats.
+        DataError: the row is no mapping.
     """
-    source = Path(path)
-    if not source.exists():
+    if not isinstance(row, Mapping):
         raise DataError(
-            f"data {str(path)!r} doesn't exist; give a .json, .jsonl or .parquet file or a datasets folder."
+            f"row {place} is a {type(row).__name__}; expected a mapping with 'messages' or 'conversations'."
         )
-    if source.suffix == ".jsonl":
-        lines = source.read_text(encoding="utf-8").splitlines()
-        return [_parsed(line, f"{source}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
-    if source.suffix == ".json":
-        rows = _parsed(source.read_text(encoding="utf-8"), str(source))
-        if not isinstance(rows, list):
-            raise DataError(f"{source} holds a {type(rows).__name__}; expected a list of rows.")
-        return rows
-    if source.is_dir() or source.suffix == ".parquet":
-        import datasets
-
-        if source.suffix == ".parquet":
-            return datasets.Dataset.from_parquet(str(source))
-        return datasets.load_from_disk(str(source))
-    raise DataError(f"data {str(path)!r}: unknown format {source.suffix!r}; use .json, .jsonl, .parquet or a folder.")
+    return f"row {place}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
 
 
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} isn't valid JSON: {error}.") from error
+def read_turns(row: Mapping[str, Any], name: str) -> list[tuple[Any, Any]] | None:
+    """Role and content of every turn, in either format; None for a row without a conversation.
+
+    Raises:
+        DataError: the conversation isn't a list of mappings.
+    """
+    found = None
+    for key in ("messages", "conversations"):
+        given = row.get(key)
+        if given is None:
+            continue
+        if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+            raise DataError(f"{name}: {key!r} is a {type(given).__name__}; expected a list of turns.")
+        odd = [turn for turn in given if not isinstance(turn, Mapping)]
+        if odd:
+            raise DataError(f"{name}: the turn {odd[0]!r} is no mapping; give it a role and content.")
+        found = found or [(_first(turn, ("role", "from")), _first(turn, ("content", "value"))) for turn in given]
+    return found
 
 
-def _message(role: Any, content: Any, name: str) -> dict[str, Any]:
-    if role not in ROLES:
+def read_message(role: Any, content: Any, name: str) -> dict[str, Any]:
+    """A chat message whose content is a list of parts; an image part has the picture it carries, under ``image``.
+
+    Raises:
+        DataError: the role is unknown, or the content is neither text nor a list of parts.
+    """
+    if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{name} has a message of role {role!r}; known are {', '.join(ROLES)}.")
     if isinstance(content, str):
-        pieces = content.split(IMAGE_MARK)
+        pieces = read_text(content, name).split(IMAGE_MARK)
         parts: list[dict[str, Any]] = []
         for i, piece in enumerate(pieces):
             text = piece.strip() if len(pieces) > 1 else piece
-            parts += [{"type": "image"}] * (i > 0) + ([{"type": "text", "text": text}] if text else [])
+            parts += ([{"type": "image"}] if i > 0 else []) + ([{"type": "text", "text": text}] if text else [])
         return {"role": ROLES[role], "content": parts}
     if not isinstance(content, Sequence):
         raise DataError(f"{name}: a message's content is {content!r}; expected text or a list of parts.")
     return {"role": ROLES[role], "content": [_part(part, name) for part in content]}
 
 
+def read_text(text: str, name: str) -> str:
+    """The same text.
+
+    Raises:
+        DataError: it has half of a surrogate pair, which tokenizers and files of results refuse.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name}: {text!r} is no Unicode text ({error}). Mend or remove it.") from error
+    return text
+
+
+def read_rows(path: str | Path) -> Rows:
+    """Rows from a ``.json`` (a list) or ``.jsonl`` file, a ``.parquet`` file, or a saved ``datasets`` folder.
+
+    Raises:
+        ConfigError: the library ``datasets`` is needed and isn't installed.
+        DataError: the path doesn't exist, isn't in one of these formats, or can't be read.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise DataError(
+            f"data {str(path)!r} doesn't exist; give a .json, .jsonl or .parquet file or a datasets folder."
+        )
+    if source.is_dir() or source.suffix == ".parquet":
+        return _read_datasets(source)
+    if source.suffix not in (".json", ".jsonl"):
+        raise DataError(
+            f"data {str(path)!r}: unknown format {source.suffix!r}; use .json, .jsonl, .parquet or a folder."
+        )
+    try:
+        text = source.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{source} can't be read as UTF-8 text: {error}.") from error
+    if source.suffix == ".jsonl":
+        lines = text.split("\n")  # strings may hold the other separators that str.splitlines knows
+        return [_parsed(line, f"{source}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    rows = _parsed(text, str(source))
+    if not isinstance(rows, list):
+        raise DataError(f"{source} holds a {type(rows).__name__}; expected a list of rows.")
+    return rows
+
+
+def _read_datasets(source: Path) -> Rows:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{source} needs the library datasets: pip install 'tokenflex[eval]'.") from error
+    try:
+        if source.is_dir():
+            return datasets.load_from_disk(str(source))  # pyright: ignore[reportReturnType]
+        return datasets.Dataset.from_parquet(str(source))  # pyright: ignore[reportReturnType]
+    except FileNotFoundError as error:
+        raise DataError(f"{source} holds no saved data set ({error}). Write it with save_to_disk.") from error
+    except Exception as error:  # of datasets, pyarrow and the file system
+        raise DataError(f"{source} can't be read as a data set: {error}") from error
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} isn't valid JSON: {error}.") from error
+
+
 def _part(part: Any, name: str) -> dict[str, Any]:
-    if isinstance(part, Mapping) and part.get("type") == "image":
-        return {"type": "image"}
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "image":
+        carried = _first(part, ("image", "url", "path"))
+        if carried is None and part.get("base64") is not None:
+            carried = _from_base64(part["base64"], name)
+        return {"type": "image"} if carried is None else {"type": "image", "image": carried}
+    if kind == "image_url" and part.get("image_url") is not None:  # OpenAI's, which transformers takes too
+        given = part["image_url"]
+        return {"type": "image", "image": given.get("url", "") if isinstance(given, Mapping) else given}
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": read_text(part["text"], name)}
     raise DataError(f"{name}: message part {part!r} is neither an image nor a text part.")
 
 
-def _picture(given: Any, image_folder: Path | None, name: str) -> Image.Image:
+def _from_base64(given: Any, name: str) -> bytes:
     try:
-        if isinstance(given, Image.Image):
-            return given.convert("RGB")
-        if isinstance(given, Mapping) and given.get("bytes") is not None:
-            return Image.open(io.BytesIO(given["bytes"])).convert("RGB")
-        path = Path(given["path"] if isinstance(given, Mapping) else given)
-        return Image.open(image_folder / path if image_folder is not None else path).convert("RGB")
-    except (OSError, SyntaxError, ValueError, TypeError) as error:
-        shown = given if isinstance(given, str | Path) else type(given).__name__
-        raise DataError(f"{name}: picture {str(shown)!r} can't be read ({error}). Mend or remove it.") from error
+        return base64.b64decode(given)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name}: a picture's 'base64' can't be read ({error}). Mend or remove it.") from error
+
+
+def _placed(row: Mapping[str, Any], messages: list[dict[str, Any]], name: str) -> list[Any]:
+    """What each picture is given as, in the order of their places: carried by its part, else the row's next one.
+
+    Pictures of a row whose text has no place at all get one before the first user's text.
+    """
+    given = next((many for key in ("images", "image") if (many := _listed(row.get(key)))), [])
+    places = [part for message in messages for part in message["content"] if part["type"] == "image"]
+    user = next((message for message in messages if message["role"] == "user"), None)
+    if not places and user is not None:
+        places = [{"type": "image"} for _ in given]
+        user["content"] = [*places, *user["content"]]
+    carried = sum("image" in part for part in places)
+    if carried + len(given) != len(places):
+        raise DataError(
+            f"{name} has {carried + len(given)} picture(s) and {len(places)} place(s) for them in its text; "
+            f"put one {IMAGE_MARK} (or one image part) per picture."
+        )
+    rest = iter(given)
+    return [part["image"] if "image" in part else next(rest) for part in places]
+
+
+def _listed(given: Any) -> list[Any]:
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _decoded(given: Any, image_folder: Path | None, name: str) -> Image.Image:
+    try:
+        return decode(given, image_folder)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _first(given: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((given[key] for key in keys if given.get(key) is not None), None)

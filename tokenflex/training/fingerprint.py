@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from tokenflex import checkpoint
+from tokenflex.errors import DataError
+from tokenflex.images import decode
 from tokenflex.model import FlexModel
 from tokenflex.training.data import ChatDataset
 
@@ -22,7 +24,8 @@ Fingerprint = dict[str, Any]
 def fingerprint(flex: FlexModel, dataset: Any, collator: Any, precision: str = "no") -> Fingerprint:
     """JSON-ready; equal exactly when host weights, adapter, scaler, processor, data set and precision are.
 
-    Pictures that a row names by their path count by that name, not by their pixels.
+    Pictures that a row names by their path count by that name, not by their pixels; rows that can't be read count as
+    none.
 
     Args:
         dataset: a `ChatDataset`, or anything with a length and comparable rows.
@@ -81,34 +84,33 @@ def of_data(dataset: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(dataset, ChatDataset):
         digest.update(f"{dataset.image_folder} {dataset.on_bad_sample}".encode())
-        rows = _undecoded(dataset.rows)
-    else:
-        rows = dataset
-    for i in range(len(rows)):
-        digest.update(json.dumps(rows[i], default=_plain, sort_keys=True).encode())
+    for i in range(len(dataset)):
+        row = _row(dataset, i) if isinstance(dataset, ChatDataset) else dataset[i]
+        digest.update(json.dumps(row, default=_plain, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _undecoded(rows: Any) -> Any:
-    """Rows of a ``datasets.Dataset`` with their pictures as the bytes that are stored."""
-    features = getattr(rows, "features", None)
-    if features is None:
-        return rows
-    import datasets
-
-    for name, feature in features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            rows = rows.cast_column(name, datasets.List(datasets.Image(decode=False)))
-    return rows
+def _row(dataset: ChatDataset, place: int) -> Any:
+    try:
+        return dataset.row(place)
+    except DataError:
+        return None
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return hashlib.blake2b(value, digest_size=16).hexdigest()
     if isinstance(value, Image.Image):
-        return [value.mode, *value.size, _plain(value.tobytes())]
+        return _pixels(value)
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     return str(value)
+
+
+def _pixels(image: Image.Image) -> Any:
+    """What is seen of a picture: neither its mode nor its EXIF by themselves."""
+    try:
+        seen = decode(image)
+    except DataError as error:
+        return str(error)
+    return [seen.mode, *seen.size, _plain(seen.tobytes())]

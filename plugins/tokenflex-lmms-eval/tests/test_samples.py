@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from PIL import Image
 
 from tokenflex.errors import DataError
 from tokenflex_lmms_eval.samples import read
@@ -31,6 +33,17 @@ def test_pictures_are_split_from_text_in_order(picture, tmp_path):
     assert messages[1]["content"][1]["url"] is grey
 
 
+def test_pictures_are_upright_and_deep_greys_are_scaled(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 60)).save(tmp_path / "turned.jpg", exif=exif)
+    grey = Image.fromarray(np.full((4, 4), 127 * 257, np.uint16))
+    parts = [{"type": "image", "url": str(tmp_path / "turned.jpg")}, {"type": "image", "url": grey}]
+    turned, scaled = read([{"role": "user", "content": parts}], "n").images
+    assert turned.size == (60, 20)
+    assert scaled.getextrema() == ((127, 127),) * 3
+
+
 def test_text_only():
     assert read([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "n").images == ()
 
@@ -44,7 +57,12 @@ def test_text_only():
         ([{"role": "judge", "content": "a"}], "role 'judge' isn't known"),
         ([{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}], "type 'video' can't be read"),
         ([{"role": "user", "content": [{"type": "text"}]}], "type 'text' can't be read"),
+        (["w1"], "the message 'w1' is no mapping"),
+        ([{"role": "user", "content": 3}], "content is 3; expected text or a list of parts"),
+        ([{"role": "user", "content": ["w1"]}], "type None can't be read"),
         ([{"role": "user", "content": [{"type": "image", "url": 3}]}], "a picture is int"),
+        ([{"role": "user", "content": [{"type": "image", "url": "a\0b"}]}], "can't be read"),
+        ([{"role": "user", "content": [{"type": "image", "url": "http://localhost/a"}]}], "URLs aren't opened"),
         ([{"role": "user", "content": [{"type": "image", "url": "nowhere.png"}]}], "'nowhere.png' can't be read"),
     ],
 )

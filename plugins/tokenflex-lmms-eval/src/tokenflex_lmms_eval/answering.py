@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import ComponentConfig, Decision
 from tokenflex.model import FlexModel
 from tokenflex_lmms_eval.endings import Ending, StopBefore, ending
@@ -87,14 +88,9 @@ class Answerer:
 
     def inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """A batch padded on the left, as the processor writes it."""
-        texts = [
-            self.processor.apply_chat_template(list(sample.messages), tokenize=False, add_generation_prompt=True)
-            for sample in samples
-        ]
+        texts = [written(self.processor, sample.messages, sample.name, reply=True) for sample in samples]
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        bos = self.processor.tokenizer.bos_token
-        if bos and texts[0].startswith(bos):
-            options["add_special_tokens"] = False  # the template has written it
+        options |= special_tokens(self.processor, texts)
         images = [list(sample.images) for sample in samples]
         batch = self.processor(text=texts, images=images if any(images) else None, **options)
         return {key: self._placed(value) for key, value in batch.items()}

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from tokenflex.errors import DataError
+from tokenflex.images import decode
 
 ROLES = ("system", "user", "assistant")
 
@@ -17,7 +18,7 @@ class Sample:
 
     Attributes:
         name: for messages.
-        images: RGB pictures, in the order of their places in the messages.
+        images: upright RGB pictures (see `tokenflex.images.decode`), in the order of their places in the messages.
         messages: contents are lists of ``image`` and ``text`` parts.
     """
 
@@ -41,17 +42,21 @@ def read(messages: Any, name: str) -> Sample:
     images: list[Image.Image] = []
     turns: list[dict[str, Any]] = []
     for message in messages:
+        if not isinstance(message, Mapping):
+            raise DataError(f"{name}: the message {message!r} is no mapping; expected role and content.")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise DataError(f"{name}: role {role!r} isn't known; there are {', '.join(ROLES)}.")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if parts is not None and not isinstance(parts, Sequence):
+            raise DataError(f"{name}: a message's content is {content!r}; expected text or a list of parts.")
         turns.append({"role": role, "content": [_part(part, images, name) for part in parts or ()]})
     return Sample(name, tuple(images), tuple(turns))
 
 
-def _part(part: Mapping[str, Any], images: list[Image.Image], name: str) -> dict[str, Any]:
+def _part(part: Any, images: list[Image.Image], name: str) -> dict[str, Any]:
     """The part for the chat template; its picture is added to ``images``."""
-    kind = part.get("type")
+    kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     if kind == "image":
@@ -61,11 +66,7 @@ def _part(part: Mapping[str, Any], images: list[Image.Image], name: str) -> dict
 
 
 def _picture(given: Any, name: str) -> Image.Image:
-    if isinstance(given, Image.Image):
-        return given.convert("RGB")
-    if not isinstance(given, str):
-        raise DataError(f"{name}: a picture is {type(given).__name__}; expected a PIL image or a path.")
     try:
-        return Image.open(given).convert("RGB")
-    except OSError as error:
-        raise DataError(f"{name}: picture {given!r} can't be read ({error}). Mend or remove it.") from error
+        return decode(given)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
