@@ -1,6 +1,7 @@
 """A profile to read: tables on the screen, ``profile.json`` and ``profile.md``."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
