@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,7 +26,7 @@ from tokenflex.errors import ConfigError, InputError
 from tokenflex.ops.assignment import beside
 
 Pyramid = tuple[ScaledTokens, ...]
-OnBadScores = Literal["raise", "finest"]
+ON_BAD_SCORES = ("raise", "finest")
 STEP = 1e18
 """What a finer level gains where the finest is wanted whatever it costs: more than scores that were given."""
 
@@ -49,17 +48,17 @@ class Compressor(nn.Module):
     def __init__(self, scaler: Scaler, router: Router, voter: Voter, policy: Policy) -> None:
         super().__init__()
         self.scaler, self.router, self.voter, self.policy = scaler, router, voter, policy
-        self._on_bad_scores: OnBadScores = "raise"
+        self._on_bad_scores = "raise"
 
     @property
-    def on_bad_scores(self) -> OnBadScores:
+    def on_bad_scores(self) -> str:
         """What becomes of images that can't be judged."""
         return self._on_bad_scores
 
     @on_bad_scores.setter
-    def on_bad_scores(self, what: OnBadScores) -> None:
-        if what not in get_args(OnBadScores):
-            raise ConfigError(f"on_bad_scores={what!r}; use one of {', '.join(map(repr, get_args(OnBadScores)))}.")
+    def on_bad_scores(self, what: str) -> None:
+        if what not in ON_BAD_SCORES:
+            raise ConfigError(f"on_bad_scores={what!r}; use one of {', '.join(map(repr, ON_BAD_SCORES))}.")
         self._on_bad_scores = what
 
     @property
@@ -201,7 +200,7 @@ def _refuse(judged: Sequence[int], images: Sequence[VisualTokens]) -> None:
     raise InputError(
         f"no level can be chosen for {', '.join(named)}: features or scores are NaN or infinite. Look for such values "
         "in pixel_values, or for weights or a dtype that overflow; force the level with level=; or set "
-        "compressor.on_bad_scores = 'finest' to give such images the finest level that the policy allows."
+        "flex.compressor.on_bad_scores = 'finest' to give such images the finest level that the policy allows."
     )
 
 

@@ -57,24 +57,25 @@ class ComponentConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ComponentConfig":
+    def from_dict(cls, data: Mapping[str, Any] | Any) -> "ComponentConfig":
         """Rebuild from `to_dict`'s data; lists become tuples, as in a fresh config.
 
         Raises:
             ConfigError: a key isn't a setting of this component, or a value isn't of its type.
         """
-        if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(data, Mapping):
             raise ConfigError(
                 f'the settings of {cls.owner.__name__} are {data!r}; give them by name, as {{"name": value}}.'
             )
         known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(data) - set(known), key=str)
+        given: Mapping[str, Any] = data  # pyright: ignore[reportUnknownVariableType]
+        unknown = sorted(set(given) - set(known), key=str)
         if unknown:
             raise ConfigError(
                 f"unknown setting(s) {unknown} for {cls.owner.__name__}; it knows {known}. "
                 "Correct the spelling, or install the version of the package that wrote them."
             )
-        return cls(**{key: _tuples(value) for key, value in data.items()})
+        return cls(**{key: _tuples(value) for key, value in given.items()})
 
 
 def _tuples(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """Levels as callers write them, and the plain integers they stand for."""
 
-import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +46,7 @@ def _index(level: Any, num_levels: int) -> int:
     number = NAMED.get(level) if isinstance(level, str) else whole(level)
     if number is None:
         raise InputError(
-            f"level={reprlib.repr(level)} ({type(level).__name__}) is no level; use an integer from 0 (fewest tokens) "
+            f"level={level!r:.200} ({type(level).__name__}) is no level; use an integer from 0 (fewest tokens) "
             f"to {num_levels - 1} (all tokens; -1 for short), 'coarsest' or 'finest', or a flat list with one of these "
             "per image."
         )

@@ -40,7 +40,8 @@ def settle(settings: Any) -> None:
             default = field.default
             example = "" if default is dataclasses.MISSING else f" The default is {default!r}."
             raise ConfigError(
-                f"{field.name}={value!r} can't be a setting of {owner}: it must be {_words(hint)}.{example}"
+                f"a value has the wrong type, or isn't finite: {field.name}={value!r} of {owner} must be "
+                f"{_words(hint)}.{example}"
             ) from None
         if plain is not value:
             object.__setattr__(settings, field.name, plain)

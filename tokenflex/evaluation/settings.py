@@ -17,8 +17,8 @@ import yaml
 
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import ComponentConfig
-from tokenflex.errors import ConfigError
-from tokenflex.model import Budget, FlexModel, wrap
+from tokenflex.errors import ConfigError, InputError
+from tokenflex.model import Budget, FlexModel, request, wrap
 from tokenflex.registry import policies, routers, scalers, voters
 
 FORMS = "levels, level:N, router, router@ratio=0.3, random, scaler:NAME or scaler:NAME:N"
@@ -116,8 +116,8 @@ def _budget(flex: FlexModel, name: str, options: dict[str, Any]) -> ComponentCon
     options |= {key: float(options[key]) for key in ("ratio", "weight") if isinstance(options.get(key), int)}
     try:
         budget = Budget.from_dict(options)
-        budget.build(num_levels=flex.compressor.num_levels)
-    except (TypeError, ConfigError) as error:
+        request.read(None, budget, flex.compressor.num_levels)
+    except (InputError, ConfigError) as error:
         raise ConfigError(f"setting {name!r}: {error}") from error
     return budget
 

@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -62,11 +61,11 @@ def read(level: Level, budget: Budgets, num_levels: int) -> tuple[int | tuple[in
     config = read_budget(budget)
     if isinstance(config, BudgetPolicy.Config) and not config.limits:
         raise InputError(
-            f"budget={reprlib.repr(budget)} limits nothing; give tokens, ratio, weight, floor or ceiling, e.g. "
+            f"budget={budget!r:.200} limits nothing; give tokens, ratio, weight, floor or ceiling, e.g. "
             "Budget(ratio=0.3). Budget(ratio=1.0) allows every level, whatever the model's own policy."
         )
     if level is not None:
-        raise InputError(f"level={level!r} forces the level, so the budget has no say; give one of the two.")
+        raise InputError(f"level={level!r:.200} forces the level, so the budget has no say; give one of the two.")
     return None, config.build(num_levels=num_levels)
 
 
@@ -91,7 +90,7 @@ def read_budget(budget: Budgets) -> ComponentConfig:
         return BudgetPolicy.Config(ratio=ratio)
     hint = "a whole number could mean tokens or a ratio: write Budget(tokens=...) or Budget(ratio=...)"
     raise InputError(
-        f"budget={reprlib.repr(budget)} ({type(budget).__name__}) is no budget; "
+        f"budget={budget!r:.200} ({type(budget).__name__}) is no budget; "
         f"{hint if whole(budget) is not None else 'use the settings of a policy, e.g. Budget(ratio=0.3), or a ratio'}."
     )
 

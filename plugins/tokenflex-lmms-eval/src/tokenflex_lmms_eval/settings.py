@@ -126,10 +126,11 @@ def parse_budget(text: str) -> Budget:
         read[name] = _budget_value(name, value, text)
     try:
         budget = Budget.from_dict(read)
-        budget.build()
     except ConfigError as error:
         raise ConfigError(f"budget={text!r}: {error}") from error
     assert isinstance(budget, Budget)
+    if not budget.limits:
+        raise ConfigError(f"budget={text!r} limits nothing; write e.g. ratio:0.3, or leave it out.")
     return budget
 
 

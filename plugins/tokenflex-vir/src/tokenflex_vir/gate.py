@@ -41,6 +41,7 @@ class GateObjective:
 
         Raises:
             ConfigError: the scaler has more or fewer than two levels.
+            InputError: the router can't judge an image; the message names it.
         """
         if flex.compressor.num_levels != NUM_LEVELS:
             raise ConfigError(
@@ -57,6 +58,7 @@ class GateObjective:
         rows = [image.row for image in encoded.images]
         targets = vir_targets(coarse, fine, self.threshold.value.to(coarse.device))[rows]
         scores = flex.scores(encoded)
+        flex.compressor.require_judged(scores, encoded.images)
         return ModelOutput(loss=gate_loss(scores, targets), targets=targets, scores=scores.detach())
 
     @torch.no_grad()
