@@ -16,7 +16,7 @@ from tokenflex.evaluation.plot import pareto
 from tokenflex.evaluation.records import Evaluation, Record
 from tokenflex.evaluation.settings import group_of
 from tokenflex.evaluation.summary import Summary, summarise
-from tokenflex.files import write_whole
+from tokenflex.files import locked, write_whole
 
 HEADER = ("setting", "score", "95 %", "tokens", "of finest", "against finest", "regret", "tokens too many")
 NARROW = (0, 1, 2, 3, 4, 6)
@@ -49,10 +49,10 @@ def report(folder: str | os.PathLike[str], *, resamples: int = 2000, seed: int =
     """
     evaluation = Evaluation(folder)
     summary = summarise(evaluation, resamples=resamples, seed=seed)
-    target = Path(folder)
-    write_whole(target / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write_whole(target / "report.md", markdown(summary))
-    write_whole(target / "report.html", html(summary, evaluation))
+    target, texts = Path(folder), (json.dumps(summary, indent=2) + "\n", markdown(summary), html(summary, evaluation))
+    with locked(target):
+        for name, text in zip(("summary.json", "report.md", "report.html"), texts, strict=True):
+            write_whole(target / name, text)
     return summary
 
 

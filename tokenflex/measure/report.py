@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tokenflex.files import write_whole
+from tokenflex.files import locked, write_whole
 from tokenflex.measure.result import BatchProfile, Profile, SettingProfile
 from tokenflex.measure.timing import Times
 
@@ -54,8 +54,9 @@ def write(folder: str | os.PathLike[str], profile: Profile) -> None:
     """Write ``profile.json`` and ``profile.md``, each complete or not at all."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    write_whole(target / "profile.json", json.dumps(profile.to_dict(), indent=2) + "\n")
-    write_whole(target / "profile.md", markdown(profile))
+    with locked(target):
+        write_whole(target / "profile.json", json.dumps(profile.to_dict(), indent=2) + "\n")
+        write_whole(target / "profile.md", markdown(profile))
 
 
 def markdown(profile: Profile) -> str:

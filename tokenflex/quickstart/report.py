@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tokenflex.files import write_whole
+from tokenflex.files import locked, write_whole
 from tokenflex.ops.pooling import Windows
 from tokenflex.quickstart.evaluate import Answers, Exam
 from tokenflex.quickstart.pictures import CELL, COARSE_KINDS, FINE_KINDS
@@ -62,7 +62,6 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
 
 def write(folder: Path, result: dict[str, Any], exam: Exam, finest: Answers, routed: Answers, windows: Windows) -> None:
     """Write ``report.json`` and ``report.html``, each complete or not at all."""
-    write_whole(folder / "report.json", json.dumps(result, indent=2) + "\n")
     source = files("tokenflex.quickstart").joinpath("report.html.jinja").read_text(encoding="utf-8")
     template = Environment(autoescape=select_autoescape(default=True)).from_string(source)
     page = template.render(
@@ -74,7 +73,9 @@ def write(folder: Path, result: dict[str, Any], exam: Exam, finest: Answers, rou
         plot=plot(result),
         cards=cards(exam, finest, routed, windows),
     )
-    write_whole(folder / "report.html", page)
+    with locked(folder):
+        write_whole(folder / "report.json", json.dumps(result, indent=2) + "\n")
+        write_whole(folder / "report.html", page)
 
 
 def plot(result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from tokenflex.contracts import Component
 from tokenflex.errors import ConfigError
+from tokenflex.files import locked
 from tokenflex.model import FlexModel, wrap
 from tokenflex.ops.pooling import PYRAMID
 from tokenflex.quickstart import evaluate, report
@@ -115,8 +116,9 @@ def run(
         settings = flex.compressor.num_levels + 2
         with progress.phase("evaluation", 35.0, -(-len(questions) // evaluate.BATCH) * settings, seconds) as tick:
             *fixed, routed, untrained = _answers(flex, processor, questions, tick)
-        for save in (flex.save_pretrained, flex.save_parts, processor.save_pretrained):
-            save(folder / "model")
+        with locked(folder / "model"):
+            for save in (flex.save_pretrained, flex.save_parts, processor.save_pretrained):
+                save(folder / "model")
     told = {"host": host, "seed": seed, "levels_per_step": levels, "router_rows": router_rows, "device": str(where)}
     result = {
         **told,
