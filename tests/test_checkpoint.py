@@ -208,6 +208,18 @@ def test_damaged_files_are_refused_in_plain_words(flex, tmp_path, name):
         tokenflex.load_parts(tmp_path, host=flex.host)
 
 
+def test_tensors_that_do_not_fit_are_named_as_text(flex, tmp_path):
+    flex.save_parts(tmp_path)
+    state = load_file(tmp_path / "tokenflex.safetensors")
+    state["x\x1b[2J"] = state.pop("voter.weight")
+    state["router.mlp.0.bias"] = torch.zeros(3)
+    changed(tmp_path, lambda spec: spec.pop("weights"))
+    save_file(state, tmp_path / "tokenflex.safetensors")
+    with pytest.raises(ConfigError, match=r"missing tensors \['voter\.weight'\], unknown .*0\.bias \(3,\)") as caught:
+        tokenflex.load_parts(tmp_path, host=flex.host)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("provider", ["tokenflex-other", "a", "A.b_c-1"])
 def test_who_offers_an_unknown_part_is_told_as_the_file_s_word(flex, tmp_path, provider):
     flex.save_parts(tmp_path)

@@ -291,10 +291,19 @@ def fill(parts: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     Raises:
         ConfigError: weights are missing, left over, or of another shape.
     """
-    try:
-        parts.load_state_dict(state)
-    except RuntimeError as error:
-        raise ConfigError(f"{where}: weights and description disagree: {error}") from error
+    wanted = {name: tuple(value.shape) for name, value in parts.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = [
+        f"{name} {found[name]} instead of {wanted[name]}"
+        for name in wanted.keys() & found
+        if found[name] != wanted[name]
+    ]
+    if wrong or wanted.keys() != found.keys():
+        raise ConfigError(
+            f"{where}: weights and description disagree: missing tensors {sorted(wanted.keys() - found)}, unknown "
+            f"tensors {sorted(found.keys() - wanted)}, wrong shapes {sorted(wrong)}. Copy both files of one save."
+        )
+    parts.load_state_dict(state)
 
 
 def _description(source: Path, text: str, weights: bytes) -> Spec:

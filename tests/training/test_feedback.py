@@ -1,5 +1,6 @@
 """Feedback scored once: complete after any interruption, refused when it belongs to something else, as good as live."""
 
+import json
 import os
 import shutil
 import signal
@@ -378,3 +379,21 @@ def test_rows_that_vanish_while_scoring_are_noticed(fresh, dataset, collator, tm
         scored(fresh(), dataset, collator, tmp_path)
     monkeypatch.undo()
     assert len(scored(fresh(), dataset, collator, tmp_path)) == len(MANY)
+
+
+def test_router_models_refuse_damaged_parts(fresh, dataset, collator, tmp_path):
+    store = scored(fresh(), dataset, collator, tmp_path / "s", router_inputs="auto")
+    model = RouterModel.from_store(store)
+    model.save_parts(tmp_path / "sound")
+    RouterModel.from_parts(tmp_path / "sound", store)
+    changed = tmp_path / "sound" / "tokenflex.json"
+    spec = json.loads(changed.read_text())
+    spec["parts"]["router"]["config"]["text_tokens"] = 3
+    changed.write_text(json.dumps(spec))
+    with pytest.raises(ConfigError, match=r"sound: weights and description disagree: .*wrong shapes \['router"):
+        RouterModel.from_parts(tmp_path / "sound", store)
+    with torch.no_grad():
+        next(model.compressor.router.parameters()).fill_(float("nan"))
+    model.save_parts(tmp_path / "nan")
+    with pytest.raises(ConfigError, match=r"tokenflex\.safetensors: NaN or infinite values in 'router"):
+        RouterModel.from_parts(tmp_path / "nan", store)

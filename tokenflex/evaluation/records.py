@@ -213,8 +213,9 @@ def read_manifest(folder: Path) -> Manifest:
         found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} isn't valid JSON: {error}.") from error
-    if found.get("format") != FORMAT:
-        raise ConfigError(f"{path}: format {found.get('format')!r} isn't known; this version reads {FORMAT}.")
+    told = found.get("format") if isinstance(found, dict) else None
+    if told != FORMAT:
+        raise ConfigError(f"{path}: format {told!r} isn't known; this version reads {FORMAT}.")
     return found
 
 

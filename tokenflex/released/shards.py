@@ -144,5 +144,5 @@ def is_recomputed(name: str, tensor: Tensor) -> bool:
         ConfigError: positions that aren't 0, 1, 2, ...
     """
     if name.endswith("position_ids") and not torch.equal(tensor.flatten().long(), torch.arange(tensor.numel())):
-        raise ConfigError(f"{name} isn't 0, 1, 2, ...; stock CLIP can't express other positions.")
+        raise ConfigError(f"{name!r} isn't 0, 1, 2, ...; stock CLIP can't express other positions.")
     return True

@@ -50,11 +50,11 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any], at: str = "")
     """What differs, entry by entry, as ``host.dim: 32 stored, 64 now``."""
     found: list[str] = []
     for key in dict.fromkeys([*stored, *now]):
-        one, other = stored.get(key), now.get(key)
+        one, other, name = stored.get(key), now.get(key), f"{at}{key if key.isprintable() else repr(key)}"
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += differences(one, other, f"{at}{key}.")
+            found += differences(one, other, f"{name}.")
         elif one != other:
-            found.append(f"{at}{key}: {one!r} stored, {other!r} now")
+            found.append(f"{name}: {one!r} stored, {other!r} now")
     return found
 
 
