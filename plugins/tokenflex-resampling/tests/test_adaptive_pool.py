@@ -140,7 +140,7 @@ def test_half_precision_is_rounded_once(picture):
 
 @pytest.mark.parametrize(
     ("sides", "message"),
-    [((), "sides is empty"), ((0,), "side 0 is no number"), ((True,), "side True is no number"),
+    [((), "sides is empty"), ((0,), "side 0 is no number"), ((True,), "each item of it an integer"),
      ((8, 4), "4 comes after 8")],
 )  # fmt: skip
 def test_bad_settings(sides, message):

@@ -233,7 +233,7 @@ def test_codes_tell_distances_only():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"queries": ()}, "queries is empty"), ({"queries": (0,)}, "0 is no number of queries"),
-     ({"queries": (True,)}, "True is no number"), ({"queries": (9, 4)}, "4 comes after 9"),
+     ({"queries": (True,)}, "each item of it an integer"), ({"queries": (9, 4)}, "4 comes after 9"),
      ({"heads": 3}, "heads=3 must divide the language model's width, 8"), ({"heads": 0}, "heads=0 must")],
 )  # fmt: skip
 def test_bad_settings(settings, message):

@@ -128,7 +128,7 @@ def test_against_a_loop(levels_of, tokens, words, seed, temperature):
     [
         ({"temperature": 0.0}, r"temperature=0\.0 must be a finite number above 0"),
         ({"steepness": -1.0}, r"steepness=-1\.0 must be a finite number above 0"),
-        ({"midpoint": math.nan}, "midpoint=nan must be a finite number"),
+        ({"midpoint": math.nan}, "midpoint=nan of .* must be a finite number"),
     ],
 )
 def test_refusals(settings, message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tokenflex
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, InputError
 from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.training import STAGES, FlexTrainer, FlexTrainingArguments
 from tokenflex_vir import ConsistencyObjective, GateObjective, RunningQuantile, gate_loss, loss_ratio, vir_targets
@@ -195,3 +195,11 @@ def test_parts_in_float32_beside_a_host_in_half_precision():
     scaled = flex.compressor.scale(encoded.images, [0])[0]
     assert scaled.features.dtype == torch.bfloat16
     assert flex.scores(encoded).dtype == torch.float32
+
+
+def test_an_image_that_cannot_be_judged_is_named(fresh, training_batch, prompt):
+    flex = fresh()
+    for batch, call in ((training_batch(flex), None), (prompt(flex), flex.decide)):
+        batch["pixel_values"][1] = torch.nan
+        with pytest.raises(InputError, match=r"image 1 \(row 1 of the batch\): features or scores are NaN"):
+            call(**batch) if call else flex(**batch, objective=GateObjective(RunningQuantile(0.5)))
