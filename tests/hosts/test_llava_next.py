@@ -11,6 +11,7 @@ from tokenflex import checkpoint
 from tokenflex.contracts import Grid
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
 from tokenflex.hosts.llava_next import LlavaNextAdapter
+from tokenflex.testing.host_bench import labels_of
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 
 FINEST = 4
@@ -131,7 +132,7 @@ def test_host_is_untouched(left):
     before = snapshot(mine)
     wrapped = tokenflex.wrap(mine)
     wrapped.generate(**left, max_new_tokens=4)
-    wrapped(**left, labels=left["input_ids"])
+    wrapped(**left, labels=labels_of(left))
     after = snapshot(mine)
     assert all(torch.equal(before[0][key], after[0][key]) for key in before[0])
     assert before[0].keys() == after[0].keys()

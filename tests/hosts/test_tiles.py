@@ -14,6 +14,7 @@ from tokenflex.hosts.granite4_vision import Granite4VisionAdapter
 from tokenflex.hosts.llava_onevision import LlavaOnevisionAdapter
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.scalers.random import RandomScaler
+from tokenflex.testing.host_bench import labels_of
 from tokenflex.testing.zoo.anyres import HOSTS
 from tokenflex.testing.zoo.recipe import IMAGE, PICTURE, VIDEO, VIDEO_CLIP
 
@@ -190,7 +191,7 @@ def test_host_is_untouched(name):
     before = snapshot(host)
     flex = tokenflex.wrap(host, scaler=AveragePoolScaler.Config(windows=WINDOWS))
     flex.generate(**inputs, max_new_tokens=4)
-    flex(**inputs, labels=inputs["input_ids"])
+    flex(**inputs, labels=labels_of(inputs))
     after = snapshot(host)
     assert all(torch.equal(before[0][key], after[0][key]) for key in before[0])
     assert before[1:] == after[1:]
@@ -212,7 +213,7 @@ def test_gradients_reach_the_tower_at_every_level(seen):
     weight = next(host.model.vision_tower.parameters())
     for level in range(len(WINDOWS)):
         weight.grad = None
-        flex(**inputs, labels=inputs["input_ids"], level=level).loss.backward()
+        flex(**inputs, labels=labels_of(inputs), level=level).loss.backward()
         assert weight.grad is not None
         assert weight.grad.abs().max() > 0
     host.zero_grad()

@@ -16,6 +16,7 @@ from tokenflex.model import FlexModel
 from tokenflex.policies.constant import ConstantPolicy
 from tokenflex.routers.avg import AVGRouter
 from tokenflex.scalers.average_pool import AveragePoolScaler
+from tokenflex.testing.host_bench import labels_of
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 
 
@@ -212,7 +213,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(left):
         flex = tokenflex.wrap(tiny_llava_next()).train()
         if checkpointing:
             flex.gradient_checkpointing_enable({"use_reentrant": False})
-        flex(**left, labels=left["input_ids"], level=2, use_cache=False).loss.backward()
+        flex(**left, labels=labels_of(left), level=2, use_cache=False).loss.backward()
         return {name: p.grad for name, p in flex.host.named_parameters() if p.grad is not None}
 
     plain, checkpointed = gradients(False), gradients(True)
@@ -229,7 +230,7 @@ def test_peft_wrapped_host(left):
     with torch.no_grad():
         assert torch.equal(peft(**left).logits, flex(**left, level=-1).logits)
     assert torch.equal(peft.generate(**left, max_new_tokens=3), flex.generate(**left, level=-1, max_new_tokens=3))
-    flex(**left, labels=left["input_ids"], level=1).loss.backward()
+    flex(**left, labels=labels_of(left), level=1).loss.backward()
     assert any(p.grad is not None for n, p in peft.named_parameters() if "lora" in n)
 
 

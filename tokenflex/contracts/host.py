@@ -81,6 +81,11 @@ class HostAdapter(ABC):
         return ()
 
     @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that stand for images and videos; empty where they aren't known, and then not checked."""
+        return ()
+
+    @property
     def vocabulary(self) -> int | None:
         """Number of tokens that can be answers; None: all of the host's.
 

@@ -84,6 +84,11 @@ class Granite4VisionAdapter(HostAdapter):
         return Grid(int(patches.rows * rate), int(patches.cols * rate))
 
     @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Of all modalities."""
+        return tuple(dict.fromkeys(self._tokens.values()))
+
+    @property
     def packing_refusal(self) -> str | None:
         """None: rows can be packed."""
         return None

@@ -112,6 +112,11 @@ class GridAdapter(HostAdapter):
         return tuple(name for modality in self.architecture.modalities for name in (modality.pixels, *modality.inputs))
 
     @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Of all modalities."""
+        return tuple(dict.fromkeys(self._tokens))
+
+    @property
     def packing_refusal(self) -> str | None:
         """What was measured of the architecture."""
         return unpackable(self._model.config)
@@ -202,7 +207,8 @@ class GridAdapter(HostAdapter):
         grids = {modality.grids for modality in self.architecture.modalities if modality.grids}
         dropped = {*self.encoder_inputs, *grids, *placeholders.SEQUENCE_KEYS, "input_ids"}
         out = {key: value for key, value in inputs.items() if key not in dropped}
-        out.update(placeholders.apply(plan, _without_axes(inputs), self._pad_token))
+        counted = _without_positions(inputs) if self.architecture.rotary else inputs
+        out.update(placeholders.apply(plan, counted, self._pad_token))
         if self.architecture.rotary:
             out.update(self._placed(inputs, plan, items, scaled))
         if items:
@@ -276,9 +282,17 @@ class GridAdapter(HostAdapter):
         typed, types = self._typed(inputs), self.architecture.types
         modalities = [m for m in self.architecture.modalities if m.grids and inputs.get(m.grids) is not None]
         grids = {str(m.grids): inputs[str(m.grids)] for m in modalities}
+        own = inputs.get(placeholders.POSITIONS)
         if plan.unchanged or not items:
-            own = {} if inputs.get("position_ids") is None else {"position_ids": inputs["position_ids"]}
-            return grids | own
+            if own is None:
+                return grids
+            return grids | {placeholders.POSITIONS: own if plan.unchanged else placeholders.gathered(plan, own, 0)}
+        if own is not None and (own.dim() == 2 or self.positions == "compact"):
+            raise InputError(
+                f"{placeholders.POSITIONS} {tuple(own.shape)} are the caller's own; an image of fewer tokens can be "
+                "placed by them only if they have axes (axes, rows, length) and the adapter has positions='span'. "
+                "Leave them out."
+            )
         told = {} if types is None else {types: placeholders.gathered(plan, typed[types], 0)}
         if self.positions == "span":
             full = full_positions(self._model, typed)
@@ -303,9 +317,6 @@ def _frames(scaled: ScaledTokens) -> list[int] | None:
     return None if scaled.frames is None else scaled.frames.tolist()
 
 
-def _without_axes(inputs: HostInputs) -> HostInputs:
-    """Positions with axes are placed by `_placed`."""
-    positions = inputs.get("position_ids")
-    if positions is None or positions.dim() == 2:
-        return inputs
-    return {key: value for key, value in inputs.items() if key != "position_ids"}
+def _without_positions(inputs: HostInputs) -> HostInputs:
+    """Where positions have axes, `_placed` gives them."""
+    return {key: value for key, value in inputs.items() if key != placeholders.POSITIONS}

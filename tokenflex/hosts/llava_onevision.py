@@ -96,6 +96,11 @@ class LlavaOnevisionAdapter(HostAdapter):
         return anyres.square(self._model.config)
 
     @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Of all modalities."""
+        return tuple(dict.fromkeys(self._tokens.values()))
+
+    @property
     def packing_refusal(self) -> str | None:
         """None: rows can be packed."""
         return None

@@ -14,9 +14,9 @@ from transformers.utils import ModelOutput
 
 from tokenflex.contracts import HostAdapter, HostInputs
 from tokenflex.errors import InputError
-from tokenflex.hosts.placeholders import IGNORE, TOKEN_KEYS
+from tokenflex.hosts.placeholders import IGNORE, POSITIONS, TOKEN_KEYS
 
-MASK, POSITIONS, ENCODED = "attention_mask", "position_ids", "mm_encoder_outputs"
+MASK, ENCODED = "attention_mask", "mm_encoder_outputs"
 SHARED = ("visual_indicator_features",)
 """Fields of encoder outputs that are the same for all batches."""
 
@@ -56,7 +56,7 @@ def _flat(adapter: HostAdapter, batch: HostInputs) -> tuple[dict[str, Tensor], T
         raise InputError(f"{', '.join(unknown)}: it isn't known how this input is packed. Leave it out.")
     tokens = {"input_ids": ids[real][None]}
     for key in TOKEN_KEYS:
-        if batch.get(key) is not None and key != POSITIONS:
+        if batch.get(key) is not None:
             tokens[key] = batch[key][real][None]
     lengths = real.sum(-1)
     begins = lengths.cumsum(0) - lengths

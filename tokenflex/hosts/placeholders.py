@@ -23,10 +23,10 @@ TOKEN_KEYS: Mapping[str, int] = {
     "token_type_ids": 0,
     "mm_token_type_ids": 0,
     "moe_mm_token_type_ids": 0,
-    "position_ids": 0,
 }
 """Inputs with one entry per token, and what stands at padding."""
-SEQUENCE_KEYS = ("attention_mask", *TOKEN_KEYS)
+POSITIONS = "position_ids"
+SEQUENCE_KEYS = ("attention_mask", *TOKEN_KEYS, POSITIONS)
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,9 @@ def plan(
         kept: placeholders each image is to have: one number, or one for each of the runs its placeholders form. A
             run that keeps nothing takes the words with it that belong to it.
         side: where rows are padded to a common length; None keeps the batch's side.
+
+    Raises:
+        InputError: the mask hides placeholders of an image.
     """
     ids = input_ids.cpu()
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
@@ -121,6 +124,7 @@ def plan(
     shown = torch.zeros_like(ids, dtype=torch.bool)
     for span in spans:
         shown[span.row, span.at] = True
+    _refuse_hidden(shown, mask)
     moved = side != now and bool((mask == 0).any())
     if not moved and all(len(span.at) == sum(sizes) for span, sizes in zip(spans, kept, strict=True)):
         source = torch.arange(ids.shape[1]).expand_as(ids)
@@ -137,6 +141,16 @@ def plan(
         where = slice(length - len(row), length) if side == "left" else slice(0, len(row))
         source[i, where], real[i, where] = row, True
     return Plan(source, real, shown.gather(1, source) & real, unchanged=False)
+
+
+def _refuse_hidden(shown: Bool[Tensor, "rows length"], mask: Int[Tensor, "rows length"] | Tensor) -> None:
+    hidden = (shown & (mask == 0)).sum(-1)
+    if bool(hidden.any()):
+        row = int(hidden.nonzero()[0])
+        raise InputError(
+            f"attention_mask hides {int(hidden[row])} of the image placeholders of row {row}; which of an image's fewer "
+            "tokens that would be isn't defined. Let the mask be 1 on all of them, or leave the image out."
+        )
 
 
 def _row(text: Bool[Tensor, " length"], images: Sequence[tuple[Span, Sequence[int]]]) -> Int[Tensor, " new_length"]:
@@ -179,7 +193,11 @@ def _runs(span: Span, count: int) -> list[Tensor]:
 def apply(plan: Plan, inputs: Mapping[str, Any], pad_token_id: int, length: int | None = None) -> dict[str, Any]:
     """Ids, mask, labels and token types of the shorter batch; other keys are left out.
 
-    Labels on placeholders become -100, so the number of supervised tokens doesn't depend on the level.
+    Labels on placeholders become -100, so the number of supervised tokens doesn't depend on the level. Positions that
+    only count the tokens count those of the shorter batch.
+
+    Raises:
+        InputError: ``position_ids`` of ``(rows, length)`` say anything else.
     """
     ids = inputs["input_ids"]
     out: dict[str, Any] = {}
@@ -195,9 +213,28 @@ def apply(plan: Plan, inputs: Mapping[str, Any], pad_token_id: int, length: int 
         value = inputs.get(key)
         if value is not None:
             out[key] = gathered(plan, value, fill)
+    out.update(_counted(inputs, real))
     if "labels" in out:
         out["labels"] = out["labels"].masked_fill(visual.to(out["labels"].device), IGNORE)
     return out
+
+
+def _counted(inputs: Mapping[str, Any], real: Bool[Tensor, "rows new_length"]) -> dict[str, Tensor]:
+    """Positions of a shorter batch: none where the host counts by itself, or the count of attended tokens."""
+    given, ids, mask = inputs.get(POSITIONS), inputs["input_ids"], inputs.get("attention_mask")
+    if given is None or given.dim() != 2:
+        return {}
+    plain = torch.arange(ids.shape[1], device=given.device)
+    if bool((given == plain).all()):
+        return {}
+    attended = torch.ones_like(ids) if mask is None else mask
+    attended = attended.to(given.device).long()
+    if given.shape == ids.shape and bool(((given == attended.cumsum(-1) - 1) | (attended == 0)).all()):
+        return {POSITIONS: (real.long().cumsum(-1) - 1).clamp(min=0)}
+    raise InputError(
+        f"{POSITIONS} {tuple(given.shape)} are the caller's own, and where an image of fewer tokens and the words behind "
+        "it would sit isn't defined by them. Leave them out; for the finest level call flex.host itself."
+    )
 
 
 def gathered(plan: Plan, value: Tensor, fill: int) -> Tensor:

@@ -1,16 +1,48 @@
-"""Configuration of a saved `FlexModel`: the host's own configuration and the description of the parts."""
+"""Configuration of a `FlexModel`: the host's own configuration and the description of the parts."""
 
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
+
+OWN = frozenset(
+    {
+        "host",
+        "parts",
+        "adapters",
+        "architectures",
+        "auto_map",
+        "distributed_config",
+        "dtype",
+        "fusion_config",
+        "name_or_path",
+        "quantization_config",
+        "transformers_version",
+        "transformers_weights",
+    }
+)
+"""Entries that describe the model as a whole, or the files it is loaded from; every other entry is the host's."""
+FIELDS: dict[str, Any] = {field.name: field.default for field in fields(PreTrainedConfig)}  # pyright: ignore[reportArgumentType]
+SHARED = frozenset(FIELDS) - OWN | {"num_labels", "output_attentions"}
+"""What every configuration has, and is read from the host's."""
+PASSED_ON = {
+    "attn_implementation": "_attn_implementation",
+    "experts_implementation": "_experts_implementation",
+    "output_attentions": "output_attentions",
+}
+"""Settings of `from_pretrained` that the host's configuration gets, and the attributes they set."""
 
 
 class FlexConfig(PreTrainedConfig):
     """What ``config.json`` of a host saved together with its parts holds.
 
+    ``host`` is the host's configuration object itself, not a copy, and every entry that isn't this class's own is read
+    from it and written to it: ``flex.config.use_cache = False`` is ``flex.host.config.use_cache = False``.
+
     Attributes:
         host: the host's configuration.
         parts: the description `tokenflex.checkpoint.describe` gives; ``tokenflex.json`` holds the same.
+        adapters: PEFT's adapters on the host, as `tokenflex.model.peft_hosts.describe` gives them; None without.
     """
 
     model_type = "tokenflex"
@@ -18,13 +50,70 @@ class FlexConfig(PreTrainedConfig):
 
     host: PreTrainedConfig | dict[str, Any] | None = None
     parts: dict[str, Any] | None = None
+    adapters: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Make the host's configuration from its data; where there is none, LLaVA-NeXT's defaults."""
-        if not isinstance(self.host, PreTrainedConfig):
-            data = dict(self.host or {"model_type": "llava_next"})
-            self.host = AutoConfig.for_model(data.pop("model_type"), **data)
-        super().__post_init__(**kwargs)
+        """Make the host's configuration from its data; where there is none, LLaVA-NeXT's defaults.
+
+        Args:
+            kwargs: further entries; those that aren't this class's own change the host's configuration.
+        """
+        host = self.__dict__.pop("host", None)  # while it is away, the base class can't change it
+        if not isinstance(host, PreTrainedConfig):
+            data = dict(host or {"model_type": "llava_next"})
+            host = AutoConfig.for_model(data.pop("model_type"), **data)
+        shared = {name: kwargs.pop(name) for name in PASSED_ON if kwargs.get(name) is not None}
+        shared |= {name: value for name, value in self.__dict__.items() if _changed(name, value)}
+        shared |= {name: value for name, value in kwargs.items() if not _own(name) and name != "torch_dtype"}
+        super().__post_init__(**{name: value for name, value in kwargs.items() if name not in shared})
+        for name in [name for name in self.__dict__ if not _own(name)]:
+            del self.__dict__[name]
+        super().__setattr__("host", host)
+        for name, value in shared.items():
+            setattr(self, PASSED_ON.get(name, name), value)
+
+    def __getattribute__(self, name: str) -> Any:
+        """The host's value of what every configuration has, except for this class's own entries."""
+        host = _host_of(self) if name in SHARED else None
+        return super().__getattribute__(name) if host is None else getattr(host, name)
+
+    def __getattr__(self, name: str) -> Any:
+        """The host's value of what only the host has."""
+        host = None if name.startswith("_") or name in OWN else _host_of(self)
+        if host is None:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(host, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Change the host's value of every entry that isn't this class's own."""
+        host = None if _own(name) else _host_of(self)
+        if host is None:
+            super().__setattr__(name, value)
+        else:
+            setattr(host, name, value)
+
+    @property
+    def _attn_implementation(self) -> Any:
+        """The host's; a mapping gives each of its sub-configurations its own, as on the host itself."""
+        host = _host_of(self)
+        return None if host is None else host._attn_implementation
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict[str, Any] | None) -> None:
+        host = _host_of(self)
+        if host is not None and value is not None:
+            host._attn_implementation = _of_host(value)
+
+    @property
+    def _experts_implementation(self) -> Any:
+        """This model has no experts of its own; setting it sets the host's."""
+        return self.__dict__.get("_experts_implementation_internal")
+
+    @_experts_implementation.setter
+    def _experts_implementation(self, value: str | dict[str, Any] | None) -> None:
+        host = _host_of(self)
+        if host is not None and value is not None:
+            host._experts_implementation = _of_host(value)
 
     @property
     def keys_to_ignore_at_inference(self) -> list[str]:
@@ -35,3 +124,22 @@ class FlexConfig(PreTrainedConfig):
         """The host's text configuration."""
         host: Any = self.host
         return host.get_text_config(*args, **kwargs)
+
+
+def _own(name: str) -> bool:
+    return name in OWN or name.startswith("_") or (name not in SHARED and hasattr(FlexConfig, name))
+
+
+def _changed(name: str, value: Any) -> bool:
+    """Whether a field of the base class was given another value than its default."""
+    return name in FIELDS and not _own(name) and value != FIELDS[name]
+
+
+def _host_of(config: FlexConfig) -> Any:
+    """The host's configuration; None before there is one."""
+    host = object.__getattribute__(config, "__dict__").get("host")
+    return host if isinstance(host, PreTrainedConfig) else None
+
+
+def _of_host(value: Any) -> Any:
+    return value["host"] if isinstance(value, dict) and "host" in value else value

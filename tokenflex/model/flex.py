@@ -3,7 +3,7 @@
 import copy
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,21 +17,22 @@ from tokenflex import checkpoint
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import (
     READ_OFF,
-    ComponentConfig,
     Decision,
     HostAdapter,
     HostInputs,
     Instruction,
     PaddingSide,
-    Policy,
     Spliced,
     VisualTokens,
 )
-from tokenflex.errors import InputError, UnsupportedHostError
-from tokenflex.model import generation
+from tokenflex.contracts.levels import spread
+from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
+from tokenflex.hosts import stock
+from tokenflex.model import callbacks, continuing, door, generation, peft_hosts, request, saving
 from tokenflex.model.config import FlexConfig
+from tokenflex.model.request import Budgets, Level
+from tokenflex.model.signature import HostSignature
 
-Levels = int | Sequence[int] | None
 Objective = Callable[["FlexModel", HostInputs], ModelOutput]
 
 
@@ -67,6 +68,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _keep_in_fp32_modules: ClassVar = ["compressor"]  # pyright: ignore[reportIncompatibleVariableOverride]
     _keep_in_fp32_modules_strict: ClassVar = ["compressor"]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
@@ -80,17 +82,56 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         spec: Any = config.parts
         self.host: Any = host
         if host is None:
-            self.host = AutoModelForImageTextToText.from_config(copy.deepcopy(config.host))
+            plain = AutoModelForImageTextToText.from_config(copy.deepcopy(config.host))
+            config.host = plain.config
+            self.host = plain if config.adapters is None else peft_hosts.rebuild(plain, config.adapters)
+        built = host is None
         self.adapter = adapter or checkpoint.adapter_for(self.host, spec["host"]["options"])
         self.compressor = compressor or checkpoint.assemble(spec, self.adapter)
         _require_served(self.compressor, self.adapter)
         self.accepts_loss_kwargs = _accepts_loss_kwargs(self.host)
+        self.loss_type = getattr(stock.base_of(self.host), "loss_type", self.loss_type)
         self.generation_config = getattr(self.host, "generation_config", self.generation_config)
         self.post_init()
+        if self._wraps:
+            tied = peft_hosts.tied_when_built(self.host) if built else peft_hosts.tied(self.host)
+            self.all_tied_weights_keys = {f"host.{name}": f"host.{first}" for name, first in tied.items()}
+            if (config.adapters or {}).get("float32"):
+                self._keep_in_fp32_modules_strict.add("lora_")
         self._no_split_modules = _units(self)
 
+    @property
+    def _wraps(self) -> bool:
+        """Whether the host is a wrapper around a transformers model, such as PEFT's."""
+        return not isinstance(self.host, PreTrainedModel)
+
+    def init_weights(self) -> None:
+        """Nothing: host and parts initialised themselves when they were built, and may have been trained since."""
+
     def _init_weights(self, module: nn.Module) -> None:
-        """Host and parts initialise themselves when they are built."""
+        """Nothing, for the same reason; modules of the host that a file lacks are left to the host."""
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As the host ties them; inside a wrapper, what is tied already."""
+        if self._wraps:
+            kwargs["recompute_mapping"] = False
+        super().tie_weights(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, except that a model is loaded as it was saved or not at all.
+
+        Args:
+            kwargs: all that transformers takes. Parts are never quantised.
+
+        Raises:
+            ConfigError: tensors are missing or have no place, or weights of the parts aren't finite.
+        """
+        asked = kwargs.pop("output_loading_info", False)
+        flex, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        saving.require_complete(flex, info, pretrained_model_name_or_path)
+        stock.base_of(flex.host).generation_config = flex.generation_config
+        return (flex, info) if asked else flex
 
     def get_input_embeddings(self) -> nn.Module:
         """The host's."""
@@ -124,7 +165,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         images = (
             self.adapter.encode(inputs, attention=True) if needs.intersection(READ_OFF) else self.adapter.encode(inputs)
         )
-        rows = self.adapter.instructions(inputs) if images else ()
+        rows = self.adapter.instructions(generation.with_mask(inputs, self.host)) if images else ()
         if "instruction" in needs:
             images = tuple(replace(image, instruction=rows[image.row]) for image in images)
         return images, rows
@@ -147,47 +188,50 @@ class FlexModel(PreTrainedModel, GenerationMixin):
     def prepare(
         self,
         inputs: HostInputs,
-        level: Levels = None,
+        level: Level = None,
         padding_side: PaddingSide | None = None,
-        budget: ComponentConfig | None = None,
+        budget: Budgets = None,
     ) -> tuple[Spliced, tuple[Decision, ...]]:
         """Encode, decide, apply.
 
         Args:
-            level: one for all images, or one per image; None lets the router decide.
-            budget: settings of the policy to use instead of the assembly's own, e.g. ``Budget(ratio=0.3)``.
+            level: one for all images, or one per image; None lets the router decide. A level is an integer, from 0
+                (fewest tokens) to the last (all tokens; -1 for short), ``"coarsest"`` or ``"finest"``.
+            budget: settings of the policy to use instead of the assembly's own, e.g. ``Budget(ratio=0.3)``; a float is
+                a ratio, a mapping holds the settings of a ``Budget``.
+
+        Raises:
+            InputError: level or budget isn't one, an input is a misspelt ``level`` or ``budget``, the images don't fit,
+                or the router can't judge one (see `Compressor.on_bad_scores`).
+            ConfigError: a setting of the budget can't be honoured.
         """
+        request.check(self, inputs, level, budget)
+        door.check(inputs, self.adapter)
         encoded = self.encode(inputs)
         decisions = self._decide(encoded, level, budget)
         levels = [decision.level for decision in decisions]
         return self.at_levels(inputs, encoded, levels, padding_side), decisions
 
-    def _decide(self, encoded: Encoded, level: Levels, budget: ComponentConfig | None = None) -> tuple[Decision, ...]:
-        policy = self._policy(level, budget)
+    def _decide(self, encoded: Encoded, level: Level, budget: Budgets = None) -> tuple[Decision, ...]:
+        levels, policy = request.read(level, budget, self.compressor.num_levels)
+        forced = None if levels is None else spread(levels, len(encoded.images))
         if not encoded.images:
             return ()
         scores: list[Tensor | None] = [None] * len(encoded.images)
-        if level is None:
+        if forced is None:
             with torch.no_grad():
                 table = self.scores(encoded)
                 chosen = self.compressor.choose(table, encoded.counts, encoded.images, policy)
             scores = list(table.cpu())
         else:
-            chosen = _forced(level, len(encoded.images), self.compressor.num_levels)
+            chosen = forced
         return tuple(
             Decision(level=pick, scores=row, tokens=int(counts[pick]), of=int(counts[-1]))
             for pick, row, counts in zip(chosen, scores, encoded.counts, strict=True)
         )
 
-    def _policy(self, level: Levels, budget: ComponentConfig | None) -> Policy | None:
-        if budget is None:
-            return None
-        if level is not None:
-            raise InputError(f"level={level!r} forces the level, so the budget has no say; give one of the two.")
-        return budget.build(num_levels=self.compressor.num_levels)
-
     @torch.no_grad()
-    def decide(self, *, level: Levels = None, budget: ComponentConfig | None = None, **inputs: Any) -> list[Decision]:
+    def decide(self, *, level: Level = None, budget: Budgets = None, **inputs: Any) -> list[Decision]:
         """What would be done with each image, without running the language model.
 
         Args:
@@ -196,8 +240,11 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             budget: as for `prepare`.
 
         Raises:
-            InputError: the batch has no images.
+            InputError: the batch has no images, or as for `prepare`.
+            ConfigError: as for `prepare`.
         """
+        request.check(self, inputs, level, budget)
+        door.check(inputs, self.adapter)
         encoded = self.encode(inputs)
         if not encoded.images:
             raise InputError(
@@ -206,13 +253,14 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             )
         return list(self._decide(encoded, level, budget))
 
+    @HostSignature
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        level: Levels = None,
-        budget: ComponentConfig | None = None,
+        level: Level = None,
+        budget: Budgets = None,
         objective: Objective | None = None,
         **inputs: Any,
     ) -> Any:
@@ -230,27 +278,57 @@ class FlexModel(PreTrainedModel, GenerationMixin):
                 ``forward`` keeps wrappers such as DistributedDataParallel in charge.
 
         Raises:
-            InputError: images, placeholders and levels don't fit together.
+            InputError: images, placeholders and levels don't fit together, or as for `prepare`.
+            ConfigError: as for `prepare`.
         """
+        request.check(self, inputs, level, budget)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, **inputs}
         batch = {key: value for key, value in batch.items() if value is not None}
+        held = continuing.held_by(batch)
+        door.check(batch, self.adapter, held)
         if objective is not None:
+            if level is not None or budget is not None:
+                raise InputError("the objective chooses its levels itself; give no level or budget with it.")
             return objective(self, batch)
-        if input_ids is None or generation.continues_cache(batch):
-            return self.host(**batch)
+        if input_ids is None or held or not door.shortens(batch):
+            return self._unshortened(batch, held, level, budget)
         spliced, decisions = self.prepare(batch, level, budget=budget)
-        output = self.host(**spliced.inputs)
+        output = self.host(**generation.with_logits(spliced, batch))
         if isinstance(output, ModelOutput):
+            continuing.remember(continuing.cache_of(output), spliced.inputs, self.adapter)
             output["decisions"] = decisions
         return output
+
+    def _unshortened(self, batch: dict[str, Any], held: int, level: Level, budget: Budgets) -> Any:
+        """The host's output on embeddings, or on what follows a filled cache: there is nothing to shorten in either."""
+        self._nothing_to_choose(batch, level, budget)
+        if held and "input_ids" in batch:
+            continuing.require_continuation(batch, held, self.adapter, new_only=True)
+            batch = batch | continuing.positions(batch, held, self.adapter, new_only=True)
+        return self.host(**batch)
+
+    def _nothing_to_choose(self, batch: HostInputs, level: Level, budget: Budgets) -> None:
+        """Check level and budget where they meet no image.
+
+        Raises:
+            InputError: they can't be honoured, since embeddings came in place of ids, or aren't a level or budget.
+        """
+        if "input_ids" not in batch and (level is not None or budget is not None):
+            raise InputError(
+                "level and budget shorten images in input_ids, and the batch has inputs_embeds only. Pass input_ids "
+                "as the processor made them, or neither level nor budget."
+            )
+        levels, _ = request.read(level, budget, self.compressor.num_levels)
+        if levels is not None:
+            spread(levels, 0)
 
     @torch.no_grad()
     def generate(
         self,
         inputs: Tensor | None = None,
         *,
-        level: Levels = None,
-        budget: ComponentConfig | None = None,
+        level: Level = None,
+        budget: Budgets = None,
         **kwargs: Any,
     ) -> Any:
         """The host's ``generate`` on the shortened batch.
@@ -267,22 +345,47 @@ class FlexModel(PreTrainedModel, GenerationMixin):
 
         Raises:
             InputError: images, placeholders and levels don't fit together, or ``past_key_values`` comes with
-                images, whose tokens the cache already holds.
+                images, whose tokens the cache already holds; or as for `prepare`.
+            ConfigError: as for `prepare`.
         """
+        request.check(self, kwargs, level, budget)
         if inputs is not None:
             kwargs["input_ids"] = inputs
         own = getattr(self.host, "generation_config", None)
         if own is not None and self.generation_config is not own:
             kwargs.setdefault("generation_config", self.generation_config)
         batch, options = generation.split(kwargs, self.adapter.encoder_inputs)
-        if "input_ids" not in batch or generation.continues_cache(batch):
+        held = continuing.held_by(batch)
+        door.check(batch, self.adapter, held)
+        batch = generation.with_mask(batch, self.host, options)
+        if "input_ids" not in batch or not door.shortens(batch):
+            self._nothing_to_choose(batch, level, budget)
             return self.host.generate(**batch, **options)
+        if held:
+            return self._continue(batch, held, level, budget, options)
         spliced, decisions = self.prepare(batch, level, "left", budget)
         ids = spliced.inputs["input_ids"]
-        dropped = batch["input_ids"].shape[1] - ids.shape[1]
-        options = generation.lengths(options, own, dropped)
-        output = self.host.generate(**spliced.inputs, **options)
+        options = generation.lengths(options, own, batch["input_ids"].shape[1] - ids.shape[1])
+        options = callbacks.in_the_callers_prompt(options, batch["input_ids"], ids, own)
+        output = self.host.generate(**generation.with_logits(spliced, batch), **options)
+        for found in (batch, output if isinstance(output, ModelOutput) else {}):
+            continuing.remember(continuing.cache_of(found), spliced.inputs, self.adapter)
         return generation.restore(output, batch["input_ids"], spliced, decisions)
+
+    def _continue(
+        self, batch: dict[str, Any], held: int, level: Level, budget: Budgets, options: Mapping[str, Any]
+    ) -> Any:
+        """The host's ``generate`` behind a filled cache."""
+        self._nothing_to_choose(batch, level, budget)
+        continuing.require_continuation(batch, held, self.adapter, new_only=False)
+        placed = continuing.positions(batch, held, self.adapter, new_only=False)
+        output = self.host.generate(**batch, **placed, **options)
+        if isinstance(output, ModelOutput):
+            continuing.pass_on(batch, output)
+            mask = batch["attention_mask"]
+            generation.add_compact(output, output["sequences"], mask, batch["input_ids"].shape[1])
+            output["decisions"] = ()
+        return output
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write host and parts as one transformers model.
@@ -291,11 +394,18 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         ``save_original_format=True`` to give the host's the names of its original release.
 
         Raises:
-            ConfigError: a part isn't registered under a name.
+            ConfigError: a part isn't registered under a name, or the host wouldn't come back as it is: adapters other
+                than LoRA, modules its configuration doesn't describe, quantisation that can't be saved.
         """
+        reason = peft_hosts.refusal(self.host)
+        if reason is not None:
+            raise ConfigError(f"the host can't be saved in one with its parts: {reason}. {saving.APART}")
         self.config.parts = checkpoint.describe(self.compressor, self.adapter)
+        self.config.adapters = peft_hosts.describe(self.host)
+        saving.require_loadable(self, kwargs.get("state_dict"))
         kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(save_directory, **kwargs)
+        with saving.as_quantised(self):
+            super().save_pretrained(save_directory, **kwargs)
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
         """Write ``tokenflex.json`` and ``tokenflex.safetensors``; the host is not saved.
@@ -336,17 +446,3 @@ def _accepts_loss_kwargs(host: Any) -> bool:
     if told is not None:
         return bool(told)
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(inner.forward).parameters.values())
-
-
-def _forced(level: int | Sequence[int] | Tensor, images: int, num_levels: int) -> list[int]:
-    levels = level.tolist() if isinstance(level, Tensor) else level
-    levels = [levels] * images if isinstance(levels, int) else list(levels)
-    if len(levels) != images:
-        raise InputError(f"level has {len(levels)} entries for {images} images; give one per image, or a single int.")
-    for one in levels:
-        if not -num_levels <= one < num_levels:
-            raise InputError(
-                f"level {one} is out of range: this scaler has {num_levels} levels, 0 (fewest tokens) to "
-                f"{num_levels - 1} (all tokens; -1 for short)."
-            )
-    return [one % num_levels for one in levels]

@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 
 from tokenflex.contracts import Decision, Spliced
 from tokenflex.errors import InputError
+from tokenflex.model.continuing import CACHES
 
 OPTIONS = {
     "generation_config",
@@ -26,10 +27,7 @@ OPTIONS = {
     "assistant_tokenizer",
     "use_model_defaults",
 }
-
-
-CACHES = ("past_key_values", "cache")
-"""Names of a filled cache; the second is the newer one."""
+NO_OPTIONS: Mapping[str, Any] = {}
 
 
 def split(kwargs: Mapping[str, Any], inputs: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -42,23 +40,51 @@ def split(kwargs: Mapping[str, Any], inputs: Collection[str] = ()) -> tuple[dict
     return batch, options
 
 
-def continues_cache(batch: Mapping[str, Any]) -> bool:
-    """Whether the batch continues from a filled cache, which already holds the images.
+def with_mask(batch: Mapping[str, Any], host: Any, options: Mapping[str, Any] = NO_OPTIONS) -> Mapping[str, Any]:
+    """The batch with the attention mask that ``generate`` infers from padding where none is given.
+
+    Like transformers, which leaves padding out by its id unless that id also ends answers.
+
+    Args:
+        options: of ``generate``; those of the host's own generation config where they say nothing.
+    """
+    ids = batch.get("input_ids")
+    if batch.get("attention_mask") is not None or ids is None:
+        return batch
+    given = options.get("generation_config")
+    config = getattr(host, "generation_config", None) if given is None else given
+
+    def setting(name: str) -> Any:
+        return options[name] if options.get(name) is not None else getattr(config, name, None)
+
+    pad, ends = setting("pad_token_id"), setting("eos_token_id")
+    ends = [] if ends is None else ends if isinstance(ends, list | tuple) else [ends]
+    told = isinstance(pad, int) and pad not in ends
+    mask = ids.ne(pad) if told else torch.ones_like(ids, dtype=torch.bool)
+    return {**batch, "attention_mask": mask.long()}
+
+
+def with_logits(spliced: Spliced, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The host's inputs, once it is sure that ``logits_to_keep`` names the same tokens as in the caller's sequence.
 
     Raises:
-        InputError: images come with the cache, or the ids are shorter than what it holds.
+        InputError: it would name other tokens.
     """
-    cache = next((batch[key] for key in CACHES if batch.get(key) is not None), None)
-    held = int(cache.get_seq_length()) if cache is not None else 0
-    if held == 0:
-        return False
-    if batch.get("pixel_values") is not None:
-        raise InputError(
-            f"past_key_values already holds {held} tokens, the images among them; pass no pixel_values with it. "
-            "To continue a conversation give generate() the earlier output's compact_sequences, extended by the "
-            "new turn, as input_ids, and compact_attention_mask alike."
-        )
-    return True
+    wanted, ids = batch.get("logits_to_keep"), batch["input_ids"]
+    if wanted is None or spliced.inputs["input_ids"] is ids:
+        return spliced.inputs
+    count = int(wanted) if isinstance(wanted, int) or wanted.dim() == 0 else None
+    if count is not None:
+        length = ids.shape[1]
+        last = torch.arange(max(length - count, 0), length)
+        kept = spliced.index[:, -count:] if count else spliced.index[:, :0]
+        if count == 0 or (kept.shape[1] == len(last) and bool((kept.cpu() == last).all())):
+            return spliced.inputs
+    raise InputError(
+        f"logits_to_keep={wanted if count is not None else 'a tensor'} names positions of the full sequence, and images "
+        "of fewer tokens have moved or replaced them. Leave it out and pick from the logits, or give a number of tokens "
+        "behind the last image."
+    )
 
 
 def lengths(options: Mapping[str, Any], default: Any, dropped: int) -> dict[str, Any]:
@@ -98,10 +124,21 @@ def restore(output: Any, prompt: Tensor, spliced: Spliced, decisions: Sequence[D
     compact: Tensor = output["sequences"]
     mask = spliced.inputs.get("attention_mask")
     mask = torch.ones_like(spliced.inputs["input_ids"]) if mask is None else mask
-    mask = mask.repeat_interleave(compact.shape[0] // mask.shape[0], dim=0)
-    added = mask.new_ones(len(mask), compact.shape[1] - compact_length)
     output["sequences"] = full(compact)
-    output["compact_sequences"] = compact
-    output["compact_attention_mask"] = torch.cat([mask, added], dim=1)
+    add_compact(output, compact, mask, compact_length)
     output["decisions"] = tuple(decisions)
     return output
+
+
+def add_compact(output: ModelOutput, compact: Tensor, mask: Tensor, prompt_length: int) -> None:
+    """Put the ids that match the cache into an output, and their mask.
+
+    Args:
+        compact: ``(rows, length)``, the shortened prompt and what was generated.
+        mask: of the shortened prompt.
+        prompt_length: tokens of that prompt.
+    """
+    mask = mask.repeat_interleave(compact.shape[0] // mask.shape[0], dim=0)
+    added = mask.new_ones(len(mask), compact.shape[1] - prompt_length)
+    output["compact_sequences"] = compact
+    output["compact_attention_mask"] = torch.cat([mask, added], dim=1)

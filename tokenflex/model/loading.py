@@ -1,6 +1,5 @@
 """Putting parts onto a host that is already loaded."""
 
-import copy
 import os
 from typing import Any
 
@@ -60,10 +59,7 @@ def load_parts(folder: str | os.PathLike[str], *, host: nn.Module, adapter: Host
     spec, state = checkpoint.load(folder)
     adapter = adapter or checkpoint.adapter_for(host, spec.get("host", {}).get("options"))
     parts = checkpoint.assemble(spec, adapter)
-    try:
-        parts.load_state_dict(state)
-    except RuntimeError as error:
-        raise ConfigError(f"{folder}: weights and description disagree: {error}") from error
+    checkpoint.fill(parts, state, str(folder))
     return _joined(host, parts, adapter)
 
 
@@ -73,10 +69,11 @@ def _joined(host: Any, parts: Compressor, adapter: HostAdapter) -> FlexModel:
     if embeddings is not None:
         device = embeddings().weight.device
     known = getattr(host, "config", None)
-    known = copy.deepcopy(known) if isinstance(known, PreTrainedConfig) else PreTrainedConfig()
+    known = known if isinstance(known, PreTrainedConfig) else PreTrainedConfig()
     config = FlexConfig(host=known, parts=_describe(parts, adapter))
-    flex = FlexModel(config, host=host, compressor=parts.to(device), adapter=adapter)
-    return flex.train(host.training)
+    flex = FlexModel(config, host=host, compressor=parts.to(device).train(host.training), adapter=adapter)
+    flex.training = host.training  # the host's modules keep the modes they have
+    return flex
 
 
 def _describe(parts: Compressor, adapter: HostAdapter) -> checkpoint.Spec | None:
