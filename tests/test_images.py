@@ -204,6 +204,11 @@ def test_what_is_no_picture_at_all(given):
         decode(given)
 
 
+def test_text_is_not_taken_for_bytes():
+    with pytest.raises(DataError, match="a picture's 'bytes' are text"):
+        decode({"bytes": "../secret.png", "path": None})
+
+
 def test_no_url_is_opened():
     for url in ("http://localhost/a.png", "HTTPS://localhost/a.png", "ftp://localhost/a", "file:///tmp/a.png"):
         with pytest.raises(DataError, match="URLs aren't opened; download it"):

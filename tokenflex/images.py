@@ -36,7 +36,10 @@ def decode(given: Any, folder: Path | None = None) -> Image.Image:
             leads out of ``folder``, more pixels than PIL allows.
     """
     if isinstance(given, Mapping):
-        given = next((given[key] for key in ("bytes", "path") if given.get(key) is not None), None)
+        content, path = given.get("bytes"), given.get("path")
+        if isinstance(content, str):
+            raise DataError("a picture's 'bytes' are text; expected bytes of an image file, or a 'path'.")
+        given = path if content is None else content
     if not isinstance(given, Image.Image | bytes | bytearray | str | Path):
         raise DataError(f"a picture is {type(given).__name__}; expected a PIL image, bytes of an image file or a path.")
     try:

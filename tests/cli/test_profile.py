@@ -21,7 +21,9 @@ def folder(host, processor, tmp_path_factory):
     for save in (host.save_pretrained, processor.save_pretrained):
         save(folder / "host")
     flex.save_parts(folder / "parts")
-    Image.fromarray(np.zeros((40, 50, 3), dtype=np.uint8)).save(folder / "black.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((50, 40, 3), dtype=np.uint8)).save(folder / "black.png", exif=exif)
     return folder
 
 
@@ -83,6 +85,7 @@ def test_without_any_model_it_is_the_quickstarts(capsys, folder, tmp_path, monke
         (["{}/host"], "is a LlavaNextForConditionalGeneration without parts; say --host"),
         (["{}/nothing"], "nothing can't be loaded"),
         (["{}/model", "--image", "{}/nothing.png"], "nothing.png can't be read"),
+        (["{}/model", "--image", "{}"], "can't be read"),
         (["{}/model", "--budget", "half"], "--budget half: write KEY=VALUE"),
         (["{}/model", "--budget", "ration=0.5"], "unknown setting(s) ['ration']"),
         (["{}/model", "--budget", "ratio=much"], "--budget ratio=much: a value has the wrong type"),

@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import transformers
 from packaging.version import Version
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText
 
 import tokenflex
 from tokenflex.catalog import HOSTS_SINCE
+from tokenflex.contracts import Decision
 from tokenflex.errors import ConfigError
 from tokenflex.quickstart import evaluate
 from tokenflex.quickstart.evaluate import Answers
@@ -28,6 +31,24 @@ def result(tmp_path_factory):
     phases = tuple(replace(phase, rows=2, steps=2) for phase in plan.phases)
     small = replace(plan, stock=20, questions=36, pretrain_steps=2, phases=phases)
     return run(folder, seed=1, device="cpu", plan=small), folder
+
+
+@pytest.mark.parametrize("beginning", ["", "{{ bos_token }} "])
+def test_questions_have_one_beginning_of_sequence(beginning, monkeypatch):
+    host, processor = seeded(0)
+    processor.chat_template = beginning + processor.chat_template
+    start = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    processor.tokenizer.backend_tokenizer.post_processor = start
+    flex, asked = tokenflex.wrap(host), []
+
+    def generate(**inputs):
+        asked.append(inputs["input_ids"])
+        decisions = tuple(Decision(0, None, 1, 2) for _ in inputs["input_ids"])
+        return SimpleNamespace(sequences=inputs["input_ids"], decisions=decisions)
+
+    monkeypatch.setattr(flex, "generate", generate)
+    evaluate.answer(flex, processor, exam(0, "test", 3), None, lambda: None)
+    assert (asked[0] == 1).sum(-1).tolist() == [1, 1, 1]
 
 
 @pytest.fixture(scope="module")

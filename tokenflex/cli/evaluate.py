@@ -26,7 +26,7 @@ def register(commands: Any) -> None:
     parser.add_argument("--host", help="folder or hub id of a plain host, instead of MODEL")
     parser.add_argument("--parts", help="folder or hub id of trained parts for --host")
     parser.add_argument("--data", help=".json, .jsonl or .parquet file, a saved datasets folder, or quickstart:SEED:N")
-    parser.add_argument("--image-folder", help="where relative image paths start")
+    parser.add_argument("--image-folder", help="where image paths start, and must stay below")
     parser.add_argument("--metric", metavar="NAME",
                         help="exact-match, vqa, relaxed, anls, multiple-choice, or module:function")  # fmt: skip
     parser.add_argument("--settings", nargs="+", metavar="SETTING",

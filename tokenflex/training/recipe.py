@@ -28,7 +28,7 @@ class Recipe:
     stage: int = field(metadata={"help": "Training stage, 1 to 4.", "choices": [1, 2, 3, 4]})
     host: str = field(metadata={"help": "Folder or hub id of the host, or of a saved FlexModel."})
     data: str = field(metadata={"help": ".json, .jsonl or .parquet file, or a saved datasets folder."})
-    image_folder: str | None = field(default=None, metadata={"help": "Where relative image paths start."})
+    image_folder: str | None = field(default=None, metadata={"help": "Where image paths start, and must stay below."})
     parts: str | None = field(default=None, metadata={"help": "Folder of trained parts; default: fresh parts."})
     scaler: str = field(default="average-pool", metadata={"help": "Name of the scaler of fresh parts."})
     router: str = field(default="avg", metadata={"help": "Name of the router of fresh parts."})
