@@ -96,6 +96,10 @@ def score(
             for count in _scored(run, batches, writer, part_size):
                 bar.update(count)
         state.wait_for_everyone()
+    return _complete(folder)
+
+
+def _complete(folder: str | os.PathLike[str]) -> FeedbackStore:
     store = FeedbackStore(Path(folder))
     store.require_complete()
     return store
