@@ -2,6 +2,7 @@
 
 import decimal
 import fractions
+from functools import partial
 
 import numpy as np
 import pytest
@@ -43,26 +44,22 @@ ARRAY = st.tuples(
 ).map(lambda pair: (pair[0](pair[1]), pair[1]))
 ACCEPTED = ONE | LIST | ARRAY | st.just((range(1, 4), [1, 2, 3]))
 
-NO_LEVEL = st.sampled_from(
-    [
-        1.5, 1.0, float("nan"), True, False, np.True_, np.float32(1), "12", "1", "", "fine", b"\x01", 1j, object(), int,
-        torch.tensor(1.0), torch.tensor(True), torch.tensor([[0, 1, 2]]), torch.tensor([0.0, 1.0, 2.0]), np.array("1"),
-        torch.tensor([True, False, True]), torch.empty(IMAGES, dtype=torch.long, device="meta"), np.zeros((1, 3), int),
-        torch.tensor(1, device="meta"), decimal.Decimal(1), fractions.Fraction(1), LEVELS, -LEVELS - 1, 99, 10**40,
-        {0: 1}, {0, 1, 2}, frozenset({0}), iter([0, 1, 2]), [None, 1, 2], [0, 1, True], [0, 1, 2.0], [[0], [1], [2]],
-        [0, 1], [0, 1, 2, 3], [], (), [0, 1, "12"], [0, 1, 99], bytearray(3), memoryview(bytes(3)), lambda: 0,
-    ]
-)  # fmt: skip
-NO_BUDGET = st.sampled_from(
-    [
-        1, 0, 100, True, np.int64(3), "0.3", "", b"0.3", [0.3], (0.3,), {0.3}, object(), Budget, Budget(), float("nan"),
-        float("inf"), -0.1, 0.0, 30.0, 1.5, torch.tensor([0.3]), torch.tensor(float("nan")), np.array([0.3]), {}, 1j,
-        {"ratio": 30}, {"ratio": "0.3"}, {"ration": 0.3}, {"ratio": 0.3, "tokens": 5}, {1: 2, "a": 3}, {"tokens": 2.5},
-        {"weight": 0.0}, {"per": "request"}, {"floor": 9}, {"floor": 3, "ceiling": 2}, {"floor": True},
-        AVGRouter.Config(), ConstantPolicy.Config(level=9), Budget(ratio=0.3).build(), Budget(floor=9),
-        Budget(ceiling=-9), decimal.Decimal("0.3"), lambda: 0.3, torch.tensor(0.3, device="meta"), np.array("0.3"),
-    ]
-)  # fmt: skip
+NO_LEVEL = [
+    1.5, 1.0, float("nan"), True, False, np.True_, np.float32(1), "12", "1", "", "fine", b"\x01", 1j, object(), int,
+    torch.tensor(1.0), torch.tensor(True), torch.tensor([[0, 1, 2]]), torch.tensor([0.0, 1.0, 2.0]), np.array("1"),
+    torch.tensor([True, False, True]), torch.empty(IMAGES, dtype=torch.long, device="meta"), np.zeros((1, 3), int),
+    torch.tensor(1, device="meta"), decimal.Decimal(1), fractions.Fraction(1), LEVELS, -LEVELS - 1, 99, 10**40,
+    {0: 1}, {0, 1, 2}, frozenset({0}), iter([0, 1, 2]), [None, 1, 2], [0, 1, True], [0, 1, 2.0], [[0], [1], [2]],
+    [0, 1], [0, 1, 2, 3], [], (), [0, 1, "12"], [0, 1, 99], bytearray(3), memoryview(bytes(3)), lambda: 0,
+]  # fmt: skip
+NO_BUDGET = [
+    1, 0, 100, True, np.int64(3), "0.3", "", b"0.3", [0.3], (0.3,), {0.3}, object(), Budget, Budget(), float("nan"),
+    float("inf"), -0.1, 0.0, 30.0, 1.5, torch.tensor([0.3]), torch.tensor(float("nan")), np.array([0.3]), {}, 1j,
+    {"ratio": 30}, {"ratio": "0.3"}, {"ration": 0.3}, {"ratio": 0.3, "tokens": 5}, {1: 2, "a": 3}, {"tokens": 2.5},
+    {"weight": 0.0}, {"per": "request"}, {"floor": 9}, {"floor": 3, "ceiling": 2}, {"floor": True},
+    AVGRouter.Config(), ConstantPolicy.Config(level=9), Budget(ratio=0.3).build(), Budget(floor=9),
+    Budget(ceiling=-9), decimal.Decimal("0.3"), lambda: 0.3, torch.tensor(0.3, device="meta"), np.array("0.3"),
+]  # fmt: skip
 
 
 @given(ACCEPTED)
@@ -81,20 +78,50 @@ def test_every_form_decides_as_its_plain_integers(flex, left, case):
         assert type(one.level) is int
 
 
-@given(NO_LEVEL)
+@pytest.mark.parametrize("level", NO_LEVEL)
+def test_anything_else_is_an_input_error(level):
+    with pytest.raises(InputError):
+        spread(read_levels(level, LEVELS), IMAGES)
+
+
+@given(st.sampled_from(NO_LEVEL))
 @QUICK
-def test_anything_else_is_an_input_error(flex, left, level):
-    for call in (flex, flex.decide, flex.generate, lambda **given: flex.prepare(given, level)):
+def test_every_call_refuses_what_is_no_level(flex, left, level):
+    for call in (flex, flex.decide, flex.generate, lambda level, **inputs: flex.prepare(inputs, level)):
         with pytest.raises(InputError):
-            call(**left, **({} if call not in (flex, flex.decide, flex.generate) else {"level": level}))
+            call(**left, level=level)
 
 
-@given(NO_BUDGET)
+@pytest.mark.parametrize("budget", NO_BUDGET)
+def test_what_is_no_budget_is_refused(budget):
+    with pytest.raises((InputError, ConfigError)):
+        request.read(None, budget, LEVELS)
+
+
+@given(st.sampled_from(NO_BUDGET))
 @QUICK
-def test_what_is_no_budget_is_refused(flex, left, budget):
-    for call in (flex, flex.decide, flex.generate):
+def test_every_call_refuses_what_is_no_budget(flex, left, budget):
+    for call in (flex, flex.decide, flex.generate, lambda budget, **inputs: flex.prepare(inputs, budget=budget)):
         with pytest.raises((InputError, ConfigError)):
             call(**left, budget=budget)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6) | st.integers(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(JUNK, JUNK)
+def test_nothing_but_our_own_errors(level, budget):
+    try:
+        levels, policy = request.read(level, budget, LEVELS)
+        chosen = None if levels is None else spread(levels, IMAGES)
+    except (InputError, ConfigError):
+        return
+    assert chosen is None or all(0 <= one < LEVELS for one in chosen)
+    assert chosen is None or policy is None
 
 
 @pytest.mark.parametrize(
@@ -142,10 +169,10 @@ def test_messages_say_how_to_mend_it(flex, left, given, message):
         flex.decide(**left, **given)
 
 
-@pytest.mark.parametrize("call", ["forward", "generate"])
-def test_text_alone_takes_no_less_care(flex, batch, call):
+@pytest.mark.parametrize("answers", [False, True])
+def test_text_alone_takes_no_less_care(flex, batch, answers):
     text = batch("w1 w2")
-    run = getattr(flex, call)
+    run = partial(flex.generate, max_new_tokens=1) if answers else flex
     for level in (99, "12", [0], True, torch.tensor([1])):
         with pytest.raises(InputError):
             run(**text, level=level)
