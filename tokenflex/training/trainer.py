@@ -1,5 +1,7 @@
 """transformers' ``Trainer`` with a stage: which parameters train, at which rates, on which objective."""
 
+import copy
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,14 +16,17 @@ from tokenflex import checkpoint
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import FlexModel
+from tokenflex.training.accepted import require_accepted, require_metric
 from tokenflex.training.fingerprint import fingerprint
 from tokenflex.training.objectives import FEEDBACK, LanguageObjective, MultiGranularityObjective, RGLFObjective
+from tokenflex.training.resume import checkpoint_to_resume
 from tokenflex.training.router_only import FeedbackCollator, RouterModel, StoredRows, WithFeedback, stored_batch
 from tokenflex.training.stages import STAGES, Stage, select
 from tokenflex.training.store import FeedbackStore
 
 COUNTED = (LanguageObjective, MultiGranularityObjective, RGLFObjective)
 """Objectives whose losses are sums over ``num_items_in_batch``, whatever the host's own loss can do."""
+logger = logging.getLogger(__name__)
 HOST_GROUPS = ("vision_tower", "projector", "language_model")
 
 
@@ -46,10 +51,14 @@ class FlexTrainer(Trainer):
 
     Args:
         model: the model; what the stage doesn't train is frozen.
-        args: as for ``Trainer``.
+        args: as for ``Trainer``; the trainer works on a copy.
         stage: 1 to 4, or a `Stage` with other rates.
         objective: what to minimise; by default what the stage's ``loss`` names.
-        others: ``train_dataset``, ``data_collator`` and what else ``Trainer`` takes.
+        others: ``train_dataset``, ``data_collator`` and what else ``Trainer`` takes. docs/training.md has a table of
+            what works.
+
+    Raises:
+        ConfigError: an argument, or a setting in ``args``, would be ignored or end the run later; it is named.
     """
 
     def __init__(
@@ -67,29 +76,45 @@ class FlexTrainer(Trainer):
         self.objective = objective or default_objective(self.stage)
         self.samples_without_answers = 0
         self._groups = select(model, self.stage)
-        args.learning_rate = max(group["lr"] for group in self._groups)
+        rate = max(group["lr"] for group in self._groups)
+        require_accepted(args, others, self.stage, rate, has_host=isinstance(model, FlexModel))
+        args = copy.copy(args)
+        args.learning_rate = rate
         super().__init__(model=model, args=args, **others)
+        require_metric(self)
         if isinstance(self.objective, COUNTED) or self.stage.loss == "rglf":
             self.model_accepts_loss_kwargs = isinstance(self.objective, COUNTED)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """One optimizer group per parameter group of the stage, at its own rate."""
+        """``Trainer``'s optimizer, with its groups split by the stage's groups, each at its own rate.
+
+        Optimizers of ``optimizers=`` are used as they are.
+        """
         if self.optimizer is None:
-            flex: Any = self.model
-            decayed = set(self.get_decay_parameter_names(flex))
-            names = {parameter: name for name, parameter in flex.named_parameters()}
-            groups = [
-                {
-                    "params": [p for p in group["params"] if (names.get(p) in decayed) == decays],
-                    "lr": group["lr"],
-                    "weight_decay": self.args.weight_decay if decays else 0.0,
-                }
-                for group in self._groups
-                for decays in (True, False)
+            made: Any = super().create_optimizer()
+            split = [
+                {**group, "params": [p for p in ours["params"] if id(p) in members], "lr": ours["lr"]}
+                for ours in self._groups
+                for group in made.param_groups
+                for members in [{id(p) for p in group["params"]}]
             ]
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, flex)
-            self.optimizer = kind([group for group in groups if group["params"]], **settings)
-        return self.optimizer
+            made.param_groups[:] = [group for group in split if group["params"]]
+        found: Any = self.optimizer
+        return found
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer``.
+
+        Args:
+            resume_from_checkpoint: a folder; True for the newest whole checkpoint in ``output_dir``, passing over one
+                whose writing was interrupted. With none there yet, training starts from the beginning and says so.
+
+        Raises:
+            ConfigError: the folder doesn't hold a whole checkpoint, or one of other parts.
+        """
+        say = logger.warning if self.is_world_process_zero() else logger.debug
+        found = checkpoint_to_resume(self.args.output_dir or ".", resume_from_checkpoint, say)
+        return super().train(found, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -187,6 +212,8 @@ class FlexTrainer(Trainer):
         if self.args.should_save:
             assert folder is not None
             self._write_parts(folder, state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
             torch.save(self.args, Path(folder, "training_args.bin"))
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
@@ -207,11 +234,35 @@ class FlexTrainer(Trainer):
         checkpoint.save(folder, checkpoint.describe(unwrapped.compressor, facts), state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not os.path.exists(os.path.join(resume_from_checkpoint, checkpoint.JSON_NAME)):
+        if self._holds_parts(resume_from_checkpoint):
+            self._take_up(resume_from_checkpoint)
+        else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        unwrapped: Any = self.accelerator.unwrap_model(model or self.model)
-        checkpoint.fill(unwrapped.compressor, checkpoint.load(resume_from_checkpoint)[1], str(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        if self._holds_parts(best):
+            logger.info("the parts of %s are taken up (%s)", best, self.state.best_metric)
+            self._take_up(best)
+        else:
+            super()._load_best_model()
+
+    def _holds_parts(self, folder: str) -> bool:
+        """Whether the parts alone are to be read; where parameters are sharded, the engine's own files are."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return not sharded and Path(folder, checkpoint.JSON_NAME).exists()
+
+    def _take_up(self, folder: str) -> None:
+        unwrapped: Any = self.accelerator.unwrap_model(self.model)
+        spec, state = checkpoint.load(folder)
+        for kind in checkpoint.KINDS:
+            theirs, mine = checkpoint.config_from(kind, spec["parts"][kind]), getattr(unwrapped.compressor, kind).config
+            if theirs != mine:
+                raise ConfigError(
+                    f"{folder} holds the {kind} {theirs}, and this run trains {mine}. Go on with the parts it started "
+                    "with."
+                )
+        checkpoint.fill(unwrapped.compressor, state, folder)
 
 
 class MultiGranularityTrainer(FlexTrainer):
@@ -267,14 +318,35 @@ class RGLFTrainer(FlexTrainer):
     ) -> None:
         objective = objective or RGLFObjective(margin, rank_weight, ce_weight, tolerance, guard)
         if isinstance(model, RouterModel):
-            if feedback is None or others.get("train_dataset") is not None:
-                raise ConfigError("a RouterModel learns from a store alone; pass feedback=, and no train_dataset.")
-            others |= {"train_dataset": StoredRows(feedback), "data_collator": stored_batch}
+            others = _of_stores(feedback, others)
         elif feedback is not None:
-            dataset, collator = others["train_dataset"], others["data_collator"]
+            dataset, collator = others.get("train_dataset"), others.get("data_collator")
+            if dataset is None or collator is None:
+                raise ConfigError("feedback= belongs to data; pass the train_dataset and data_collator it is of.")
             feedback.require(fingerprint(model, dataset, collator, precision_of(args)))
             others |= {"train_dataset": WithFeedback(dataset, feedback), "data_collator": FeedbackCollator(collator)}
         super().__init__(model, args, stage=stage, objective=objective, **others)
+
+
+def _of_stores(feedback: FeedbackStore | None, others: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of a `RouterModel`: stores, for training and evaluation."""
+    if feedback is None or any(others.get(name) is not None for name in ("train_dataset", "data_collator")):
+        raise ConfigError(
+            "a RouterModel learns from a store alone; pass feedback=, and no train_dataset and no data_collator."
+        )
+
+    def rows(data: Any) -> Any:
+        if isinstance(data, dict):
+            return {name: rows(one) for name, one in data.items()}
+        if data is not None and not isinstance(data, FeedbackStore | StoredRows):
+            raise ConfigError(
+                f"a RouterModel has no host to encode a {type(data).__name__} with; pass a FeedbackStore with router "
+                "inputs as eval_dataset."
+            )
+        return StoredRows(data) if isinstance(data, FeedbackStore) else data
+
+    data = {"train_dataset": rows(feedback), "eval_dataset": rows(others.get("eval_dataset"))}
+    return {**others, **data, "data_collator": stored_batch}
 
 
 def precision_of(args: TrainingArguments) -> str:

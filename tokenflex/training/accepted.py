@@ -1,0 +1,161 @@
+"""What of ``Trainer``'s arguments works with these trainers; what doesn't is refused when the trainer is made."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainingArguments
+
+from tokenflex.errors import ConfigError
+from tokenflex.training.data import ChatDataset
+from tokenflex.training.stages import Stage
+
+NO_METRICS = (
+    "batches have pictures at several levels, so there are no predictions of one shape. Evaluation gives eval_loss; "
+    "add figures of your own in a callback's on_evaluate, or measure accuracy with 'tokenflex evaluate'"
+)
+OWN_LOSS = "the stage's objective is the loss; pass objective= to minimise something else"
+CALLABLES = {
+    "compute_metrics": NO_METRICS,
+    "preprocess_logits_for_metrics": NO_METRICS,
+    "compute_loss_func": OWN_LOSS,
+    "model_init": "stages freeze and train parameters of the model they are given; make one trainer per model",
+}
+SETTINGS: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "prediction_loss_only": ((True,), NO_METRICS),
+    "include_for_metrics": (([], None), NO_METRICS),
+    "batch_eval_metrics": ((False,), NO_METRICS),
+    "label_names": ((None, ["labels"]), "the collator's 'labels' are what is supervised"),
+    "label_smoothing_factor": ((0, 0.0), OWN_LOSS),
+    "remove_unused_columns": ((False,), "rows go to the collator as they are"),
+    "neftune_noise_alpha": ((None,), "routers read the embeddings that the noise would be added to"),
+    "torch_compile": (
+        (False,),
+        "the whole model with its objective can't be compiled; compile the host's language model in Python",
+    ),
+    "use_liger_kernel": ((False,), "the kernels must be put into the host before it is wrapped"),
+    "use_cache": ((False,), "losses are computed without a cache"),
+}
+"""Settings with the values that do what they say, and why no other does."""
+OF_STAGE_4: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "push_to_hub": ((False,), "checkpoints hold the parts only; upload the folder that was saved, with 'hf upload'"),
+}
+WITHOUT_HOST: Mapping[str, tuple[tuple[Any, ...], str]] = dict.fromkeys(
+    ("activation_checkpointing", "gradient_checkpointing", "include_num_input_tokens_seen"),
+    ((None, False, "no"), "a RouterModel has no host whose layers or tokens this is about"),
+)
+OPTIMIZERS = ("galore", "apollo", "lomo")
+"""Parts of the names of optimizers that choose parameters or rates themselves."""
+
+
+def require_accepted(
+    args: TrainingArguments, others: Mapping[str, Any], stage: Stage, rate: float, has_host: bool
+) -> None:
+    """Refuse what would be ignored, or would end the run later.
+
+    Args:
+        others: the trainer's arguments that go to ``Trainer``.
+        rate: the highest of the stage.
+        has_host: False for a `RouterModel`.
+
+    Raises:
+        ConfigError: names the argument, and what to do instead.
+    """
+    for name, reason in CALLABLES.items():
+        if others.get(name) is not None:
+            raise ConfigError(f"{name} would never be called here: {reason}.")
+    tables = [SETTINGS, OF_STAGE_4 if stage.loss == "rglf" else {}, {} if has_host else WITHOUT_HOST]
+    for name, (allowed, reason) in ((n, entry) for table in tables for n, entry in table.items()):
+        value = getattr(args, name, allowed[0])
+        if value not in allowed:
+            raise ConfigError(
+                f"{name}={value!r} doesn't work here: {reason}. Leave it as FlexTrainingArguments has it."
+            )
+    _require_optimizer(args, others, rate)
+    _require_whole_batches(args, others)
+    _require_evaluation(args, others)
+    _require_lengths(args, others)
+
+
+def require_metric(trainer: Trainer) -> None:
+    """Refuse a ``metric_for_best_model`` that no evaluation gives.
+
+    Raises:
+        ConfigError: names those there are.
+    """
+    args, data = trainer.args, trainer.eval_dataset
+    own = any(getattr(type(trainer), name) is not getattr(Trainer, name) for name in ("evaluate", "_evaluate"))
+    if args.metric_for_best_model is None or data is None or own:
+        return
+    known = [f"eval_{name}_loss" for name in data] if isinstance(data, dict) else ["eval_loss"]
+    if args.metric_for_best_model not in [*known, *(name.removeprefix("eval_") for name in known)]:
+        raise ConfigError(
+            f"metric_for_best_model={args.metric_for_best_model!r} is nothing that evaluation gives; use one of "
+            f"{', '.join(known)}."
+        )
+
+
+def _require_optimizer(args: TrainingArguments, others: Mapping[str, Any], rate: float) -> None:
+    name = str(getattr(args.optim, "value", args.optim))
+    if any(part in name for part in OPTIMIZERS):
+        raise ConfigError(
+            f"optim={name!r} chooses parameters or rates itself, and a stage has one rate per group of parameters. Use "
+            "another, or pass optimizers=(optimizer, scheduler)."
+        )
+    kind = (others.get("optimizer_cls_and_kwargs") or (Optimizer,))[0]
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise ConfigError(
+            f"optimizer_cls_and_kwargs has {kind!r}, which is no class of torch.optim.Optimizer; factories choose "
+            "parameters themselves, and a stage has one rate per group. Pass optimizers=(optimizer, scheduler)."
+        )
+    default = next(one.default for one in fields(TrainingArguments) if one.name == "learning_rate")
+    if args.learning_rate not in (default, rate):
+        raise ConfigError(
+            f"learning_rate={args.learning_rate} would rule all groups of the stage; pass "
+            "stage=STAGES[n].with_rates(...) instead."
+        )
+
+
+def _require_whole_batches(args: TrainingArguments, others: Mapping[str, Any]) -> None:
+    """Pictures aren't lined up with rows, so a batch can't be cut by its first axis."""
+    sizes = {name: getattr(args.parallelism_config, f"{name}_size", 1) for name in ("tp", "cp", "sp")}
+    if any(isinstance(size, int) and size > 1 for size in sizes.values()):
+        told = ", ".join(f"{name}_size={size}" for name, size in sizes.items())
+        raise ConfigError(
+            f"parallelism_config with {told} would cut rows apart; use data parallelism, FSDP2 or ZeRO-3."
+        )
+    dispatch = getattr(args.accelerator_config, "dispatch_batches", None)
+    streams = any(isinstance(others.get(name), IterableDataset) for name in ("train_dataset", "eval_dataset"))
+    if dispatch or (dispatch is None and streams and args.world_size > 1):
+        raise ConfigError(
+            "dispatch_batches cuts batches by their first axis, and pictures aren't lined up with rows there. Set "
+            "accelerator_config={'dispatch_batches': False}, and have each process read its own share of a stream."
+        )
+
+
+def _require_evaluation(args: TrainingArguments, others: Mapping[str, Any]) -> None:
+    wanted = args.eval_on_start or str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+    if wanted and others.get("eval_dataset") is None:
+        raise ConfigError(
+            "eval_strategy or eval_on_start asks for evaluation, and there is no eval_dataset. Pass one, or leave the "
+            "settings out."
+        )
+
+
+def _require_lengths(args: TrainingArguments, others: Mapping[str, Any]) -> None:
+    data, collator = others.get("train_dataset"), others.get("data_collator")
+    if isinstance(data, ChatDataset) and collator is None:
+        raise ConfigError("a ChatDataset's samples need a collator; pass data_collator=FlexCollator(processor).")
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    if strategy not in ("group_by_length", "batch_rebalance") or data is None or isinstance(data, IterableDataset):
+        return
+    if args.length_column_name in (getattr(data, "column_names", None) or ()):
+        return
+    first: Any = data[0]
+    if not isinstance(first, Mapping) or "input_ids" not in first:
+        raise ConfigError(
+            f"train_sampling_strategy={strategy!r} needs every row's length, and {type(data).__name__} doesn't tell. "
+            f"Give a datasets.Dataset a column {args.length_column_name!r}, or use 'random'."
+        )

@@ -1,0 +1,145 @@
+"""Checkpoints to go on from: the newest that is whole, never one whose writing was interrupted."""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from tokenflex import checkpoint
+from tokenflex.errors import ConfigError
+from tokenflex.files import bare_name
+
+STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer", "scheduler.pt"
+WEIGHTS, INDEX, SHARDED = "model.safetensors", "model.safetensors.index.json", "pytorch_model_fsdp"
+UNFINISHED = "checkpoint-is-incomplete.txt"
+"""What ``enable_jit_checkpoint`` leaves in a folder until it has written everything."""
+
+
+def checkpoint_to_resume(
+    output_dir: str | os.PathLike[str], asked: str | os.PathLike[str] | bool | None, say: Callable[[str], None]
+) -> str | None:
+    """The folder to go on from, or None to start from the beginning.
+
+    Args:
+        output_dir: where a run keeps its ``checkpoint-STEP`` folders.
+        asked: a folder; True for the newest whole checkpoint in ``output_dir``, if there is one.
+        say: is told what was passed over, and when there is nothing to go on from.
+
+    Raises:
+        ConfigError: the folder that was asked for doesn't hold a whole checkpoint.
+    """
+    if asked is None or asked is False:
+        return None
+    if asked is not True:
+        reason = fault(Path(asked))
+        if reason is not None:
+            raise ConfigError(
+                f"resume_from_checkpoint: {os.fspath(asked)!r} can't be gone on from: {reason}. Give another "
+                "checkpoint, or true for the newest whole one in output_dir."
+            )
+        return os.fspath(asked)
+    for folder in _newest_first(Path(output_dir)):
+        reason = fault(folder)
+        if reason is None:
+            return str(folder)
+        say(f"{folder} is passed over: {reason}")
+    say(f"{os.fspath(output_dir)} holds no whole checkpoint, so training starts from the beginning")
+    return None
+
+
+def fault(folder: Path) -> str | None:
+    """Why training can't go on from a folder, as a clause; None when it holds a whole checkpoint.
+
+    ``Trainer`` writes ``trainer_state.json`` last, but not as a whole, and processes finish at different times; so
+    every file that is read on resuming is looked at.
+    """
+    if not folder.is_dir():
+        return "it is no folder here"
+    if (folder / UNFINISHED).exists():
+        return f"its writing was interrupted, as {UNFINISHED} says"
+    state = _json(folder / STATE)
+    if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
+        return f"it has no readable {STATE}, which is written last, so its writing was interrupted"
+    engine = (folder / "latest").is_file()
+    return (
+        _weights_fault(folder)
+        or _optimizer_fault(folder, engine)
+        or next((f"{path.name} is cut short" for path in _archives(folder) if not zipfile.is_zipfile(path)), None)
+    )
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [
+        (int(step[1]), path) for path in folder.glob("*") if (step := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _archives(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".bin"))
+
+
+def _weights_fault(folder: Path) -> str | None:
+    if (folder / checkpoint.JSON_NAME).exists() or (folder / checkpoint.WEIGHTS_NAME).exists():
+        try:
+            checkpoint.load(folder)
+        except ConfigError as error:
+            return str(error).rstrip(".")
+        except SafetensorError as error:
+            return f"{checkpoint.WEIGHTS_NAME} can't be read: {error}"
+        return None
+    if (folder / WEIGHTS).exists():
+        return _tensors_fault(folder / WEIGHTS)
+    if (folder / INDEX).exists():
+        return _index_fault(folder)
+    if (folder / "latest").is_file():
+        tag = (folder / "latest").read_text(encoding="utf-8").strip()
+        return None if tag and (folder / tag).is_dir() else f"it lacks the folder {tag!r} that its 'latest' names"
+    if (folder / f"{SHARDED}.bin").exists() or (folder / f"{SHARDED}_0" / ".metadata").exists():
+        return None
+    return "it holds no weights"
+
+
+def _index_fault(folder: Path) -> str | None:
+    index = _json(folder / INDEX)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict):
+        return f"{INDEX} can't be read"
+    try:
+        names = sorted({bare_name(name) for name in shards.values()})
+    except ValueError as error:
+        return f"{INDEX} names a shard, but {error}"
+    return next((reason for name in names if (reason := _tensors_fault(folder / name))), None)
+
+
+def _tensors_fault(path: Path) -> str | None:
+    """Reads the header, which must account for every byte of the file."""
+    try:
+        with safe_open(path, "pt") as held:
+            held.keys()
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except (OSError, SafetensorError) as error:
+        return f"{path.name} can't be read: {error}"
+    return None
+
+
+def _optimizer_fault(folder: Path, engine: bool) -> str | None:
+    if engine:
+        return None
+    kept = [folder / f"{OPTIMIZER}.pt", folder / f"{OPTIMIZER}.bin", folder / f"{OPTIMIZER}_0" / ".metadata"]
+    if not any(path.exists() for path in kept):
+        return "it holds no optimizer state, which save_only_model leaves out"
+    return None if (folder / SCHEDULER).exists() else f"it lacks {SCHEDULER}"
