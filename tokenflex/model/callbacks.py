@@ -29,20 +29,25 @@ class _Full:
 
     Args:
         prompt: ``(rows, length)``, the caller's.
-        length: of the shortened prompt.
+        shortened: ``(rows, new_length)``, the host's.
     """
 
-    def __init__(self, prompt: Int[Tensor, "rows length"], length: int) -> None:
-        self.prompt, self.length = prompt, length
+    def __init__(self, prompt: Int[Tensor, "rows length"], shortened: Int[Tensor, "rows new_length"]) -> None:
+        self.prompt, self.shortened, self.length = prompt, shortened, shortened.shape[1]
 
     def __call__(self, ids: Tensor) -> Tensor:
         """The ids as the caller counts them; beams of one row lie side by side."""
         front = self.prompt.to(ids.device).repeat_interleave(max(len(ids) // len(self.prompt), 1), dim=0)
         return torch.cat([front, ids[:, self.length :]], dim=1)
 
-    def of_row(self, row: int, ids: Int[Tensor, " length"]) -> Int[Tensor, " full_length"]:
-        """The same for one sequence of one row."""
-        return torch.cat([self.prompt[row].to(ids.device), ids[self.length :]])
+    def of_row(self, row: int, ids: Int[Tensor, " length"], copies: int) -> Int[Tensor, " full_length"]:
+        """The same for one sequence of one row.
+
+        Args:
+            row: of the batch; before transformers 5.24, of the batch with ``copies`` of every row.
+        """
+        known = row < len(self.prompt) and torch.equal(self.shortened[row], ids[: self.length])
+        return torch.cat([self.prompt[row if known else row // copies].to(ids.device), ids[self.length :]])
 
 
 class _Criterion(StoppingCriteria):
@@ -91,7 +96,7 @@ def in_the_callers_prompt(
     out = dict(options)
     if shortened is prompt:
         return out
-    full, dropped = _Full(prompt, shortened.shape[1]), prompt.shape[1] - shortened.shape[1]
+    full, dropped = _Full(prompt, shortened), prompt.shape[1] - shortened.shape[1]
     if out.get("stopping_criteria") is not None:
         criteria = [_counted(one, dropped) or _Criterion(one, full) for one in out["stopping_criteria"]]
         out["stopping_criteria"] = StoppingCriteriaList(criteria)
@@ -100,7 +105,7 @@ def in_the_callers_prompt(
         out["logits_processor"] = LogitsProcessorList(processors)
     if out.get("prefix_allowed_tokens_fn") is not None:
         allowed, copies = out["prefix_allowed_tokens_fn"], _copies(out, config)
-        out["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, full.of_row(row // copies, ids))
+        out["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, full.of_row(row, ids, copies))
     if out.get("streamer") is not None:
         out["streamer"] = _Streamer(out["streamer"], full)
     return out
@@ -119,7 +124,7 @@ def _counted(callback: Any, dropped: int) -> Any:
 
 
 def _copies(options: Mapping[str, Any], config: Any) -> int:
-    """Rows that ``generate`` makes of each row of the batch before it numbers them; beams aren't numbered."""
+    """Rows that ``generate`` makes of each row of the batch, beams aside."""
 
     def setting(name: str) -> int:
         given = options.get("generation_config")

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from tokenflex.checkpoint import without_code
+
 OWN = frozenset(
     {
         "host",
@@ -71,6 +73,11 @@ class FlexConfig(PreTrainedConfig):
         super().__setattr__("host", host)
         for name, value in shared.items():
             setattr(self, PASSED_ON.get(name, name), value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """From what a file holds; keys by which it could name code are passed over, the caller's own are not."""
+        return super().from_dict(without_code(config_dict), **kwargs)
 
     def __getattribute__(self, name: str) -> Any:
         """The host's value of what every configuration has, except for this class's own entries."""

@@ -257,7 +257,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         labels: Tensor | None = None,
         level: Level = None,
         budget: Budgets = None,
@@ -271,6 +271,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: ``(rows, length)`` with the processor's full placeholders.
+            attention_mask: ``(rows, length)``, 0 for padding; on text alone whatever the host takes.
             labels: ``(rows, length)``, -100 where nothing is supervised.
             level: one for all images, or one per image, 0 = fewest tokens; None lets the router decide.
             budget: as for `prepare`.

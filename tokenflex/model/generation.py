@@ -27,6 +27,8 @@ OPTIONS = {
     "assistant_tokenizer",
     "use_model_defaults",
 }
+BATCH = ("attention_mask", "mm_encoder_outputs")
+"""Entries of a batch that may be something else than tensors."""
 NO_OPTIONS: Mapping[str, Any] = {}
 
 
@@ -34,7 +36,7 @@ def split(kwargs: Mapping[str, Any], inputs: Collection[str] = ()) -> tuple[dict
     """(batch, options of ``generate``): a batch is tensors, caches and ``inputs``; everything else is an option."""
     batch, options = {}, {}
     for key, value in kwargs.items():
-        is_option = key in OPTIONS or not (isinstance(value, Tensor) or key in inputs or key in CACHES)
+        is_option = key in OPTIONS or not (isinstance(value, Tensor) or key in (*inputs, *CACHES, *BATCH))
         if value is not None or is_option:
             (options if is_option else batch)[key] = value
     return batch, options
