@@ -43,6 +43,17 @@ KINDS = {
 }
 DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 """A distribution's name, as packages are published under."""
+CODE = frozenset({
+    "_attn_implementation", "_attn_implementation_internal", "_experts_implementation",
+    "_experts_implementation_internal", "attn_implementation", "auto_map", "experts_implementation",
+})  # fmt: skip
+"""Keys by which a configuration of transformers can name code or a repository of kernels; none says what a model is."""
+TIMM = {"architecture": "model_args", "backbone": "backbone_kwargs"}
+"""Where transformers' models of timm have timm's name of a model, and what is passed on with it."""
+TIMM_LOADS = frozenset(
+    {"cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"}
+)
+"""Arguments of ``timm.create_model`` that say where weights come from."""
 Spec = dict[str, Any]
 
 
@@ -351,6 +362,32 @@ def require_sound(state: Mapping[str, Tensor], where: str) -> None:
 def _finite(value: Tensor) -> bool:
     """Whether all values are finite, whatever the type; 8-bit types know no isfinite and are widened."""
     return value.is_meta or bool(torch.isfinite(value.float() if value.element_size() == 1 else value).all())
+
+
+def without_code(data: Any) -> Any:
+    """The data of a configuration of transformers without what names code or kernels, at any depth.
+
+    Raises:
+        ConfigError: it names weights elsewhere, through a model of timm.
+    """
+    if isinstance(data, list | tuple):
+        return [without_code(item) for item in data]
+    if not isinstance(data, Mapping):
+        return data
+    if str(data.get("model_type")).startswith("timm"):
+        _require_own_model(data)
+    return {key: without_code(value) for key, value in data.items() if key not in CODE}
+
+
+def _require_own_model(data: Mapping[str, Any]) -> None:
+    for name, given in TIMM.items():
+        options = data.get(given) or {}
+        loads = sorted(TIMM_LOADS.intersection(options)) if isinstance(options, Mapping) else options
+        if loads or not re.fullmatch(r"[\w.-]*", str(data.get(name) or "")):
+            raise ConfigError(
+                f"config.json: {data['model_type']!r} with {name}={data.get(name)!r} and {given} {loads!r} names "
+                "weights elsewhere than in its folder. Get the file from someone you trust."
+            )
 
 
 def _download(repository: str) -> Path:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig, CLIPVisionModel, DPTConfig
 
+import tokenflex
 from tests.composed.conftest import OPEN_CLIP, TIMM, VISION, make
 from tests.composed.test_compose import compose, features
 from tokenflex.composed import ComposedForConditionalGeneration, vision
@@ -50,6 +51,10 @@ def calls(monkeypatch):
 def saved(kind, folder, change):
     """A composed model's folder whose ``config.json`` was changed."""
     make(kind).model.save_pretrained(folder)
+    return rewritten(folder, change)
+
+
+def rewritten(folder, change):
     path = folder / "config.json"
     config = json.loads(path.read_text())
     change(config)
@@ -170,12 +175,41 @@ def test_a_language_model_without_a_type_is_refused(tmp_path, text):
         load(saved("clip", tmp_path, lambda config: config.update(text_config=text)))
 
 
-def test_timm_in_a_language_model_s_settings_is_refused(tmp_path):
-    def change(config):
-        config["text_config"]["vision_config"] = {"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "x"}}
+SOURCES = [
+    {"model_type": "timm_wrapper", "architecture": "resnet18", "model_args": {"checkpoint_path": "w.bin"}},
+    {"model_type": "timm_wrapper", "architecture": "hf-hub:timm/resnet18"},
+    {"model_type": "timm_backbone", "backbone": "local-dir:/tmp"},
+    {"model_type": "timm_backbone", "backbone": "resnet18", "backbone_kwargs": {"pretrained_cfg": {"file": "w.bin"}}},
+]
 
-    with pytest.raises(ConfigError, match="'timm_wrapper' in a composed model's config"):
-        load(saved("clip", tmp_path, change))
+
+@pytest.mark.parametrize("part", SOURCES)
+@pytest.mark.parametrize("kind", ["composed", "with parts"])
+def test_weights_of_timm_from_elsewhere_are_refused_at_any_depth(tmp_path, part, kind):
+    def change(config):
+        told = config["text_config"] if kind == "composed" else config["host"]["text_config"]
+        told["vision_config"] = part
+
+    if kind == "composed":
+        folder = saved("clip", tmp_path, change)
+    else:
+        tokenflex.wrap(make("clip").model).save_pretrained(tmp_path)
+        folder = rewritten(tmp_path, change)
+    with pytest.raises(ConfigError, match="names weights elsewhere than in its folder"):
+        load(folder)
+
+
+def test_a_host_saved_with_its_parts_names_no_kernels(tmp_path):
+    tokenflex.wrap(make("clip").model).save_pretrained(tmp_path)
+    kernels = {"attn_implementation": "someone/kernels", "_attn_implementation": "someone/kernels"}
+    model = load(rewritten(tmp_path, lambda config: (config.update(kernels), config["host"].update(kernels))))
+    assert model.host.config._attn_implementation in ("sdpa", "eager")
+    assert (
+        AutoModelForImageTextToText.from_pretrained(
+            tmp_path, attn_implementation="eager"
+        ).host.config._attn_implementation
+        == "eager"
+    )
 
 
 @pytest.mark.parametrize("given", ["timm", 3, None, []])

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from tokenflex.composed.plain import CODE, without_code
+from tokenflex.checkpoint import without_code
 from tokenflex.errors import ConfigError
 
 
@@ -47,4 +47,4 @@ class ComposedConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """From what a file holds; keys by which it could name code are passed over, the caller's own are not."""
-        return super().from_dict({key: value for key, value in config_dict.items() if key not in CODE}, **kwargs)
+        return super().from_dict(without_code(config_dict), **kwargs)

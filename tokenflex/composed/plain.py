@@ -9,10 +9,6 @@ from tokenflex.errors import ConfigError
 
 WORD = re.compile(r"[A-Za-z0-9_.,\- ]{0,64}")
 """Text without slashes and colons, so no path, no address and no source of models."""
-CODE = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
-        "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
-        "_name_or_path")  # fmt: skip
-"""Keys by which a configuration of transformers can name code or a repository; none is needed to build a model."""
 
 
 def expect(spec: Any, keys: Collection[str], where: str) -> Mapping[str, Any]:
@@ -74,21 +70,3 @@ def timm_name(timm: Any, name: Any, where: str) -> str:
             'pip install -U "tokenflex[custom]".'
         )
     return name
-
-
-def without_code(data: Any) -> Any:
-    """The data of a configuration of transformers without what names code or repositories, at any depth.
-
-    Raises:
-        ConfigError: it holds a model of timm, which takes any argument.
-    """
-    if isinstance(data, list | tuple):
-        return [without_code(item) for item in data]
-    if not isinstance(data, Mapping):
-        return data
-    if str(data.get("model_type")).startswith("timm"):
-        raise ConfigError(
-            f"model_type={data['model_type']!r} in a composed model's config.json: it would pass any argument to timm. "
-            "Compose with vision='timm/NAME' instead."
-        )
-    return {key: without_code(value) for key, value in data.items() if key not in CODE}

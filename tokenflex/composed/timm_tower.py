@@ -8,6 +8,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from tokenflex.checkpoint import TIMM_LOADS
 from tokenflex.composed import plain
 from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower, keep_buffers, required
 from tokenflex.errors import ConfigError
@@ -28,8 +29,6 @@ OPTIONS = frozenset((
     "zero_init_last",
 ))  # fmt: skip
 """Arguments of ``timm.create_model`` that say what the encoder looks like; a saved model may hold these."""
-LOADING = frozenset({"cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"})
-"""Arguments that say where weights come from; they count once and aren't saved."""
 
 
 class TimmTower(VisionTower):
@@ -42,7 +41,7 @@ class TimmTower(VisionTower):
         """By name, e.g. ``vit_base_patch16_siglip_224.webli``."""
         timm = required("timm")
         given = dict(request.options or {})
-        loading = {key: given.pop(key) for key in LOADING.intersection(given)}
+        loading = {key: given.pop(key) for key in TIMM_LOADS.intersection(given)}
         options = plain.settings(given, OPTIONS, "vision_options", "Leave them out.")
         if not timm.is_model(request.name):
             near = timm.list_models(f"*{request.name.split('.')[0]}*", pretrained=False)[:3]

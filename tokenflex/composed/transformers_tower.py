@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from tokenflex.checkpoint import CODE
 from tokenflex.composed import plain
 from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower
 from tokenflex.errors import ConfigError
@@ -112,7 +113,7 @@ def _settings(given: Any, where: str) -> dict[str, Any]:
             "Upgrade transformers, or register the type (AutoConfig.register, AutoModel.register)."
         )
     known = set(CONFIG_MAPPING[kind]().to_dict())
-    found = {key: value for key, value in given.items() if key in known and key not in plain.CODE}
+    found = {key: value for key, value in given.items() if key in known and key not in (*CODE, "_name_or_path")}
     nested = [k for k, v in found.items() if v and ("backbone" in k or (isinstance(v, Mapping) and "model_type" in v))]
     if nested or not {"image_size", "patch_size"} <= known:
         raise ConfigError(
