@@ -106,7 +106,11 @@ def _weights_fault(folder: Path) -> str | None:
         return _index_fault(folder)
     if (folder / "latest").is_file():
         tag = (folder / "latest").read_text(encoding="utf-8").strip()
-        return None if tag and (folder / tag).is_dir() else f"it lacks the folder {tag!r} that its 'latest' names"
+        try:
+            found = (folder / bare_name(tag)).is_dir()
+        except ValueError:
+            found = False
+        return None if found else f"it lacks the folder {tag!r} that its 'latest' names"
     if (folder / f"{SHARDED}.bin").exists() or (folder / f"{SHARDED}_0" / ".metadata").exists():
         return None
     return "it holds no weights"
