@@ -100,6 +100,7 @@ def test_turned_by_hand():
     assert (np.asarray(decode(rotated(3, "PNG"))) == np.rot90(plain, 2)).all()
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_exif_that_cannot_be_read_says_nothing():
     broken = encoded(picture(0), exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7fgarbage")
     assert decode(broken).tobytes() == picture(0).tobytes()
@@ -202,6 +203,11 @@ def test_damaged_files_are_decoded_or_refused(noise, at, cut):
 def test_what_is_no_picture_at_all(given):
     with pytest.raises(DataError, match=r"a picture is \w+; expected a PIL image, bytes of an image file or a path"):
         decode(given)
+
+
+def test_images_without_pixels():
+    with pytest.raises(DataError, match=r"picture 'Image' can't be read \(it has 0 x 5 pixels"):
+        decode(Image.new("RGB", (0, 5)))
 
 
 def test_text_is_not_taken_for_bytes():

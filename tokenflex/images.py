@@ -70,6 +70,8 @@ def _source(given: bytes | bytearray | str | Path, folder: Path | None) -> io.By
 
 def _upright(image: Image.Image) -> Image.Image:
     whites = _whites(image)
+    if 0 in image.size:
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
     image.load()
     try:
         turned = ImageOps.exif_transpose(image)

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
@@ -211,7 +212,7 @@ def read_turns(row: Mapping[str, Any], name: str) -> list[tuple[Any, Any]] | Non
             raise DataError(f"{name}: {key!r} is a {type(given).__name__}; expected a list of turns.")
         odd = [turn for turn in given if not isinstance(turn, Mapping)]
         if odd:
-            raise DataError(f"{name}: the turn {odd[0]!r} is no mapping; give it a role and content.")
+            raise DataError(f"{name}: the turn {brief(odd[0])} is no mapping; give it a role and content.")
         found = found or [(_first(turn, ("role", "from")), _first(turn, ("content", "value"))) for turn in given]
     return found
 
@@ -232,7 +233,7 @@ def read_message(role: Any, content: Any, name: str) -> dict[str, Any]:
             parts += ([{"type": "image"}] if i > 0 else []) + ([{"type": "text", "text": text}] if text else [])
         return {"role": ROLES[role], "content": parts}
     if not isinstance(content, Sequence):
-        raise DataError(f"{name}: a message's content is {content!r}; expected text or a list of parts.")
+        raise DataError(f"{name}: a message's content is {brief(content)}; expected text or a list of parts.")
     return {"role": ROLES[role], "content": [_part(part, name) for part in content]}
 
 
@@ -314,7 +315,7 @@ def _part(part: Any, name: str) -> dict[str, Any]:
         return {"type": "image", "image": given.get("url", "") if isinstance(given, Mapping) else given}
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": read_text(part["text"], name)}
-    raise DataError(f"{name}: message part {part!r} is neither an image nor a text part.")
+    raise DataError(f"{name}: message part {brief(part)} is neither an image nor a text part.")
 
 
 def _from_base64(given: Any, name: str) -> bytes:
