@@ -128,6 +128,14 @@ def test_hosts_that_would_come_back_as_something_else_are_refused(name, tmp_path
     flex.save_parts(tmp_path)  # the parts can always be saved
 
 
+def test_tied_embeddings_come_back_tied(left, tmp_path):
+    flex = tokenflex.wrap(tiny_llava_next(tie_word_embeddings=True))
+    flex.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert again.host.lm_head.weight is again.host.get_input_embeddings().weight
+    same_model(flex, again, left)
+
+
 def test_an_own_head_of_the_same_kind_comes_back(left, tmp_path):
     flex = tokenflex.wrap(own_head(tiny_llava_next()))
     flex.save_pretrained(tmp_path)
@@ -158,6 +166,23 @@ def test_a_quantised_host_comes_back_quantised_and_its_parts_do_not(eight_bits, 
     same_model(flex, AutoModelForImageTextToText.from_pretrained(tmp_path / "once more"), left)
     assert not hasattr(flex, "hf_quantizer")
     assert "quantization_config" not in flex.config.__dict__
+
+
+def test_a_quantised_host_is_not_cast(eight_bits):
+    flex = tokenflex.wrap(eight_bits)
+    for cast in (lambda: flex.to(torch.float16), lambda: flex.half(), lambda: flex.float(), lambda: flex.bfloat16()):
+        with pytest.raises(ConfigError, match="quantised, and casting would destroy"):
+            cast()
+    assert flex.to("cpu") is flex
+
+
+def test_where_a_host_was_placed_is_known_of_the_whole_model():
+    host = tiny_llava_next()
+    host.hf_device_map = {"": "cpu"}
+    assert tokenflex.wrap(host).hf_device_map == {"host": "cpu"}
+    host.hf_device_map = {"model": "cpu", "lm_head": "disk"}
+    assert tokenflex.wrap(host).hf_device_map == {"host.model": "cpu", "host.lm_head": "disk"}
+    assert not hasattr(tokenflex.wrap(tiny_llava_next()), "hf_device_map")
 
 
 def test_a_saved_model_can_be_quantised_while_it_is_loaded(left, tmp_path):

@@ -28,7 +28,7 @@ from tokenflex.hosts import anyres, placeholders, stock
 from tokenflex.hosts.anyres import Item
 from tokenflex.hosts.encoded import Encoded, layout_of, moved
 from tokenflex.hosts.stretches import Tiled
-from tokenflex.hosts.words import Scope, read_instructions
+from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
 
 
 class Granite4VisionAdapter(HostAdapter):
@@ -41,12 +41,12 @@ class Granite4VisionAdapter(HostAdapter):
 
     model_types = ("granite4_vision",)
 
-    def __init__(self, host: nn.Module, *, scope: str = "last-turn", marker: Sequence[int] = ()) -> None:
+    def __init__(self, host: nn.Module, *, scope: str = "last-turn", marker: Markers = ()) -> None:
         super().__init__(host)
         if scope not in ("last-turn", "prompt"):
             raise ConfigError(f"scope={scope!r}; use 'last-turn' or 'prompt'.")
         self.scope: Scope = cast(Scope, scope)
-        self.marker = tuple(marker)
+        self.marker = markers(marker)
 
     @classmethod
     def refusal(cls, host: nn.Module) -> str | None:
@@ -59,7 +59,7 @@ class Granite4VisionAdapter(HostAdapter):
     @property
     def options(self) -> Mapping[str, Any]:
         """``scope`` and ``marker``."""
-        return {"scope": self.scope, "marker": list(self.marker)}
+        return {"scope": self.scope, "marker": [list(one) for one in self.marker]}
 
     @property
     def model_type(self) -> str:

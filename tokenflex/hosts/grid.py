@@ -25,7 +25,7 @@ from tokenflex.hosts.encoded import Item, layout_of
 from tokenflex.hosts.placeholders import Plan, Span
 from tokenflex.hosts.positions import Positions, compact_grids, full_positions, span_positions
 from tokenflex.hosts.tower_attention import attending, unreadable
-from tokenflex.hosts.words import Scope, read_instructions
+from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
 
 
 class GridAdapter(HostAdapter):
@@ -48,7 +48,7 @@ class GridAdapter(HostAdapter):
         host: nn.Module,
         *,
         scope: str = "last-turn",
-        marker: Sequence[int] = (),
+        marker: Markers = (),
         positions: str = "span",
         route_per: str = "stretch",
     ) -> None:
@@ -58,7 +58,7 @@ class GridAdapter(HostAdapter):
         if positions not in get_args(Positions):
             raise ConfigError(f"positions={positions!r}; use 'span' or 'compact'.")
         self.scope: Scope = cast(Scope, scope)
-        self.marker = tuple(marker)
+        self.marker = markers(marker)
         if route_per not in ("stretch", "tile"):
             raise ConfigError(f"route_per={route_per!r}; use 'stretch' or 'tile'.")
         self.positions: Positions = cast(Positions, positions)
@@ -76,7 +76,7 @@ class GridAdapter(HostAdapter):
         """``scope``, ``marker``, ``positions`` and ``route_per``."""
         return {
             "scope": self.scope,
-            "marker": list(self.marker),
+            "marker": [list(one) for one in self.marker],
             "positions": self.positions,
             "route_per": self.route_per,
         }

@@ -27,7 +27,15 @@ from tokenflex.hosts.anyres import Item
 from tokenflex.hosts.encoded import layout_of
 from tokenflex.hosts.stretches import Stretch, Tiled
 from tokenflex.hosts.tower_attention import unreadable
-from tokenflex.hosts.words import ZERO, Scope, published_words, read_instructions, without_placeholders
+from tokenflex.hosts.words import (
+    ZERO,
+    Markers,
+    Scope,
+    markers,
+    published_words,
+    read_instructions,
+    without_placeholders,
+)
 from tokenflex.ops.packing import Unpad
 
 
@@ -50,7 +58,7 @@ class LlavaNextAdapter(HostAdapter):
         *,
         unpad: str = "geometric",
         scope: str = "last-turn",
-        marker: Sequence[int] = (),
+        marker: Markers = (),
         vocabulary: int | None = None,
     ) -> None:
         super().__init__(host)
@@ -60,7 +68,7 @@ class LlavaNextAdapter(HostAdapter):
             raise ConfigError(f"scope={scope!r}; use one of {', '.join(get_args(Scope))}.")
         self.unpad: Unpad = "released" if unpad == "released" else "geometric"
         self.scope: Scope = cast(Scope, scope)
-        self.marker = tuple(marker)
+        self.marker = markers(marker)
         self._vocabulary = vocabulary
 
     @classmethod
@@ -79,7 +87,7 @@ class LlavaNextAdapter(HostAdapter):
         return {
             "unpad": self.unpad,
             "scope": self.scope,
-            "marker": list(self.marker),
+            "marker": [list(one) for one in self.marker],
             "vocabulary": self.vocabulary,
         }
 

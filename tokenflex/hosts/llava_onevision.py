@@ -34,7 +34,7 @@ from tokenflex.hosts.anyres import Item
 from tokenflex.hosts.encoded import layout_of
 from tokenflex.hosts.stretches import Stretch, Strip, Tiled
 from tokenflex.hosts.tower_attention import unreadable
-from tokenflex.hosts.words import Scope, read_instructions
+from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
 
 ENCODER_KEYS = (*anyres.PICTURE_KEYS, *anyres.CLIP_KEYS, "batch_num_images")
 ASPECT_RATIO = re.compile(r"anyres_max_([1-9]\d*)")
@@ -50,12 +50,12 @@ class LlavaOnevisionAdapter(HostAdapter):
 
     model_types = ("llava_onevision",)
 
-    def __init__(self, host: nn.Module, *, scope: str = "last-turn", marker: Sequence[int] = ()) -> None:
+    def __init__(self, host: nn.Module, *, scope: str = "last-turn", marker: Markers = ()) -> None:
         super().__init__(host)
         if scope not in ("last-turn", "prompt"):
             raise ConfigError(f"scope={scope!r}; use 'last-turn' or 'prompt'.")
         self.scope: Scope = cast(Scope, scope)
-        self.marker = tuple(marker)
+        self.marker = markers(marker)
 
     @classmethod
     def refusal(cls, host: nn.Module) -> str | None:
@@ -73,7 +73,7 @@ class LlavaOnevisionAdapter(HostAdapter):
     @property
     def options(self) -> Mapping[str, Any]:
         """``scope`` and ``marker``."""
-        return {"scope": self.scope, "marker": list(self.marker)}
+        return {"scope": self.scope, "marker": [list(one) for one in self.marker]}
 
     @property
     def model_type(self) -> str:

@@ -8,16 +8,18 @@ falls back on when there are too few words (see `published_words`).
 """
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tokenflex.contracts import HostInputs, Instruction
+from tokenflex.errors import ConfigError
 from tokenflex.hosts.placeholders import IGNORE, PLACEHOLDER, padding_side
 
 Scope = Literal["last-turn", "prompt", "published"]
+Markers = Sequence[int] | Sequence[Sequence[int]]
 ZERO = -1
 
 
@@ -28,14 +30,15 @@ def instruction_mask(
     *,
     image_token_id: int,
     scope: Scope = "last-turn",
-    marker: tuple[int, ...] = (),
+    marker: Markers = (),
 ) -> Bool[Tensor, "rows length"]:
     """True for the tokens that make up each row's instruction.
 
     Args:
         labels: when given, supervised positions are answers.
-        marker: ids of the text that opens a user turn in the chat template, e.g. those of ``USER:``. Without a
-            marker turns can't be told apart, and ``last-turn`` takes all text before the last answer.
+        marker: ids of the text that opens a user turn in the chat template, e.g. those of ``USER:``; or several such,
+            where its tokens depend on what stands before it (see `tokenflex.hosts.turns`). Without a marker turns can't
+            be told apart, and ``last-turn`` takes all text before the last answer.
     """
     words = input_ids != image_token_id
     if attention_mask is not None:
@@ -46,9 +49,26 @@ def instruction_mask(
         if scope != "last-turn":
             return words & ~answers
         words = words & (positions < _last_run_start(answers)[:, None])
-    if scope != "last-turn" or not marker:
+    known = markers(marker)
+    if scope != "last-turn" or not known:
         return words
-    return words & (positions >= _after_last_marker(input_ids, words, marker)[:, None])
+    begins = torch.stack([_after_last_marker(input_ids, words, one) for one in known]).amax(0)
+    return words & (positions >= begins[:, None])
+
+
+def markers(given: Any) -> tuple[tuple[int, ...], ...]:
+    """One marker or several, as several; empty ones left out.
+
+    Raises:
+        ConfigError: these aren't ids.
+    """
+    listed = list(given) if isinstance(given, Sequence) else [given]
+    several = [listed] if all(isinstance(one, int) for one in listed) else listed
+    if not all(isinstance(one, Sequence) and all(type(token) is int for token in one) for one in several):
+        raise ConfigError(
+            f"marker={given!r}; give the ids of the words that open a user's turn, or several such lists."
+        )
+    return tuple(tuple(one) for one in several if isinstance(one, Sequence) and one)
 
 
 def published_words(
@@ -111,7 +131,7 @@ def without_placeholders(input_ids: Tensor, placeholder_ids: Collection[int], fi
 
 
 def read_instructions(
-    inputs: HostInputs, placeholder_ids: Collection[int], scope: Scope, marker: tuple[int, ...], embed: nn.Module
+    inputs: HostInputs, placeholder_ids: Collection[int], scope: Scope, marker: Markers, embed: nn.Module
 ) -> tuple[Instruction, ...]:
     """The input embeddings of each row's words, detached; see `instruction_mask`."""
     ids = inputs["input_ids"]

@@ -1,7 +1,9 @@
 """``FlexModel``: decides how many visual tokens each image needs, then calls the unmodified host."""
 
 import copy
+import functools
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +35,7 @@ from tokenflex.model.config import FlexConfig
 from tokenflex.model.request import Budgets, Level
 from tokenflex.model.signature import HostSignature
 
+logger = logging.getLogger(__name__)
 Objective = Callable[["FlexModel", HostInputs], ModelOutput]
 
 
@@ -99,6 +102,15 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             if (config.adapters or {}).get("float32"):
                 self._keep_in_fp32_modules_strict.add("lora_")
         self._no_split_modules = _units(self)
+        placed = getattr(stock.base_of(self.host), "hf_device_map", None)
+        if placed is not None:
+            self.hf_device_map = {".".join(filter(None, (self._inner, path))): to for path, to in placed.items()}
+
+    @property
+    def _inner(self) -> str:
+        """Path of the transformers model: the host, or what its wrapper wraps."""
+        base = stock.base_of(self.host)
+        return next(name for name, module in self.named_modules() if module is base)
 
     @property
     def _wraps(self) -> bool:
@@ -131,7 +143,33 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         flex, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         saving.require_complete(flex, info, pretrained_model_name_or_path)
         stock.base_of(flex.host).generation_config = flex.generation_config
+        say_what_is_read(flex.adapter)
         return (flex, info) if asked else flex
+
+    def to(self, *args: Any, **kwargs: Any) -> "FlexModel":
+        """As transformers' own.
+
+        Raises:
+            ConfigError: it would cast a quantised host.
+        """
+        if torch._C._nn._parse_to(*args, **kwargs)[1] is not None:
+            saving.require_castable(self)
+        return super().to(*args, **kwargs)
+
+    def half(self, *args: Any) -> "FlexModel":
+        """As transformers' own; see `to`."""
+        saving.require_castable(self)
+        return super().half(*args)
+
+    def float(self, *args: Any) -> "FlexModel":
+        """As transformers' own; see `to`."""
+        saving.require_castable(self)
+        return super().float(*args)
+
+    def bfloat16(self) -> "FlexModel":
+        """As torch's own; see `to`."""
+        saving.require_castable(self)
+        return super().bfloat16()
 
     def get_input_embeddings(self) -> nn.Module:
         """The host's."""
@@ -416,6 +454,20 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         """
         spec = checkpoint.describe(self.compressor, self.adapter)
         checkpoint.save(folder, spec, self.compressor.state_dict())
+
+
+def say_what_is_read(adapter: Any) -> None:
+    """Say once that routers read earlier turns too, where an adapter is to read the last one and can't tell."""
+    if getattr(adapter, "scope", None) == "last-turn" and not getattr(adapter, "marker", True):
+        _say_that_all_is_read()
+
+
+@functools.cache
+def _say_that_all_is_read() -> None:
+    logger.warning(
+        "Routers read all text of the prompt, earlier turns too. Pass processor=... to wrap() or load_parts(), and they "
+        "read the user's last turn."
+    )
 
 
 def _require_served(parts: Compressor, adapter: HostAdapter) -> None:

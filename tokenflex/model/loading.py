@@ -1,5 +1,6 @@
 """Putting parts onto a host that is already loaded."""
 
+import logging
 import os
 from typing import Any
 
@@ -11,9 +12,11 @@ from tokenflex import checkpoint, compressor
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import ComponentConfig, HostAdapter
 from tokenflex.errors import ConfigError
+from tokenflex.hosts.turns import turn_markers
 from tokenflex.model.config import FlexConfig
-from tokenflex.model.flex import FlexModel
+from tokenflex.model.flex import FlexModel, say_what_is_read
 
+logger = logging.getLogger(__name__)
 Part = str | ComponentConfig
 
 
@@ -25,6 +28,7 @@ def wrap(
     voter: Part = "position-weighted",
     policy: Part = "argmax",
     adapter: HostAdapter | None = None,
+    processor: Any = None,
     dtype: torch.dtype = torch.float32,
 ) -> FlexModel:
     """Give a host fresh, untrained parts.
@@ -33,34 +37,52 @@ def wrap(
         host: a loaded model, e.g. from ``AutoModelForImageTextToText.from_pretrained``; it is not changed.
         scaler, router, voter, policy: a registered name, or a ``Config`` for other settings.
         adapter: for hosts no adapter is registered for, or for other settings of the adapter.
+        processor: the host's, from whose chat template the router learns where the user's last turn begins. Without it
+            (and without a marker in ``adapter``) the router reads all text of the prompt, earlier turns too.
         dtype: of the parts' parameters; float32 keeps training sound next to a half-precision host.
 
     Raises:
         UnsupportedHostError: no adapter serves this host.
         UnknownComponentError: a name isn't registered.
     """
-    adapter = adapter or checkpoint.adapter_for(host)
+    adapter = told_turns(adapter or checkpoint.adapter_for(host), processor)
     chosen = {"scaler": scaler, "router": router, "voter": voter, "policy": policy}
     configs = {kind: checkpoint.config_of(kind, part) for kind, part in chosen.items()}
     parts = compressor.build(**configs, dim=adapter.dim, grid=adapter.grid)
     return _joined(host, parts.to(dtype), adapter)
 
 
-def load_parts(folder: str | os.PathLike[str], *, host: nn.Module, adapter: HostAdapter | None = None) -> FlexModel:
+def load_parts(
+    folder: str | os.PathLike[str], *, host: nn.Module, adapter: HostAdapter | None = None, processor: Any = None
+) -> FlexModel:
     """Put parts that `FlexModel.save_parts` wrote onto a host.
 
     Args:
         folder: a local folder, or the id of a repository on the model hub.
         host: a loaded model of the type the parts were made for.
+        processor: as for `wrap`, for parts that were saved without knowing where turns begin.
 
     Raises:
         ConfigError: the files don't fit this host, or name parts that aren't installed.
     """
     spec, state = checkpoint.load(folder)
-    adapter = adapter or checkpoint.adapter_for(host, spec.get("host", {}).get("options"))
+    adapter = told_turns(adapter or checkpoint.adapter_for(host, spec.get("host", {}).get("options")), processor)
     parts = checkpoint.assemble(spec, adapter)
     checkpoint.fill(parts, state, str(folder))
     return _joined(host, parts, adapter)
+
+
+def told_turns(adapter: Any, processor: Any) -> Any:
+    """The adapter, told what opens a user's turn if it is to know and doesn't; as it is without a processor."""
+    if processor is not None and getattr(adapter, "scope", None) == "last-turn" and adapter.marker == ():
+        adapter.marker = turn_markers(processor)
+        if not adapter.marker:
+            logger.warning(
+                "The chat template of %s doesn't show where a user's turn begins; the router reads all text of the "
+                "prompt, earlier turns too. Give the adapter a marker: the ids of the words that open a turn.",
+                type(processor).__name__,
+            )
+    return adapter
 
 
 def _joined(host: Any, parts: Compressor, adapter: HostAdapter) -> FlexModel:
@@ -73,6 +95,7 @@ def _joined(host: Any, parts: Compressor, adapter: HostAdapter) -> FlexModel:
     config = FlexConfig(host=known, parts=_describe(parts, adapter))
     flex = FlexModel(config, host=host, compressor=parts.to(device).train(host.training), adapter=adapter)
     flex.training = host.training  # the host's modules keep the modes they have
+    say_what_is_read(adapter)
     return flex
 
 

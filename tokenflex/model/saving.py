@@ -121,6 +121,19 @@ def as_quantised(flex: Any) -> Iterator[None]:
             del flex.config.quantization_config
 
 
+def require_castable(flex: Any) -> None:
+    """Refuse another type for a quantised host.
+
+    Raises:
+        ConfigError: it is quantised.
+    """
+    if quantizer_of(flex) is not None:
+        raise ConfigError(
+            "the host is quantised, and casting would destroy its weights. Move it by device only, or cast the parts: "
+            "flex.compressor.to(dtype)."
+        )
+
+
 def quantizer_of(flex: Any) -> Any:
     """transformers' quantiser of the host, or of the whole model; None where nothing is quantised."""
     own = getattr(flex, "hf_quantizer", None)

@@ -1,0 +1,73 @@
+"""Where the user's last turn begins: read off a processor's chat template.
+
+A conversation of two turns is written with the template, once with words and once with an image first. What stands
+right before the user's content in every one of these places opens a turn; its tokens are the marker that
+`tokenflex.hosts.words` looks for.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+Marker = tuple[tuple[int, ...], ...]
+FIRST, ANSWER, SECOND = "qqxqq", "zzyzz", "kkvkk"
+"""Words that stand nowhere in a template."""
+
+
+def turn_markers(processor: Any) -> Marker:
+    """The ids that open a user's turn, as they may be tokenised in different places; empty where that can't be told.
+
+    Args:
+        processor: of the host, with a chat template and a fast tokenizer.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not getattr(processor, "chat_template", None) or not getattr(tokenizer, "is_fast", False):
+        return ()
+    plain = _written(processor, image=False)
+    if plain is None:
+        return ()
+    opener = os.path.commonprefix([plain[: plain.index(word)][::-1] for word in (FIRST, SECOND)])[::-1].strip()
+    texts = [text for text in (plain, _written(processor, image=True)) if text is not None]
+    found = {_tokens(tokenizer, text, place, opener) for text in texts for place in _places(text, opener)}
+    return tuple(sorted(ids for ids in found if ids))
+
+
+def _written(processor: Any, image: bool) -> str | None:
+    """A conversation of two turns; None where the template doesn't take it."""
+    shown = [{"type": "image"}] if image else []
+    for plain in (False, True):  # some templates take parts, some texts
+
+        def content(word: str, parts: Sequence[Any] = (), plain: bool = plain) -> Any:
+            return word if plain else [*parts, {"type": "text", "text": word}]
+
+        messages = [
+            {"role": "user", "content": content(FIRST, shown)},
+            {"role": "assistant", "content": content(ANSWER)},
+            {"role": "user", "content": content(SECOND, shown)},
+        ]
+        try:
+            text = processor.apply_chat_template(messages, tokenize=False)
+        except Exception:  # templates raise what they like
+            continue
+        printed = isinstance(text, str) and "{'type'" in text  # a list of parts, as Python prints it
+        if not printed and all(isinstance(text, str) and text.count(word) == 1 for word in (FIRST, ANSWER, SECOND)):
+            return text
+    return None
+
+
+def _places(text: str, opener: str) -> list[int]:
+    """Where the opener begins in front of each turn."""
+    found = [text.rfind(opener, 0, text.index(word)) for word in (FIRST, SECOND)] if opener else []
+    return [place for place in found if place >= 0]
+
+
+def _tokens(tokenizer: Any, text: str, begin: int, opener: str) -> tuple[int, ...]:
+    """Ids of the tokens that spell the opener at ``begin``; white space around them doesn't count."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    end, ids = begin + len(opener), []
+    for token, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        piece = text[first:last]
+        starts, stops = last - len(piece.lstrip()), first + len(piece.rstrip())
+        if begin <= starts < stops <= end:
+            ids.append(int(token))
+    return tuple(ids)
