@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from tests.training.conftest import ROWS
 from tokenflex.errors import InputError
-from tokenflex.training import LanguageObjective, MultiGranularityObjective, RGLFObjective
+from tokenflex.training import STAGES, ChatDataset, LanguageObjective, MultiGranularityObjective, RGLFObjective
+from tokenflex.training.stages import select
 
 
 @pytest.fixture
@@ -92,9 +94,6 @@ def test_stage_four_leaves_the_host_in_evaluation_mode(fresh, training_batch):
 
 
 def test_text_only_batches_have_a_loss(fresh, collator):
-    from tests.training.conftest import ROWS
-    from tokenflex.training import ChatDataset
-
     batch = collator([ChatDataset(ROWS)[2]])
     flex = fresh()
     plain = flex.host(**batch).loss
@@ -122,3 +121,16 @@ def test_scores_that_are_no_numbers_are_an_error_that_names_the_row(fresh, train
     pixels[1] = float("nan")
     with pytest.raises(InputError, match=r"the scores of image 1 \(row 1\) of the batch aren't numbers"):
         fresh()(**training_batch | {"pixel_values": pixels}, objective=RGLFObjective())
+
+
+@pytest.mark.parametrize("objective", [LanguageObjective(), MultiGranularityObjective()])
+def test_rows_without_pictures_train_a_projector_by_nothing(fresh, collator, objective):
+    """Their loss counts, and has a gradient: zero."""
+    flex, batch = fresh(), collator([ChatDataset(ROWS)[2]])
+    select(flex, STAGES[1])
+    loss = flex(**batch, objective=objective).loss
+    assert loss.item() > 0
+    loss.backward()
+    trained = [p for p in flex.parameters() if p.requires_grad]
+    assert trained
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in trained)

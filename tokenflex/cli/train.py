@@ -27,6 +27,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         recipe.parser().print_help()
         return 0 if options.wants_help else 2
     settings, arguments = recipe.read(options.recipe, overrides)
-    run.train(settings, arguments)
+    first = arguments.process_index == 0
+    run.train(settings, arguments, say=print if first else lambda line: None)
     print(f"Saved to {arguments.output_dir}")
     return 0

@@ -42,7 +42,7 @@ class LanguageObjective:
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``: as the host computes it; 0 when the batch has no answer tokens."""
         encoded = flex.encode(batch)
-        return ModelOutput(loss=language_loss(flex, at_level(flex, batch, encoded, self.level)))
+        return ModelOutput(loss=_anchored(flex, language_loss(flex, at_level(flex, batch, encoded, self.level))))
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class MultiGranularityObjective:
             run = through.packed if way == "packed" and len(chosen) > 1 else through.joint
             losses = run(flex, batch, encoded, chosen)
             loss = (losses * losses.new_tensor(weights)).sum()
+        loss = _anchored(flex, loss)
         return ModelOutput(loss=loss, level_losses=losses.detach(), levels=tuple(chosen))
 
     def resolve(self, flex: FlexModel) -> str:
@@ -182,6 +183,13 @@ class RGLFObjective:
             samples=_items(batch),
         )
         return ModelOutput(loss=loss, feedback=feedback, scores=scores.detach())
+
+
+def _anchored(flex: nn.Module, loss: Tensor) -> Tensor:
+    """The same loss as part of the graph, where nothing that trains was used: by rows without pictures, a projector."""
+    if loss.requires_grad or not torch.is_grad_enabled():
+        return loss
+    return loss + sum(p.sum() for p in flex.parameters() if p.requires_grad) * 0.0
 
 
 def _items(batch: Mapping[str, Any]) -> Any:

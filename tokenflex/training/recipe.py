@@ -29,10 +29,24 @@ class Recipe:
     host: str = field(metadata={"help": "Folder or hub id of the host, or of a saved FlexModel."})
     data: str = field(metadata={"help": ".json, .jsonl or .parquet file, or a saved datasets folder."})
     image_folder: str | None = field(default=None, metadata={"help": "Where image paths start, and must stay below."})
-    parts: str | None = field(default=None, metadata={"help": "Folder of trained parts; default: fresh parts."})
-    scaler: str = field(default="average-pool", metadata={"help": "Name of the scaler of fresh parts."})
-    router: str = field(default="avg", metadata={"help": "Name of the router of fresh parts."})
-    voter: str = field(default="position-weighted", metadata={"help": "Name of the voter of fresh parts."})
+    parts: str | None = field(
+        default=None,
+        metadata={"help": "Folder of trained parts; default: those saved with the host, else fresh ones."},
+    )
+    fresh: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Parts to start anew although there are saved ones.",
+            "choices": ["scaler", "router", "voter"],
+        },
+    )
+    scaler: str | None = field(
+        default=None, metadata={"help": "Name of the scaler; default: the saved or average-pool."}
+    )
+    router: str | None = field(default=None, metadata={"help": "Name of the router; default: the saved one, or avg."})
+    voter: str | None = field(
+        default=None, metadata={"help": "Name of the voter; default: the saved one, or position-weighted."}
+    )
     scaler_config: dict | str | None = field(default=None, metadata={"help": "Settings of the scaler (mapping)."})
     router_config: dict | str | None = field(default=None, metadata={"help": "Settings of the router (mapping)."})
     voter_config: dict | str | None = field(default=None, metadata={"help": "Settings of the voter (mapping)."})
@@ -135,6 +149,13 @@ class Recipe:
         return STAGES[self.stage].with_rates(**{group: getattr(self, f"{group}_rate") for group in groups})
 
 
+OF_STAGE = {
+    3: ("memory", "levels"),
+    4: ("margin", "rank_weight", "ce_weight", "tolerance", "guard", "levels_cache", "levels_cache_dtype"),
+}
+"""Keys that say something in one stage only."""
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}. 'tokenflex train --help' lists all keys with what they take.")
@@ -151,7 +172,8 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, FlexT
     """A recipe from a YAML file, with options of the command line on top.
 
     Raises:
-        ConfigError: the file isn't a YAML mapping, a key is unknown or missing, or ``learning_rate`` is set.
+        ConfigError: the file isn't a YAML mapping, a key is unknown, missing or of another stage, or a setting can't be
+            honoured.
     """
     source = Path(path)
     if not source.is_file():
@@ -170,7 +192,16 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, FlexT
     missing = [f.name for f in dataclasses.fields(Recipe) if _required(f) and f.name not in [*data, *given]]
     if missing:
         raise ConfigError(f"recipe {str(path)!r} lacks {', '.join(missing)}. Add e.g. '{missing[0]}: ...'.")
-    recipe, arguments = parser().parse_args_into_dataclasses(args=[*words, *overrides])
+    try:
+        recipe, arguments = parser().parse_args_into_dataclasses(args=[*words, *overrides])
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"recipe {str(path)!r}: {error}") from error
+    _check_stage(recipe, {*map(str, data), *given}, str(path))
+    _check_evaluation(arguments, str(path))
+    told = str(arguments.resume_from_checkpoint).lower()
+    arguments.resume_from_checkpoint = {"true": True, "false": None}.get(told, arguments.resume_from_checkpoint)
     return recipe, arguments
 
 
@@ -192,9 +223,34 @@ def _check_names(names: Sequence[str], where: str) -> None:
             raise ConfigError(f"recipe {where!r}: unknown key {name!r}.{hint} 'tokenflex train --help' lists all keys.")
 
 
+def _check_stage(recipe: Recipe, names: set[str], where: str) -> None:
+    for stage, keys in OF_STAGE.items():
+        given = sorted(names.intersection(keys))
+        if given and recipe.stage != stage:
+            raise ConfigError(
+                f"recipe {where!r}: {', '.join(given)} is for stage {stage}, and this is stage {recipe.stage}. "
+                "Leave it out."
+            )
+
+
+def _check_evaluation(arguments: FlexTrainingArguments, where: str) -> None:
+    strategy = str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy))
+    asked = {name: getattr(arguments, name) for name in ("eval_on_start", "load_best_model_at_end", "do_predict")}
+    given = [
+        name
+        for name, value in {**asked, "eval_strategy": strategy != "no", "do_eval": arguments.do_eval}.items()
+        if value
+    ]
+    if given:
+        raise ConfigError(
+            f"recipe {where!r}: {', '.join(given)} asks for evaluation, and a recipe has no data for that. Leave it "
+            "out and measure the result with 'tokenflex evaluate', or pass an eval_dataset in Python."
+        )
+
+
 def _words(key: str, value: Any) -> list[str]:
     """A YAML entry as command-line words."""
-    if value is None:
+    if value is None or value == []:
         return []
     if isinstance(value, dict):
         return [f"--{key}", json.dumps(value)]

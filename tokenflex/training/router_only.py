@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from tokenflex import checkpoint, compressor
 from tokenflex.compressor import Compressor
-from tokenflex.contracts import READ_OFF, ComponentConfig, Grid, Instruction, VisualTokens
+from tokenflex.contracts import READ_OFF, ComponentConfig, Grid, Instruction, Scaler, VisualTokens
 from tokenflex.errors import ConfigError
 from tokenflex.model import Encoded
 from tokenflex.training.objectives import FEEDBACK
@@ -57,7 +57,7 @@ class RouterModel(nn.Module):
         Raises:
             ConfigError: the store holds no router inputs, or its scaler isn't installed.
         """
-        facts = _facts(store)
+        facts = facts_of(store)
         chosen = {"router": router, "voter": voter, "policy": policy}
         configs = {kind: checkpoint.config_of(kind, part) for kind, part in chosen.items()}
         scaler = checkpoint.config_from("scaler", {**store.manifest["fingerprint"]["scaler"]})
@@ -72,17 +72,11 @@ class RouterModel(nn.Module):
         Raises:
             ConfigError: they belong to another host or scaler than the store, or their files are damaged.
         """
-        facts = _facts(store)
+        facts = facts_of(store)
         spec, state = checkpoint.load(folder)
-        told = store.manifest["fingerprint"]["scaler"]
-        if spec["parts"]["scaler"]["name"] != told["name"] or spec["parts"]["scaler"]["config"] != told["config"]:
-            raise ConfigError(
-                f"{folder} has the scaler {spec['parts']['scaler']['name']!r} {spec['parts']['scaler']['config']}, and "
-                f"{store.folder} was scored with {told['name']!r} {told['config']}. Score it again with these parts."
-            )
         parts = checkpoint.assemble(spec, facts)
         checkpoint.fill(parts, state, str(folder))
-        checkpoint.fill(parts.scaler, store.scaler_weights(), str(store.folder))
+        require_scaler(store, parts.scaler, str(folder))
         return cls(parts, facts)
 
     def encode(self, batch: dict[str, Any]) -> Encoded:
@@ -176,7 +170,39 @@ class FeedbackCollator:
         return {**self.collator(list(given)), FEEDBACK: torch.stack(feedback)}
 
 
-def _facts(store: FeedbackStore) -> StoredHost:
+def require_scaler(store: FeedbackStore, scaler: Scaler, where: str) -> None:
+    """Refuse a scaler that isn't the one a store was scored with.
+
+    Args:
+        where: what it comes from, for the message.
+
+    Raises:
+        ConfigError: it has another name, other settings or other weights.
+    """
+    told = checkpoint.config_from("scaler", store.manifest["fingerprint"]["scaler"])
+    if scaler.config != told:
+        raise ConfigError(
+            f"{where} has the scaler {_told(scaler.config)}, and {store.folder} was scored with {_told(told)}. Score "
+            "it again with these parts."
+        )
+    mine, stored = scaler.state_dict(), store.scaler_weights()
+    if mine.keys() != stored.keys() or any(not torch.equal(mine[name], value) for name, value in stored.items()):
+        raise ConfigError(
+            f"{where} has the scaler {_told(scaler.config)} with other weights than {store.folder} was scored with. "
+            "Score it again with these parts."
+        )
+
+
+def _told(config: ComponentConfig) -> str:
+    return f"{checkpoint.KINDS['scaler'].name_of(config.owner)!r} {config.to_dict()}"
+
+
+def facts_of(store: FeedbackStore) -> StoredHost:
+    """The host that a store was scored with.
+
+    Raises:
+        ConfigError: the store holds no router inputs.
+    """
     if not store.has_inputs:
         raise ConfigError(
             f"{store.folder} holds no router inputs, so routers can't be trained from it without the host. Make it "

@@ -1,57 +1,68 @@
 """Does what a recipe says: train a stage, or score its data."""
 
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
-from tokenflex.checkpoint import KINDS
+from tokenflex import compressor
+from tokenflex.checkpoint import KINDS, adapter_for, assemble, describe, fill
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import varlen
-from tokenflex.model import FlexModel, load_parts, wrap
+from tokenflex.model import FlexModel, wrap
+from tokenflex.training import parts
 from tokenflex.training.collate import FlexCollator
 from tokenflex.training.data import ChatDataset, read_rows
 from tokenflex.training.recipe import Recipe
-from tokenflex.training.router_only import RouterModel
+from tokenflex.training.resume import checkpoint_to_resume
+from tokenflex.training.router_only import RouterModel, facts_of, require_scaler
 from tokenflex.training.score import score
 from tokenflex.training.stages import Stage
 from tokenflex.training.store import FeedbackStore
 from tokenflex.training.trainer import FlexTrainer, FlexTrainingArguments, RGLFTrainer, precision_of
 
+Say = Callable[[str], None]
 
-def train(recipe: Recipe, arguments: FlexTrainingArguments) -> FlexTrainer:
+
+def train(recipe: Recipe, arguments: FlexTrainingArguments, say: Say = lambda line: None) -> FlexTrainer:
     """Load everything, train, and save the result to ``output_dir``.
 
+    Args:
+        say: is told where the parts come from, and what training goes on from.
+
     Raises:
-        ConfigError: something can't be loaded, or the stored feedback belongs to something else.
+        ConfigError: something can't be loaded, the recipe contradicts saved parts, or the stored feedback belongs to
+            something else.
     """
     set_seed(arguments.seed)
     stage = recipe.preset()
+    resumed = checkpoint_to_resume(arguments.output_dir or ".", arguments.resume_from_checkpoint, say)
     store = _store(recipe, stage)
+    given: dict[str, Any] = {"stage": stage, "objective": recipe.objective(stage)}
     if store is not None and store.has_inputs:
-        return _train_alone(recipe, arguments, stage, store)
-    flex, processor = load(recipe)
-    dataset, collator = _data(recipe, processor, always_picture=_sharded(arguments))
-    given: dict[str, Any] = {"stage": stage, "train_dataset": dataset, "data_collator": collator}
-    if store is not None:
-        trainer = RGLFTrainer(flex, arguments, feedback=store, objective=recipe.objective(stage), **given)
+        model, processor = alone(recipe, store, say, arguments.seed)
+        say(f"data: from {store.folder}, {len(store)} rows")
+        trainer: FlexTrainer = RGLFTrainer(model, arguments, feedback=store, **given)
     else:
-        trainer = FlexTrainer(flex, arguments, objective=recipe.objective(stage), **given)
-    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+        flex, processor = load(recipe, say, arguments.seed)
+        dataset, collator = _data(recipe, processor, always_picture=_sharded(arguments))
+        given |= {"train_dataset": dataset, "data_collator": collator}
+        if store is not None:
+            trainer = RGLFTrainer(flex, arguments, feedback=store, **given)
+        else:
+            trainer = FlexTrainer(flex, arguments, **given)
+    trainer.train(resume_from_checkpoint=resumed)
     trainer.save_model()
-    trainer.save_parts(arguments.output_dir)
+    trainer.save_parts(arguments.output_dir or ".")
     if trainer.is_world_process_zero():
         processor.save_pretrained(arguments.output_dir)
     return trainer
 
 
-def feedback(
-    recipe: Recipe, arguments: FlexTrainingArguments, say: Callable[[str], None] = lambda line: None
-) -> FeedbackStore:
+def feedback(recipe: Recipe, arguments: FlexTrainingArguments, say: Say = lambda line: None) -> FeedbackStore:
     """Score the recipe's data with its host, or go on where that stopped.
 
     Args:
@@ -62,7 +73,7 @@ def feedback(
     """
     if recipe.feedback is None:
         raise ConfigError("the recipe names no folder for the feedback. Add e.g. 'feedback: runs/feedback'.")
-    flex, processor = load(recipe)
+    flex, processor = load(recipe, say, arguments.seed)
     dataset, collator = _data(recipe, processor)
     return score(
         flex.to(arguments.device),  # pyright: ignore[reportArgumentType]
@@ -90,18 +101,6 @@ def _store(recipe: Recipe, stage: Stage) -> FeedbackStore | None:
     return FeedbackStore(Path(recipe.feedback))
 
 
-def _train_alone(recipe: Recipe, arguments: FlexTrainingArguments, stage: Stage, store: FeedbackStore) -> FlexTrainer:
-    """Stage 4 from a store with router inputs; the host isn't loaded."""
-    if recipe.parts is not None:
-        model = RouterModel.from_parts(recipe.parts, store)
-    else:
-        model = RouterModel.from_store(store, router=_part(recipe, "router"), voter=_part(recipe, "voter"))
-    trainer = RGLFTrainer(model, arguments, stage=stage, feedback=store, objective=recipe.objective(stage))
-    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    trainer.save_model()
-    return trainer
-
-
 def _sharded(arguments: FlexTrainingArguments) -> bool:
     """Whether FSDP or DeepSpeed will hold the parameters, by the recipe or by ``accelerate launch``."""
     launched = any(os.environ.get(f"ACCELERATE_USE_{engine}") == "true" for engine in ("FSDP", "DEEPSPEED"))
@@ -113,11 +112,15 @@ def _data(recipe: Recipe, processor: Any, always_picture: bool = False) -> tuple
     return dataset, FlexCollator(processor, recipe.max_length, always_picture)
 
 
-def load(recipe: Recipe) -> tuple[FlexModel, Any]:
+def load(recipe: Recipe, say: Say = lambda line: None, seed: int | None = None) -> tuple[FlexModel, Any]:
     """The model and its processor.
 
+    Args:
+        say: is told where the parts come from.
+        seed: of fresh parts; None goes on from the generator's state.
+
     Raises:
-        ConfigError: the host can't be loaded, or the parts don't fit it.
+        ConfigError: the host can't be loaded, the parts don't fit it, or the recipe contradicts saved ones.
     """
     attention = {} if recipe.attn_implementation is None else {"attn_implementation": recipe.attn_implementation}
     if recipe.attn_implementation == varlen.NAME:
@@ -125,21 +128,79 @@ def load(recipe: Recipe) -> tuple[FlexModel, Any]:
     dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     try:
         host = AutoModelForImageTextToText.from_pretrained(recipe.host, dtype=dtype, **attention)
-        processor = AutoProcessor.from_pretrained(recipe.host)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"host {recipe.host!r} can't be loaded: {error} Give a folder or hub id with a model and its processor."
-        ) from error
+        raise _unloadable(recipe, error) from error
+    processor, sources = _processor(recipe), _sources(recipe, host)
+    choice = parts.choose(recipe, sources)
+    for line in choice.lines():
+        say(line)
     if isinstance(host, FlexModel):
-        if recipe.parts is None:
+        if all(saved.where == recipe.host for saved in choice.kept.values()) and len(choice.kept) == len(KINDS):
             return host, processor
         host = host.host
+    spec = next((saved.spec for saved in sources.values()), None)
+    adapter = adapter_for(host, spec["host"]["options"] if spec else None)
+    if spec is not None:
+        assemble(spec, adapter)
+    if seed is not None:
+        set_seed(seed)
+    configs: dict[str, Any] = dict(choice.configs)
+    flex = wrap(host, **configs, adapter=adapter)
+    choice.fill(flex.compressor)
+    return flex, processor
+
+
+def alone(
+    recipe: Recipe, store: FeedbackStore, say: Say = lambda line: None, seed: int | None = None
+) -> tuple[RouterModel, Any]:
+    """The parts without a host, around the scaler that the store was scored with, and the host's processor.
+
+    Args:
+        say, seed: as for `load`.
+
+    Raises:
+        ConfigError: the parts belong to another host or scaler than the store, or the recipe contradicts them.
+    """
+    facts, processor, sources = facts_of(store), _processor(recipe), _sources(recipe)
+    if "scaler" in recipe.fresh:
+        raise ConfigError(f"fresh: [scaler] can't be had of {store.folder}, scored with its own. Score it again.")
+    for saved in [*sources.values()][:1]:
+        known = assemble(saved.spec, facts)
+        fill(known.scaler, saved.weights("scaler"), saved.where)
+        require_scaler(store, known.scaler, saved.where)
+    told = {"parts": {"scaler": store.manifest["fingerprint"]["scaler"]}}
+    weights = {f"scaler.{name}": value for name, value in store.scaler_weights().items()}
+    sources = {**sources, "scaler": parts.Saved(str(store.folder), told, weights)}
+    choice = parts.choose(recipe, sources)
+    for line in choice.lines():
+        say(line)
+    if seed is not None:
+        set_seed(seed)
+    made = compressor.build(**choice.configs, dim=facts.dim, grid=facts.grid)
+    choice.fill(made)
+    return RouterModel(made, facts), processor
+
+
+def _sources(recipe: Recipe, host: Any = None) -> Mapping[str, parts.Saved]:
+    """Parts that are there already: the recipe's, else those saved with the host."""
     if recipe.parts is not None:
-        return load_parts(recipe.parts, host=host), processor
-    return wrap(host, **{kind: _part(recipe, kind) for kind in ("scaler", "router", "voter")}), processor
+        return parts.of_folder(recipe.parts)
+    if host is None:
+        return parts.of_host(recipe.host)
+    if not isinstance(host, FlexModel):
+        return {}
+    saved = parts.Saved(recipe.host, describe(host.compressor, host.adapter), host.compressor.state_dict())
+    return dict.fromkeys(KINDS, saved)
 
 
-def _part(recipe: Recipe, kind: str) -> Any:
-    name, settings = getattr(recipe, kind), getattr(recipe, f"{kind}_config")
-    settings = json.loads(settings) if isinstance(settings, str) else settings or {}
-    return KINDS[kind].get(name).Config.from_dict(settings)
+def _processor(recipe: Recipe) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(recipe.host)
+    except (OSError, ValueError) as error:
+        raise _unloadable(recipe, error) from error
+
+
+def _unloadable(recipe: Recipe, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"host {recipe.host!r} can't be loaded: {error} Give a folder or hub id with a model and its processor."
+    )

@@ -1,0 +1,193 @@
+"""Which parts a recipe trains: saved ones taken up, fresh ones by name. One rule, with the host and without it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from tokenflex import checkpoint
+from tokenflex.checkpoint import KINDS, Spec
+from tokenflex.contracts import ComponentConfig
+from tokenflex.errors import ConfigError
+from tokenflex.files import bare_name
+from tokenflex.model import FlexConfig
+from tokenflex.training.recipe import Recipe
+from tokenflex.training.resume import INDEX, WEIGHTS
+
+FRESH = {"scaler": "average-pool", "router": "avg", "voter": "position-weighted", "policy": "argmax"}
+"""What fresh parts are where a recipe names none."""
+PREFIX = "compressor."
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Parts that are there already.
+
+    Attributes:
+        where: the folder or repository they come from.
+        spec: their description.
+        state: their weights, by names that begin with the kind of part.
+    """
+
+    where: str
+    spec: Spec
+    state: Mapping[str, Tensor]
+
+    def config(self, kind: str) -> ComponentConfig:
+        """Settings of one part."""
+        return checkpoint.config_from(kind, self.spec["parts"][kind])
+
+    def weights(self, kind: str) -> dict[str, Tensor]:
+        """Weights of one part, by its own names."""
+        prefix = f"{kind}."
+        return {name.removeprefix(prefix): value for name, value in self.state.items() if name.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a recipe trains.
+
+    Attributes:
+        configs: settings of every kind of part.
+        kept: kinds whose weights are taken up, and from what.
+    """
+
+    configs: Mapping[str, ComponentConfig]
+    kept: Mapping[str, Saved]
+
+    def lines(self) -> list[str]:
+        """Where each kind comes from, for people."""
+        fresh = {kind: f"fresh {KINDS[kind].name_of(config.owner)}" for kind, config in self.configs.items()}
+        told = {kind: f"from {self.kept[kind].where}" if kind in self.kept else fresh[kind] for kind in fresh}
+        return [f"{kind}: {told[kind]}" for kind in KINDS if kind != "policy"]
+
+    def fill(self, parts: nn.Module) -> None:
+        """Put the weights that are taken up into newly built parts.
+
+        Raises:
+            ConfigError: they don't fit what is fresh beside them.
+        """
+        for kind, saved in self.kept.items():
+            try:
+                checkpoint.fill(getattr(parts, kind), saved.weights(kind), saved.where)
+            except ConfigError as error:
+                fresh = [one for one in KINDS if one not in self.kept]
+                if not fresh:
+                    raise
+                raise ConfigError(
+                    f"the {kind} of {saved.where} doesn't fit the fresh {' and '.join(fresh)} beside it; start it anew "
+                    f"too: fresh: [{', '.join([*fresh, kind])}]. ({error})"
+                ) from None
+
+
+def choose(recipe: Recipe, sources: Mapping[str, Saved]) -> Choice:
+    """Saved parts, where there are some and ``fresh`` doesn't name their kind; else those the recipe names.
+
+    Args:
+        sources: what is there already, by kind.
+
+    Raises:
+        ConfigError: a key of the recipe contradicts a saved part, or names one that isn't known.
+    """
+    configs: dict[str, ComponentConfig] = {}
+    kept = {kind: saved for kind, saved in sources.items() if kind not in recipe.fresh}
+    for kind in KINDS:
+        told = kept[kind].config(kind) if kind in kept else None
+        configs[kind] = _asked(recipe, kind, told)
+        if told is not None and configs[kind] != told:
+            raise ConfigError(
+                f"the recipe asks for the {kind} {_told(kind, configs[kind])}, and {kept[kind].where} has "
+                f"{_told(kind, told)}. Leave {kind} and {kind}_config out to go on with that, or start anew with "
+                f"fresh: [{kind}]."
+            )
+    return Choice(configs, kept)
+
+
+def _told(kind: str, config: ComponentConfig) -> str:
+    return f"{KINDS[kind].name_of(config.owner)!r} {config.to_dict()}"
+
+
+def _asked(recipe: Recipe, kind: str, told: ComponentConfig | None) -> ComponentConfig:
+    """Settings the recipe leaves out are those of the saved part of the same name."""
+    name, settings = getattr(recipe, kind, None), getattr(recipe, f"{kind}_config", None)
+    settings = json.loads(settings) if isinstance(settings, str) else settings or {}
+    if told is not None and (name is None or KINDS[kind].get(name) is told.owner):
+        return type(told).from_dict({**told.to_dict(), **settings})
+    return KINDS[kind].get(name or FRESH[kind]).Config.from_dict(settings)
+
+
+def of_folder(folder: str) -> dict[str, Saved]:
+    """What `FlexModel.save_parts` wrote, by kind.
+
+    Raises:
+        ConfigError: a file is missing or isn't readable.
+    """
+    spec, state = checkpoint.load(folder)
+    return dict.fromkeys(KINDS, Saved(folder, spec, state))
+
+
+def of_host(host: str) -> dict[str, Saved]:
+    """The parts of a saved `FlexModel`, by kind, without loading its host; nothing for a plain host.
+
+    Args:
+        host: a folder, or an id on the model hub.
+
+    Raises:
+        ConfigError: it can't be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(host)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"host {host!r} can't be read: {error} Give a folder or hub id with a model.") from error
+    if not isinstance(config, FlexConfig) or config.parts is None:
+        return {}
+    state = _state(host)
+    checkpoint.require_sound(state, host)
+    return dict.fromkeys(KINDS, Saved(host, config.parts, state))
+
+
+def _state(host: str) -> dict[str, Tensor]:
+    whole, index = _file(host, WEIGHTS), _file(host, INDEX)
+    if whole is None and index is None:
+        raise ConfigError(f"host {host!r} has neither {WEIGHTS} nor {INDEX}. Save it with save_pretrained().")
+    state: dict[str, Tensor] = {}
+    for path in _shards(host, index) if whole is None else [whole]:
+        try:
+            with safe_open(path, "pt") as held:
+                state |= {k.removeprefix(PREFIX): held.get_tensor(k) for k in held.keys() if k.startswith(PREFIX)}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{path} can't be read as safetensors: {error}. Save the model again.") from error
+    return state
+
+
+def _shards(host: str, index: Path | None) -> list[Path]:
+    """The files that hold weights of parts."""
+    try:
+        assert index is not None
+        told = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({bare_name(file) for name, file in told.items() if name.startswith(PREFIX)})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{index} isn't an index of shards: {error}. Save the model again.") from error
+    found = {name: _file(host, name) for name in names}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        raise ConfigError(f"host {host!r} lacks {', '.join(missing)}, which {INDEX} names. Save the model again.")
+    return [path for path in found.values() if path is not None]
+
+
+def _file(host: str, name: str) -> Path | None:
+    if Path(host).is_dir():
+        return Path(host, name) if Path(host, name).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(host, name))
+    except EntryNotFoundError:
+        return None
+    except Exception as error:
+        raise ConfigError(f"{name} of {host!r} can't be fetched from the hub: {error}") from error
