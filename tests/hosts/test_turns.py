@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 import tokenflex
 from tokenflex.errors import ConfigError
+from tokenflex.hosts import turns
 from tokenflex.hosts.llava_next import LlavaNextAdapter
 from tokenflex.hosts.turns import turn_markers
 from tokenflex.hosts.words import instruction_mask, markers
-from tokenflex.model import flex as flex_module
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 
 PARTS = (
@@ -125,7 +125,7 @@ def test_an_own_marker_is_kept():
 
 
 def test_what_is_read_is_said_once(caplog):
-    flex_module._say_that_all_is_read.cache_clear()
+    turns._say_that_all_is_read.cache_clear()
     host, processor = tiny_llava_next(), tiny_llava_next_processor()
     with caplog.at_level(logging.WARNING, logger="tokenflex"):
         tokenflex.wrap(host, processor=processor)

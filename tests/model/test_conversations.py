@@ -1,4 +1,4 @@
-"""Going on from a cache: the right way gives what a cold run gives, on every kind of positions; wrong ways are refused."""
+"""Going on from a cache: the right way gives what a cold run gives, whatever the positions; wrong ways are refused."""
 
 import copy
 
@@ -152,7 +152,7 @@ def test_the_usual_way_is_refused_where_no_placeholder_is_left_over():
     inputs = served("internvl").batch(flex.host.config, ((PICTURE, *range(1, 20), *range(1, 20)),))
     out = first_turn(flex, inputs, 3)
     needs_the_new_name(out)
-    with pytest.raises(InputError, match="don't begin with the .* tokens that the cache holds"):
+    with pytest.raises(InputError, match=r"don't begin with the .* tokens that the cache holds"):
         flex.generate(input_ids=torch.cat([out.sequences, TURN[:1]], dim=1), cache=out.cache, max_new_tokens=2)
 
 
@@ -179,7 +179,7 @@ def test_videos_beside_a_filled_cache_are_refused():
     out = first_turn(flex, inputs, 0)
     needs_the_new_name(out)
     ids, mask = extended(out.compact_sequences, out.compact_attention_mask)
-    with pytest.raises(InputError, match="already holds .* pass no pixel_values_videos"):
+    with pytest.raises(InputError, match=r"already holds .* pass no pixel_values_videos"):
         flex.generate(
             input_ids=ids,
             attention_mask=mask,

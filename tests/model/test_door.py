@@ -181,7 +181,7 @@ def test_videos_without_ids_are_refused():
     flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
     inputs = tiny.batch(flex.host.config, ((1, VIDEO_CLIP, 2),))
     embeds = flex.get_input_embeddings()(inputs.pop("input_ids"))
-    with pytest.raises(InputError, match="pixel_values_videos.* came without input_ids"):
+    with pytest.raises(InputError, match=r"pixel_values_videos.* came without input_ids"):
         flex(**inputs, inputs_embeds=embeds, level=0)
 
 

@@ -130,7 +130,9 @@ def _model(options: argparse.Namespace) -> Any:
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{source} can't be loaded: {error}") from error
     if options.model is None:
-        return (load_parts(options.parts, host=loaded) if options.parts else wrap(loaded, **named)).eval()
+        if options.parts:
+            return load_parts(options.parts, host=loaded).eval()
+        return wrap(loaded, processor=_processor(str(source)), **named).eval()
     if not isinstance(loaded, FlexModel):
         raise ConfigError(f"{source} is a {type(loaded).__name__} without parts; say --host {source} and name parts.")
     return loaded.eval()

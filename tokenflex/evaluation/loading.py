@@ -45,5 +45,5 @@ def load(
     flex: Any = found
     if host:
         plain = found.host if isinstance(found, FlexModel) else found
-        flex = load_parts(parts, host=plain) if parts else wrap(plain)
+        flex = load_parts(parts, host=plain) if parts else wrap(plain, processor=processor)
     return flex.to(device).eval(), processor

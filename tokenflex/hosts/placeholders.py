@@ -148,8 +148,8 @@ def _refuse_hidden(shown: Bool[Tensor, "rows length"], mask: Int[Tensor, "rows l
     if bool(hidden.any()):
         row = int(hidden.nonzero()[0])
         raise InputError(
-            f"attention_mask hides {int(hidden[row])} of the image placeholders of row {row}; which of an image's fewer "
-            "tokens that would be isn't defined. Let the mask be 1 on all of them, or leave the image out."
+            f"attention_mask hides {int(hidden[row])} of the image placeholders of row {row}; which of an image's "
+            "fewer tokens that would be isn't defined. Let the mask be 1 on all of them, or leave the image out."
         )
 
 
@@ -232,8 +232,8 @@ def _counted(inputs: Mapping[str, Any], real: Bool[Tensor, "rows new_length"]) -
     if given.shape == ids.shape and bool(((given == attended.cumsum(-1) - 1) | (attended == 0)).all()):
         return {POSITIONS: (real.long().cumsum(-1) - 1).clamp(min=0)}
     raise InputError(
-        f"{POSITIONS} {tuple(given.shape)} are the caller's own, and where an image of fewer tokens and the words behind "
-        "it would sit isn't defined by them. Leave them out; for the finest level call flex.host itself."
+        f"{POSITIONS} {tuple(given.shape)} are the caller's own, and where an image of fewer tokens and the words "
+        "behind it would sit isn't defined by them. Leave them out; for the finest level call flex.host itself."
     )
 
 

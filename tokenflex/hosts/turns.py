@@ -5,10 +5,13 @@ right before the user's content in every one of these places opens a turn; its t
 `tokenflex.hosts.words` looks for.
 """
 
-import os
+import functools
+import itertools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+logger = logging.getLogger(__name__)
 Marker = tuple[tuple[int, ...], ...]
 FIRST, ANSWER, SECOND = "qqxqq", "zzyzz", "kkvkk"
 """Words that stand nowhere in a template."""
@@ -26,7 +29,7 @@ def turn_markers(processor: Any) -> Marker:
     plain = _written(processor, image=False)
     if plain is None:
         return ()
-    opener = os.path.commonprefix([plain[: plain.index(word)][::-1] for word in (FIRST, SECOND)])[::-1].strip()
+    opener = _common_end(*(plain[: plain.index(word)] for word in (FIRST, SECOND))).strip()
     texts = [text for text in (plain, _written(processor, image=True)) if text is not None]
     found = {_tokens(tokenizer, text, place, opener) for text in texts for place in _places(text, opener)}
     return tuple(sorted(ids for ids in found if ids))
@@ -55,6 +58,11 @@ def _written(processor: Any, image: bool) -> str | None:
     return None
 
 
+def _common_end(one: str, other: str) -> str:
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False))
+    return "".join(letter for letter, _ in pairs)[::-1]
+
+
 def _places(text: str, opener: str) -> list[int]:
     """Where the opener begins in front of each turn."""
     found = [text.rfind(opener, 0, text.index(word)) for word in (FIRST, SECOND)] if opener else []
@@ -71,3 +79,17 @@ def _tokens(tokenizer: Any, text: str, begin: int, opener: str) -> tuple[int, ..
         if begin <= starts < stops <= end:
             ids.append(int(token))
     return tuple(ids)
+
+
+def say_what_is_read(adapter: Any) -> None:
+    """Say once that routers read earlier turns too, where an adapter is to read the last one and can't tell."""
+    if getattr(adapter, "scope", None) == "last-turn" and not getattr(adapter, "marker", True):
+        _say_that_all_is_read()
+
+
+@functools.cache
+def _say_that_all_is_read() -> None:
+    logger.warning(
+        "Routers read all text of the prompt, earlier turns too. Pass processor=... to wrap() or load_parts(), and "
+        "they read the user's last turn."
+    )

@@ -1,9 +1,7 @@
 """``FlexModel``: decides how many visual tokens each image needs, then calls the unmodified host."""
 
 import copy
-import functools
 import inspect
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +28,12 @@ from tokenflex.contracts import (
 from tokenflex.contracts.levels import spread
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
 from tokenflex.hosts import stock
+from tokenflex.hosts.turns import say_what_is_read
 from tokenflex.model import callbacks, continuing, door, generation, peft_hosts, request, saving
 from tokenflex.model.config import FlexConfig
 from tokenflex.model.request import Budgets, Level
 from tokenflex.model.signature import HostSignature
 
-logger = logging.getLogger(__name__)
 Objective = Callable[["FlexModel", HostInputs], ModelOutput]
 
 
@@ -454,20 +452,6 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         """
         spec = checkpoint.describe(self.compressor, self.adapter)
         checkpoint.save(folder, spec, self.compressor.state_dict())
-
-
-def say_what_is_read(adapter: Any) -> None:
-    """Say once that routers read earlier turns too, where an adapter is to read the last one and can't tell."""
-    if getattr(adapter, "scope", None) == "last-turn" and not getattr(adapter, "marker", True):
-        _say_that_all_is_read()
-
-
-@functools.cache
-def _say_that_all_is_read() -> None:
-    logger.warning(
-        "Routers read all text of the prompt, earlier turns too. Pass processor=... to wrap() or load_parts(), and they "
-        "read the user's last turn."
-    )
 
 
 def _require_served(parts: Compressor, adapter: HostAdapter) -> None:

@@ -83,9 +83,9 @@ def with_logits(spliced: Spliced, batch: Mapping[str, Any]) -> dict[str, Any]:
         if count == 0 or (kept.shape[1] == len(last) and bool((kept.cpu() == last).all())):
             return spliced.inputs
     raise InputError(
-        f"logits_to_keep={wanted if count is not None else 'a tensor'} names positions of the full sequence, and images "
-        "of fewer tokens have moved or replaced them. Leave it out and pick from the logits, or give a number of tokens "
-        "behind the last image."
+        f"logits_to_keep={wanted if count is not None else 'a tensor'} names positions of the full sequence, and "
+        "images of fewer tokens have moved or replaced them. Leave it out and pick from the logits, or give a number "
+        "of tokens behind the last image."
     )
 
 

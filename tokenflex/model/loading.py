@@ -12,9 +12,9 @@ from tokenflex import checkpoint, compressor
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import ComponentConfig, HostAdapter
 from tokenflex.errors import ConfigError
-from tokenflex.hosts.turns import turn_markers
+from tokenflex.hosts.turns import say_what_is_read, turn_markers
 from tokenflex.model.config import FlexConfig
-from tokenflex.model.flex import FlexModel, say_what_is_read
+from tokenflex.model.flex import FlexModel
 
 logger = logging.getLogger(__name__)
 Part = str | ComponentConfig
@@ -72,11 +72,12 @@ def load_parts(
     return _joined(host, parts, adapter)
 
 
-def told_turns(adapter: Any, processor: Any) -> Any:
+def told_turns(adapter: HostAdapter, processor: Any) -> HostAdapter:
     """The adapter, told what opens a user's turn if it is to know and doesn't; as it is without a processor."""
-    if processor is not None and getattr(adapter, "scope", None) == "last-turn" and adapter.marker == ():
-        adapter.marker = turn_markers(processor)
-        if not adapter.marker:
+    known: Any = adapter
+    if processor is not None and getattr(known, "scope", None) == "last-turn" and known.marker == ():
+        known.marker = turn_markers(processor)
+        if not known.marker:
             logger.warning(
                 "The chat template of %s doesn't show where a user's turn begins; the router reads all text of the "
                 "prompt, earlier turns too. Give the adapter a marker: the ids of the words that open a turn.",

@@ -71,8 +71,7 @@ def describe(host: Any) -> dict[str, Any] | None:
     configs = _configs(host)
     if not configs:
         return None
-    active = host.active_adapters
-    active = active() if callable(active) else active
+    active: Any = host.active_adapters
     return {
         "active": [active] if isinstance(active, str) else list(active),
         "float32": any("lora_" in name and p.dtype.itemsize == 4 for name, p in host.named_parameters()),

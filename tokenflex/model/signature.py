@@ -16,8 +16,7 @@ class HostSignature:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        functools.update_wrapper(self, function)
+        self.function, self.__doc__ = function, function.__doc__
 
     @overload
     def __get__(self, instance: None, owner: type) -> Callable[..., Any]: ...

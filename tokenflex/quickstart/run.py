@@ -107,7 +107,7 @@ def run(
         processor = small.processor
         with progress.phase("stage 0: vision tower", 15.0, plan.pretrain_steps, seconds) as tick:
             pretrain(small, stock, steps=plan.pretrain_steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
-        flex = wrap(small.model, router=_router(plan, router_rows))
+        flex = wrap(small.model, router=_router(plan, router_rows), processor=processor)
         for phase in plan.phases:
             with progress.phase(phase.name, phase.seconds, phase.steps, seconds) as tick:
                 given = _rows(phase, stock, seed), _objective(phase.stage, plan, levels)
@@ -136,7 +136,7 @@ def _answers(
     flex: FlexModel, processor: ProcessorMixin, questions: evaluate.Exam, tick: Callable[[], None]
 ) -> list[evaluate.Answers]:
     """At every level, routed, and by a router without training."""
-    plain = wrap(flex.host, router="reconstruction", voter="mean").eval()
+    plain = wrap(flex.host, router="reconstruction", voter="mean", adapter=flex.adapter).eval()
     levels = [(flex, level) for level in range(flex.compressor.num_levels)]
     return [
         evaluate.answer(model, processor, questions, level, tick)

@@ -22,16 +22,17 @@ def load(settings: Settings, device: str) -> tuple[FlexModel, Any]:
     if settings.attn_implementation is not None:
         options["attn_implementation"] = settings.attn_implementation
     loaded = AutoModelForImageTextToText.from_pretrained(settings.source, **options)
-    flex = _with_parts(loaded, settings).eval()
+    processor = _processor(settings)
+    flex = _with_parts(loaded, settings, processor).eval()
     count = flex.compressor.num_levels
     if settings.level is not None and not -count <= settings.level < count:
         raise ConfigError(
             f"level={settings.level} is out of range: there are 0 (fewest tokens) to {count - 1} (all; -1 for short)."
         )
-    return flex, _processor(settings)
+    return flex, processor
 
 
-def _with_parts(loaded: Any, settings: Settings) -> FlexModel:
+def _with_parts(loaded: Any, settings: Settings, processor: Any) -> FlexModel:
     if settings.model is not None:
         if not isinstance(loaded, FlexModel):
             raise ConfigError(
@@ -43,7 +44,7 @@ def _with_parts(loaded: Any, settings: Settings) -> FlexModel:
         raise ConfigError(f"host={settings.host} has parts already; give it as model=.")
     if settings.parts is not None:
         return load_parts(settings.parts, host=loaded)
-    return wrap(loaded, **settings.untrained)
+    return wrap(loaded, processor=processor, **settings.untrained)
 
 
 def _processor(settings: Settings) -> Any:
