@@ -67,6 +67,35 @@ def test_stage_three_saves_a_model_that_a_later_stage_takes_up(written, tmp_path
     assert main(["train", written(host=str(tmp_path / "out"), output_dir=str(tmp_path / "four"))]) == 0
 
 
+def test_where_parts_come_from_is_said(written, tmp_path, capsys):
+    assert main(["train", written(stage=3, router_config={"text_tokens": 3})]) == 0
+    assert "scaler: fresh average-pool\nrouter: fresh avg\nvoter: fresh position-weighted\n" in capsys.readouterr().out
+    four = {"host": str(tmp_path / "out"), "output_dir": str(tmp_path / "four")}
+    assert main(["train", written(**four)]) == 0
+    assert f"router: from {tmp_path / 'out'}\n" in capsys.readouterr().out
+    assert main(["train", written(**four, router_config={"text_tokens": 8})]) == 1
+    assert "start anew with fresh: [router]" in capsys.readouterr().err
+    assert main(["train", written(**four, router_config={"text_tokens": 8}, fresh=["router", "voter"])]) == 0
+    assert f"scaler: from {tmp_path / 'out'}\nrouter: fresh avg\n" in capsys.readouterr().out
+    spec = json.loads((tmp_path / "four" / "tokenflex.json").read_text())
+    assert spec["parts"]["router"]["config"]["text_tokens"] == 8
+
+
+def test_going_on_from_the_newest_checkpoint(written, tmp_path, capsys):
+    saved = {"save_strategy": "steps", "save_steps": 1, "resume_from_checkpoint": True}
+    assert main(["train", written(**saved, max_steps=2)]) == 0
+    assert (
+        f"{tmp_path / 'out'} holds no whole checkpoint, so training starts from the beginning"
+        in capsys.readouterr().out
+    )
+    (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").write_text("{")
+    assert main(["train", written(**saved), "--max_steps", "3", "--num_train_epochs=4"]) == 0
+    assert "checkpoint-2 is passed over: it has no readable trainer_state.json" in capsys.readouterr().out
+    assert (tmp_path / "out" / "checkpoint-3").is_dir()
+    assert recipe.read(written(resume_from_checkpoint=False))[1].resume_from_checkpoint is None
+    assert recipe.read(written(), ["--resume_from_checkpoint", "True"])[1].resume_from_checkpoint is True
+
+
 def test_overrides_win(written):
     settings, arguments = recipe.read(written(margin=2.0), ["--margin", "0.5", "--max_steps=7"])
     assert settings.margin == 0.5
@@ -89,6 +118,15 @@ def test_overrides_win(written):
         ({"data": "gone.json"}, "doesn't exist"),
         ({"projector_rate": -1.0}, "rates are >= 0"),
         ({"host": "no/such-host"}, "host 'no/such-host' can't be loaded"),
+        ({"memory": "low"}, "memory: only for stage 3, and this is stage 4. Leave it out"),
+        ({"stage": 3, "margin": 2.0, "guard": True}, "guard, margin: only for stage 4, and this is stage 3"),
+        ({"do_predict": True}, "do_predict asks for evaluation, and a recipe has no data for that"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, "eval_strategy, do_eval asks for evaluation"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end asks for evaluation"),
+        ({"load_best_model_at_end": True, "save_strategy": "steps"}, "requires the save and eval strategy to match"),
+        ({"fresh": ["policy"]}, "invalid choice: '?policy"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 doesn't work here: the stage's objective is"),
+        ({"resume_from_checkpoint": "gone"}, "'gone' can't be gone on from: it is no folder here"),
     ],
 )
 def test_mistakes_are_named_in_one_message(written, capsys, entries, message):
@@ -147,8 +185,10 @@ def test_feedback_is_scored_and_trained_from(written, tmp_path, capsys, monkeypa
     assert main(["feedback", written(**cached), "--levels-cache"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"router inputs: about 0\.00 GiB for 2 samples \(0\.\d\d MiB each\); [\d.]+ GiB are free", said)
-    monkeypatch.setattr(run, "load", lambda recipe: pytest.fail("the host was loaded"))
+    monkeypatch.setattr(run, "load", lambda *args: pytest.fail("the host was loaded"))
     assert main(["train", written(**cached, output_dir=str(tmp_path / "alone")), "--margin", "0.5", "--seed", "3"]) == 0
+    assert f"data: from {tmp_path / 'cached'}, 2 rows" in capsys.readouterr().out
+    assert (tmp_path / "alone" / "processor_config.json").exists()
     assert sorted(p.name for p in (tmp_path / "alone").glob("tokenflex.*")) == [
         "tokenflex.json",
         "tokenflex.safetensors",

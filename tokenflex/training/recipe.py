@@ -228,7 +228,7 @@ def _check_stage(recipe: Recipe, names: set[str], where: str) -> None:
         given = sorted(names.intersection(keys))
         if given and recipe.stage != stage:
             raise ConfigError(
-                f"recipe {where!r}: {', '.join(given)} is for stage {stage}, and this is stage {recipe.stage}. "
+                f"recipe {where!r}: {', '.join(given)}: only for stage {stage}, and this is stage {recipe.stage}. "
                 "Leave it out."
             )
 
