@@ -68,6 +68,7 @@ def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0) -> None
         if shown or isinstance(given.get("attention_mask"), Tensor):
             _check_mask(given, ids, held, bool(shown))
     if shown:
+        assert isinstance(ids, Tensor)
         _check_positions(given, ids, {*adapter.encoder_inputs, *adapter.position_inputs})
 
 

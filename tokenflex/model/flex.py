@@ -98,7 +98,8 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             tied = peft_hosts.tied_when_built(self.host) if built else peft_hosts.tied(self.host)
             self.all_tied_weights_keys = {f"host.{name}": f"host.{first}" for name, first in tied.items()}
             if (config.adapters or {}).get("float32"):
-                self._keep_in_fp32_modules_strict.add("lora_")
+                kept: Any = self._keep_in_fp32_modules_strict
+                self._keep_in_fp32_modules_strict = {*kept, "lora_"}
         self._no_split_modules = _units(self)
         placed = getattr(stock.base_of(self.host), "hf_device_map", None)
         if placed is not None:
@@ -138,7 +139,8 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             ConfigError: tensors are missing or have no place, or weights of the parts aren't finite.
         """
         asked = kwargs.pop("output_loading_info", False)
-        flex, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        made: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        flex, info = made
         saving.require_complete(flex, info, pretrained_model_name_or_path)
         stock.base_of(flex.host).generation_config = flex.generation_config
         say_what_is_read(flex.adapter)
@@ -150,7 +152,8 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         Raises:
             ConfigError: it would cast a quantised host.
         """
-        if torch._C._nn._parse_to(*args, **kwargs)[1] is not None:
+        dtype = torch._C._nn._parse_to(*args, **kwargs)[1]  # pyright: ignore[reportAttributeAccessIssue]
+        if dtype is not None:
             saving.require_castable(self)
         return super().to(*args, **kwargs)
 
@@ -394,7 +397,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         batch, options = generation.split(kwargs, self.adapter.encoder_inputs)
         held = continuing.held_by(batch)
         door.check(batch, self.adapter, held)
-        batch = generation.with_mask(batch, self.host, options)
+        batch = dict(generation.with_mask(batch, self.host, options))
         if "input_ids" not in batch or not door.shortens(batch):
             self._nothing_to_choose(batch, level, budget)
             return self.host.generate(**batch, **options)
