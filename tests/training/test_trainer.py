@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tokenflex
+from tests.hosts.snapshots import require_same, snapshot
 from tests.training.conftest import ROWS, Forgetful
 from tokenflex.errors import ConfigError
 from tokenflex.testing.tiny_hosts import tiny_llava_next
@@ -37,14 +38,29 @@ def test_a_stage_trains_exactly_its_parameters(fresh, arguments, collator, stage
     flex = fresh()
     before = {name: p.detach().clone() for name, p in flex.named_parameters()}
     trainer = trainer_for(flex, arguments(max_steps=3, warmup_steps=0.0), collator, stage)
-    trainer.train()
     groups = parameter_groups(flex)
+    for group, parameters in groups.items():
+        assert all(p.requires_grad == (group in TRAINED[stage]) for p in parameters)
+    trainer.train()
     names = {id(p): name for name, p in flex.named_parameters()}
     assert sorted(id(p) for group in groups.values() for p in group) == sorted(names)
     for group, parameters in groups.items():
         changed = [names[id(p)] for p in parameters if not torch.equal(p, before[names[id(p)]])]
         assert bool(changed) == (group in TRAINED[stage]), group
-        assert all(p.requires_grad == (group in TRAINED[stage]) for p in parameters)
+
+
+def test_training_the_parts_leaves_the_host_as_it_was(fresh, arguments, collator):
+    """Bit for bit, modes and other flags included; also when it is trained twice."""
+    flex = fresh()
+    flex.host.eval()
+    flex.host.model.vision_tower.requires_grad_(False)
+    flex.host.model.multi_modal_projector.train()
+    before, settings = snapshot(flex.host), flex.host.config.to_dict()
+    trainer = trainer_for(flex, arguments(warmup_steps=0.0), collator, 4)
+    for _ in range(2):
+        trainer.train()
+        require_same(before, snapshot(flex.host), but=("hooks", "marks"))  # transformers installs its recording hooks
+        assert flex.host.config.to_dict() == settings
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])

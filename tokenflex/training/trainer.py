@@ -18,14 +18,15 @@ from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import FlexModel
 from tokenflex.training.accepted import require_accepted, require_metric
 from tokenflex.training.fingerprint import fingerprint
+from tokenflex.training.flags import HostFlags
 from tokenflex.training.objectives import FEEDBACK, LanguageObjective, MultiGranularityObjective, RGLFObjective
 from tokenflex.training.resume import checkpoint_to_resume
 from tokenflex.training.router_only import FeedbackCollator, RouterModel, StoredRows, WithFeedback, stored_batch
 from tokenflex.training.stages import STAGES, Stage, select
 from tokenflex.training.store import FeedbackStore
 
-COUNTED = (LanguageObjective, MultiGranularityObjective, RGLFObjective)
-"""Objectives whose losses are sums over ``num_items_in_batch``, whatever the host's own loss can do."""
+OF_TOKENS = (LanguageObjective, MultiGranularityObjective)
+"""Objectives whose losses are sums over the answer tokens of a step, whatever the host's own loss can do."""
 logger = logging.getLogger(__name__)
 HOST_GROUPS = ("vision_tower", "projector", "language_model")
 
@@ -53,7 +54,8 @@ class FlexTrainer(Trainer):
         model: the model; what the stage doesn't train is frozen.
         args: as for ``Trainer``; the trainer works on a copy.
         stage: 1 to 4, or a `Stage` with other rates.
-        objective: what to minimise; by default what the stage's ``loss`` names.
+        objective: what to minimise; by default what the stage's ``loss`` names. One with a method ``count(model,
+            batch)`` is given the sum over a step as ``num_items_in_batch`` in its batches, to divide by.
         others: ``train_dataset``, ``data_collator`` and what else ``Trainer`` takes. docs/training.md has a table of
             what works.
 
@@ -75,6 +77,8 @@ class FlexTrainer(Trainer):
         self.stage = STAGES[stage] if isinstance(stage, int) else stage
         self.objective = objective or default_objective(self.stage)
         self.samples_without_answers = 0
+        parts_only = isinstance(model, FlexModel) and not self.trains_host
+        self._host_flags = HostFlags(model.host) if parts_only else None
         self._groups = select(model, self.stage)
         rate = max(group["lr"] for group in self._groups)
         require_accepted(args, others, self.stage, rate, has_host=isinstance(model, FlexModel))
@@ -82,8 +86,8 @@ class FlexTrainer(Trainer):
         args.learning_rate = rate
         super().__init__(model=model, args=args, **others)
         require_metric(self)
-        if isinstance(self.objective, COUNTED) or self.stage.loss == "rglf":
-            self.model_accepts_loss_kwargs = isinstance(self.objective, COUNTED)
+        if self._counts or self.stage.loss == "rglf":
+            self.model_accepts_loss_kwargs = self._counts
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """``Trainer``'s optimizer, with its groups split by the stage's groups, each at its own rate.
@@ -103,7 +107,7 @@ class FlexTrainer(Trainer):
         return found
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As ``Trainer``.
+        """As ``Trainer``; a host that the stage doesn't train has its flags back at the end.
 
         Args:
             resume_from_checkpoint: a folder; True for the newest whole checkpoint in ``output_dir``, passing over one
@@ -114,7 +118,13 @@ class FlexTrainer(Trainer):
         """
         say = logger.warning if self.is_world_process_zero() else logger.debug
         found = checkpoint_to_resume(self.args.output_dir or ".", resume_from_checkpoint, say)
-        return super().train(found, *args, **kwargs)
+        if self._host_flags is None:
+            return super().train(found, *args, **kwargs)
+        select(self.accelerator.unwrap_model(self.model), self.stage)  # again, if this isn't the first time
+        try:
+            return super().train(found, *args, **kwargs)
+        finally:
+            self._host_flags.restore()
 
     def compute_loss(
         self,
@@ -142,7 +152,7 @@ class FlexTrainer(Trainer):
         With ``average_tokens_across_devices`` those of all processes.
         """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches or not isinstance(self.objective, COUNTED):
+        if not batches or not self._counts:
             return batches, items
         total = torch.tensor(sum(self._count(batch) for batch in batches), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -153,10 +163,14 @@ class FlexTrainer(Trainer):
             total = share[None].expand(self.args.n_gpu, -1)
         return batches, total
 
+    @property
+    def _counts(self) -> bool:
+        return isinstance(self.objective, OF_TOKENS) or hasattr(self.objective, "count")
+
     def _count(self, batch: Mapping[str, Any]) -> int:
-        if isinstance(self.objective, RGLFObjective):
-            return self.objective.count(self.accelerator.unwrap_model(self.model), batch)
-        return int((batch["labels"][..., 1:] != IGNORE).sum())
+        if isinstance(self.objective, OF_TOKENS):
+            return int((batch["labels"][..., 1:] != IGNORE).sum())
+        return self.objective.count(self.accelerator.unwrap_model(self.model), batch)
 
     def _objective(self, scale: float, counted: bool) -> Any:
         """The objective, told how the backward passes it runs itself are to be scaled.
