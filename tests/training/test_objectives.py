@@ -119,7 +119,7 @@ def test_images_are_counted_before_they_are_encoded(fresh, training_batch, guard
 def test_scores_that_are_no_numbers_are_an_error_that_names_the_row(fresh, training_batch):
     pixels = training_batch["pixel_values"].clone()
     pixels[1] = float("nan")
-    with pytest.raises(InputError, match=r"the scores of image 1 \(row 1\) of the batch aren't numbers"):
+    with pytest.raises(InputError, match=r"for image 1 \(row 1 of the batch\)"):
         fresh()(**training_batch | {"pixel_values": pixels}, objective=RGLFObjective())
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers.utils import ModelOutput
 
-from tokenflex.errors import ConfigError, InputError
+from tokenflex.errors import ConfigError
 from tokenflex.hosts.answers import shifted
 from tokenflex.hosts.placeholders import IGNORE
-from tokenflex.model import Encoded, FlexModel
+from tokenflex.model import FlexModel
 from tokenflex.ops.ranking import rglf_loss, usable
 from tokenflex.training import levels as through
 from tokenflex.training.levels import at_level, language_loss, level_feedback
@@ -158,7 +158,7 @@ class RGLFObjective:
         given, so that a step's loss is a mean over all its images however it is cut into batches.
 
         Raises:
-            InputError: an image's scores aren't numbers; the message names its row.
+            InputError: an image can't be judged, as its scores are NaN; the message names its row.
         """
         if isinstance(flex, FlexModel):
             flex.host.eval()
@@ -171,7 +171,7 @@ class RGLFObjective:
         if not encoded.images:
             return ModelOutput(loss=sum(p.sum() for p in flex.compressor.parameters()) * 0.0)
         scores = flex.scores(encoded)
-        _require_numbers(scores, encoded)
+        flex.compressor.require_judged(scores, encoded.images)
         loss = rglf_loss(
             scores,
             feedback,
@@ -195,16 +195,6 @@ def _anchored(flex: nn.Module, loss: Tensor) -> Tensor:
 def _items(batch: Mapping[str, Any]) -> Any:
     items = batch.get("num_items_in_batch")
     return items.flatten()[0].clamp(min=1) if isinstance(items, Tensor) else items and max(items, 1)
-
-
-def _require_numbers(scores: Tensor, encoded: Encoded) -> None:
-    bad = scores.isnan().any(-1).nonzero().flatten().tolist()
-    if bad:
-        told = ", ".join(f"image {i} (row {encoded.images[i].row})" for i in bad)
-        raise InputError(
-            f"the scores of {told} of the batch aren't numbers, and one such image would spoil every weight of the "
-            "router. Look for NaN or infinity in its pixels, or in the host's features at this precision."
-        )
 
 
 def _by_engine(flex: nn.Module) -> bool:

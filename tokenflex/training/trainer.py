@@ -18,7 +18,6 @@ from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import FlexModel
 from tokenflex.training.accepted import require_accepted, require_metric
 from tokenflex.training.fingerprint import fingerprint
-from tokenflex.training.flags import HostFlags
 from tokenflex.training.objectives import FEEDBACK, LanguageObjective, MultiGranularityObjective, RGLFObjective
 from tokenflex.training.resume import checkpoint_to_resume
 from tokenflex.training.router_only import FeedbackCollator, RouterModel, StoredRows, WithFeedback, stored_batch
@@ -77,8 +76,6 @@ class FlexTrainer(Trainer):
         self.stage = STAGES[stage] if isinstance(stage, int) else stage
         self.objective = objective or default_objective(self.stage)
         self.samples_without_answers = 0
-        parts_only = isinstance(model, FlexModel) and not self.trains_host
-        self._host_flags = HostFlags(model.host) if parts_only else None
         self._groups = select(model, self.stage)
         rate = max(group["lr"] for group in self._groups)
         require_accepted(args, others, self.stage, rate, has_host=isinstance(model, FlexModel))
@@ -107,7 +104,7 @@ class FlexTrainer(Trainer):
         return found
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As ``Trainer``; a host that the stage doesn't train has its flags back at the end.
+        """As ``Trainer``.
 
         Args:
             resume_from_checkpoint: a folder; True for the newest whole checkpoint in ``output_dir``, passing over one
@@ -118,13 +115,7 @@ class FlexTrainer(Trainer):
         """
         say = logger.warning if self.is_world_process_zero() else logger.debug
         found = checkpoint_to_resume(self.args.output_dir or ".", resume_from_checkpoint, say)
-        if self._host_flags is None:
-            return super().train(found, *args, **kwargs)
-        select(self.accelerator.unwrap_model(self.model), self.stage)  # again, if this isn't the first time
-        try:
-            return super().train(found, *args, **kwargs)
-        finally:
-            self._host_flags.restore()
+        return super().train(found, *args, **kwargs)
 
     def compute_loss(
         self,

@@ -203,3 +203,21 @@ def test_an_image_that_cannot_be_judged_is_named(fresh, training_batch, prompt):
         batch["pixel_values"][1] = torch.nan
         with pytest.raises(InputError, match=r"image 1 \(row 1 of the batch\): features or scores are NaN"):
             call(**batch) if call else flex(**batch, objective=GateObjective(RunningQuantile(0.5)))
+
+
+def test_a_step_of_the_gate_is_a_mean_over_all_its_images(fresh, training_batch):
+    """Images that can have a label are known before they are encoded; batches of a step add up."""
+    flex, objective = fresh(), GateObjective(RunningQuantile(0.5))
+    batch = training_batch(flex)
+    assert objective.count(flex, batch) == 4
+    labels = batch["labels"].clone()
+    labels[0] = -100
+    lost = sum(row == 0 for row in flex.adapter.rows(batch))
+    assert objective.count(flex, {**batch, "labels": labels}) == 4 - lost
+    scores, targets = torch.randn(5, 2), torch.tensor([0.0, 1.0, float("nan"), 1.0, 0.0])
+    parts = [gate_loss(scores[a:b], targets[a:b], torch.tensor(4)) for a, b in ((0, 1), (1, 3), (3, 5))]
+    torch.testing.assert_close(sum(parts), gate_loss(scores, targets))
+    with torch.no_grad():
+        assert flex(**batch, num_items_in_batch=8, objective=objective).loss.item() == pytest.approx(
+            flex(**batch, objective=GateObjective(RunningQuantile(0.5))).loss.item() / 2
+        )

@@ -11,7 +11,8 @@ from transformers.utils import ModelOutput
 
 from tokenflex.errors import ConfigError
 from tokenflex.model import Encoded, FlexModel
-from tokenflex_vir.answers import answers, divergence
+from tokenflex.training import shifted
+from tokenflex_vir.answers import IGNORE, answers, divergence
 from tokenflex_vir.consistency import reference_answers
 from tokenflex_vir.labels import RunningQuantile, gate_loss, loss_ratio, vir_targets
 
@@ -34,8 +35,16 @@ class GateObjective:
     threshold: RunningQuantile
     reference: FlexModel | None = field(default=None, repr=False)
 
+    def count(self, flex: FlexModel, batch: Mapping[str, Any]) -> int:
+        """How many images of a batch can have a label, those of rows with answers, before anything is encoded."""
+        answered = (shifted(batch["labels"]) != IGNORE).any(-1)
+        return sum(bool(answered[row]) for row in flex.adapter.rows(batch))
+
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``, and per image ``targets`` and ``scores``, ``(images, levels)``.
+
+        The loss is a mean over the batch's images that have a label, or their sum over ``num_items_in_batch`` where
+        that is given.
 
         The host is put into evaluation mode, and its losses are computed without gradients.
 
@@ -59,7 +68,9 @@ class GateObjective:
         targets = vir_targets(coarse, fine, self.threshold.value.to(coarse.device))[rows]
         scores = flex.scores(encoded)
         flex.compressor.require_judged(scores, encoded.images)
-        return ModelOutput(loss=gate_loss(scores, targets), targets=targets, scores=scores.detach())
+        return ModelOutput(
+            loss=gate_loss(scores, targets, batch.get("num_items_in_batch")), targets=targets, scores=scores.detach()
+        )
 
     @torch.no_grad()
     def _losses(

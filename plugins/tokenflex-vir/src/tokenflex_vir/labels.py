@@ -67,10 +67,15 @@ def vir_targets(
     return torch.where(ratio.isnan(), ratio, needs)
 
 
-def gate_loss(scores: Float[Tensor, "units levels"], targets: Float[Tensor, " units"]) -> Float[Tensor, ""]:
+def gate_loss(
+    scores: Float[Tensor, "units levels"], targets: Float[Tensor, " units"], units: Tensor | int | None = None
+) -> Float[Tensor, ""]:
     """Binary cross-entropy of "needs the fine level", whose logit is the margin between fine and coarse scores.
 
     The mean over units whose target isn't NaN; 0, and still part of the graph, when there are none.
+
+    Args:
+        units: how many such units the mean is over, where these are only some of them; None: these.
 
     Raises:
         InputError: there are more or fewer than two levels.
@@ -80,4 +85,4 @@ def gate_loss(scores: Float[Tensor, "units levels"], targets: Float[Tensor, " un
     margin = (scores[:, 1] - scores[:, 0]).float()
     known = ~targets.isnan()
     losses = F.binary_cross_entropy_with_logits(margin, targets.nan_to_num(0.0).to(margin), reduction="none")
-    return (losses * known).sum() / known.sum().clamp(min=1)
+    return (losses * known).sum() / (known.sum() if units is None else torch.as_tensor(units)).clamp(min=1)
