@@ -312,3 +312,11 @@ class Plain(Dataset):
 
 def test_rows_with_lengths_may_be_grouped(made):
     assert made(3, {"train_sampling_strategy": "group_by_length"}, train_dataset=Plain()).train_dataset.column_names
+
+
+def test_a_refusal_leaves_the_model_as_it_was(fresh, arguments):
+    flex = fresh()
+    wanted = [p.requires_grad for p in flex.parameters()]
+    with pytest.raises(ConfigError, match="label_smoothing_factor"):
+        RGLFTrainer(flex, arguments(label_smoothing_factor=0.1))
+    assert [p.requires_grad for p in flex.parameters()] == wanted

@@ -50,14 +50,11 @@ OPTIMIZERS = ("galore", "apollo", "lomo")
 """Parts of the names of optimizers that choose parameters or rates themselves."""
 
 
-def require_accepted(
-    args: TrainingArguments, others: Mapping[str, Any], stage: Stage, rate: float, has_host: bool
-) -> None:
+def require_accepted(args: TrainingArguments, others: Mapping[str, Any], stage: Stage, has_host: bool) -> None:
     """Refuse what would be ignored, or would end the run later.
 
     Args:
         others: the trainer's arguments that go to ``Trainer``.
-        rate: the highest of the stage.
         has_host: False for a `RouterModel`.
 
     Raises:
@@ -73,7 +70,7 @@ def require_accepted(
             raise ConfigError(
                 f"{name}={value!r} doesn't work here: {reason}. Leave it as FlexTrainingArguments has it."
             )
-    _require_optimizer(args, others, rate)
+    _require_optimizer(args, others, stage)
     _require_whole_batches(args, others)
     _require_evaluation(args, others)
     _require_lengths(args, others)
@@ -97,7 +94,7 @@ def require_metric(trainer: Trainer) -> None:
         )
 
 
-def _require_optimizer(args: TrainingArguments, others: Mapping[str, Any], rate: float) -> None:
+def _require_optimizer(args: TrainingArguments, others: Mapping[str, Any], stage: Stage) -> None:
     name = str(getattr(args.optim, "value", args.optim))
     if any(part in name for part in OPTIMIZERS):
         raise ConfigError(
@@ -111,7 +108,7 @@ def _require_optimizer(args: TrainingArguments, others: Mapping[str, Any], rate:
             "parameters themselves, and a stage has one rate per group. Pass optimizers=(optimizer, scheduler)."
         )
     default = next(one.default for one in fields(TrainingArguments) if one.name == "learning_rate")
-    if args.learning_rate not in (default, rate):
+    if args.learning_rate not in (default, *stage.rates.values()):
         raise ConfigError(
             f"learning_rate={args.learning_rate} would rule all groups of the stage; pass "
             "stage=STAGES[n].with_rates(...) instead."

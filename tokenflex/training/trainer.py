@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import FlexModel
 from tokenflex.training.accepted import require_accepted, require_metric
 from tokenflex.training.fingerprint import fingerprint
+from tokenflex.training.flags import HostFlags
 from tokenflex.training.objectives import FEEDBACK, LanguageObjective, MultiGranularityObjective, RGLFObjective
 from tokenflex.training.resume import checkpoint_to_resume
 from tokenflex.training.router_only import FeedbackCollator, RouterModel, StoredRows, WithFeedback, stored_batch
@@ -76,11 +77,12 @@ class FlexTrainer(Trainer):
         self.stage = STAGES[stage] if isinstance(stage, int) else stage
         self.objective = objective or default_objective(self.stage)
         self.samples_without_answers = 0
+        require_accepted(args, others, self.stage, has_host=isinstance(model, FlexModel))
+        parts_only = isinstance(model, FlexModel) and not self.trains_host
+        self._host_flags = HostFlags(cast(FlexModel, model).host) if parts_only else None
         self._groups = select(model, self.stage)
-        rate = max(group["lr"] for group in self._groups)
-        require_accepted(args, others, self.stage, rate, has_host=isinstance(model, FlexModel))
         args = copy.copy(args)
-        args.learning_rate = rate
+        args.learning_rate = max(group["lr"] for group in self._groups)
         super().__init__(model=model, args=args, **others)
         require_metric(self)
         if self._counts or self.stage.loss == "rglf":
@@ -104,7 +106,7 @@ class FlexTrainer(Trainer):
         return found
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As ``Trainer``.
+        """As ``Trainer``; a host that the stage doesn't train has its flags back at the end.
 
         Args:
             resume_from_checkpoint: a folder; True for the newest whole checkpoint in ``output_dir``, passing over one
@@ -115,7 +117,13 @@ class FlexTrainer(Trainer):
         """
         say = logger.warning if self.is_world_process_zero() else logger.debug
         found = checkpoint_to_resume(self.args.output_dir or ".", resume_from_checkpoint, say)
-        return super().train(found, *args, **kwargs)
+        if self._host_flags is None:
+            return super().train(found, *args, **kwargs)
+        select(self.accelerator.unwrap_model(self.model), self.stage)  # again, if this isn't the first time
+        try:
+            return super().train(found, *args, **kwargs)
+        finally:
+            self._host_flags.restore()
 
     def compute_loss(
         self,
