@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -357,3 +359,51 @@ def test_open_clip_config_is_what_the_model_was_made_of():
     assert make("open_clip").model.config.vision["vision_cfg"] == OPEN_CLIP["vision_cfg"] | {
         "timm_model_pretrained": False
     }
+
+
+def own_language(vocabulary):
+    """A language model that its user has changed."""
+    settings = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **settings, pad_token_id=0, bos_token_id=1))
+    model.lm_head = nn.Linear(32, vocabulary, bias=False)
+    return model
+
+
+def composed_with(language, **settings):
+    tokenizer = tiny_tokenizer()
+    vision = {"embed_dim": 48, "depth": 1, "num_heads": 4}
+    return tokenflex.compose(
+        "timm/vit_tiny_patch16_224", language, tokenizer=tokenizer, pretrained=False, image_size=32,
+        vision_options=vision, **settings,
+    )  # fmt: skip
+
+
+def test_a_language_model_keeps_the_weights_it_comes_with():
+    language = own_language(len(tiny_tokenizer()))
+    before = {name: tensor.clone() for name, tensor in language.state_dict().items()}
+    projector = nn.Sequential(nn.Linear(48, 32))
+    expected = projector[0].weight.detach().clone()
+    model, _ = composed_with(language, projector=projector)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.language_model.state_dict().items())
+    assert torch.equal(model.multi_modal_projector[0].weight, expected)
+
+
+def test_files_that_lack_tensors_are_refused(tmp_path):
+    model, _ = composed_with(own_language(len(tiny_tokenizer())), projector="linear")
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in state.items() if k != "multi_modal_projector.bias"}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"multi_modal_projector.bias is missing"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+def test_layers_that_no_configuration_describes_are_refused_when_saved(tmp_path):
+    class OwnLinear(nn.Linear):
+        pass
+
+    language = own_language(len(tiny_tokenizer()))
+    language.model.layers[0].mlp.up_proj = OwnLinear(32, 64, bias=False)
+    model, _ = composed_with(language, projector="linear")
+    with pytest.raises(ConfigError, match=r"up_proj \(OwnLinear, not Linear\)"):
+        model.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """``ComposedForConditionalGeneration``: a vision encoder, a projector and a causal language model as one model."""
 
+import copy
 import os
 from typing import Any, ClassVar
 
@@ -9,10 +10,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from tokenflex import loadable
 from tokenflex.composed.config import ComposedConfig
-from tokenflex.composed.projector import build_projector
+from tokenflex.composed.projector import CUSTOM, build_projector
 from tokenflex.composed.vision import rebuild
 from tokenflex.errors import InputError
+
+REMEDY = "Save the language model by itself, with language_model.save_pretrained, and compose it again from there."
 
 
 class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -55,8 +59,23 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.generation_config = self.language_model.generation_config
         self.post_init()
 
+    def init_weights(self) -> None:
+        """Nothing: the parts initialised themselves when they were built, and may have been trained since."""
+
     def _init_weights(self, module: nn.Module) -> None:
-        """The parts initialise themselves when they are built."""
+        """Nothing, for the same reason; `from_pretrained` refuses files that lack tensors."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, except that a model is loaded as it was saved or not at all.
+
+        Raises:
+            ConfigError: tensors are missing or have no place.
+        """
+        asked = kwargs.pop("output_loading_info", False)
+        made: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loadable.require_complete(made[1], pretrained_model_name_or_path)
+        return made if asked else made[0]
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's."""
@@ -158,6 +177,14 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return embeds.masked_scatter(places, tokens)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write configuration and weights; weights keep the names they have in memory."""
+        """Write configuration and weights; weights keep the names they have in memory.
+
+        Raises:
+            ConfigError: the configuration wouldn't build this model again.
+        """
+        own = self.multi_modal_projector if self.config.projector == CUSTOM else None  # given again when it is loaded
+        with torch.device("meta"):
+            twin = type(self)(copy.deepcopy(self.config), multi_modal_projector=own)
+        loadable.require_same_as_built(self, twin, kwargs.get("state_dict"), REMEDY)
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **kwargs)

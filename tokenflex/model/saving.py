@@ -1,8 +1,4 @@
-"""What is saved loads again as it was: checked before anything is written.
-
-A saved model is its configuration and its tensors. Whatever a configuration doesn't say (modules that were replaced, a
-class of one's own, adapters, quantised layers) would come back as something else, without an error.
-"""
+"""Saving a host together with its parts so that it loads as it was, and quantised hosts."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -13,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from tokenflex import checkpoint
+from tokenflex import checkpoint, loadable
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import stock
 from tokenflex.model import peft_hosts
@@ -24,7 +20,6 @@ APART = (
     "Save host and parts apart: flex.save_parts(folder) and flex.host.save_pretrained(another), to be put together "
     "again by tokenflex.load_parts(folder, host=...)."
 )
-SHOWN = 4
 
 
 def require_loadable(flex: Any, state: Mapping[str, Tensor] | None) -> None:
@@ -40,27 +35,12 @@ def require_loadable(flex: Any, state: Mapping[str, Tensor] | None) -> None:
     host = stock.base_of(flex.host)
     if quantizer_of(flex) is not None or not _buildable(host):
         return
-    with torch.device("meta"):
-        twin = type(flex)(copy.deepcopy(flex.config))
-    classes = {name: type(module).__name__ for name, module in twin.named_modules()}
-    found = {name: type(module).__name__.removeprefix("FSDP") for name, module in flex.named_modules()}
-    other = [f"{name} ({found[name]}, not {made})" for name, made in classes.items() if found.get(name, made) != made]
-    if other:
-        raise ConfigError(
-            f"the host has modules that its configuration doesn't describe, so a loaded model would compute something "
-            f"else: {_first(other)}. {APART}"
-        )
-    shapes = {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in (flex.state_dict() if state is None else state).items()}
-    problems = [f"{name} would be lost" for name in given if name not in shapes]
-    problems += [f"{name} would be made up" for name in shapes if name not in given]
-    problems += [
-        f"{name} has the shape {given[name]}, its configuration says {shape}"
-        for name, shape in shapes.items()
-        if given.get(name, shape) != shape
-    ]
-    if problems:
-        raise ConfigError(f"what would be saved couldn't be loaded as it is: {_first(problems)}. {APART}")
+    try:
+        with torch.device("meta"):
+            twin = type(flex)(copy.deepcopy(flex.config))
+    except ConfigError as error:
+        raise ConfigError(f"what would be saved couldn't be loaded again: {error} {APART}") from error
+    loadable.require_same_as_built(flex, twin, state, APART)
 
 
 def require_complete(flex: Any, info: Mapping[str, Any], where: Any) -> None:
@@ -73,16 +53,11 @@ def require_complete(flex: Any, info: Mapping[str, Any], where: Any) -> None:
     Raises:
         ConfigError: tensors are missing, have no place or another shape, or weights of the parts aren't finite.
     """
-    missing, unexpected = sorted(info.get("missing_keys", ())), sorted(info.get("unexpected_keys", ()))
-    mismatched = [name[0] if isinstance(name, tuple) else name for name in info.get("mismatched_keys", ())]
-    problems = [f"{name} is missing" for name in missing]
-    problems += [f"{name} has no place" for name in unexpected]
-    problems += [f"{name} has another shape" for name in mismatched if name.startswith("compressor.")]
-    if problems:
-        raise ConfigError(
-            f"{where} isn't complete: {_first(problems)}. Such tensors would be made up or lost; save the model again, "
-            "or download it again."
-        )
+    loadable.require_complete(info, where)
+    names = [name[0] if isinstance(name, tuple) else name for name in info.get("mismatched_keys", ())]
+    mismatched = [name for name in names if name.startswith("compressor.")]
+    if mismatched:
+        raise ConfigError(f"{where}: tensors of the parts with another shape: {loadable.first(mismatched)}.")
     if flex.config.adapters is not None:
         peft_hosts.thaw(flex.host, flex.config.adapters)
     parts = flex.compressor
@@ -168,8 +143,3 @@ def quantisation_config(flex: Any) -> Any:
 def _buildable(host: Any) -> bool:
     """Whether loading would find the host's class by its configuration."""
     return isinstance(host, PreTrainedModel) and type(host.config) in AutoModelForImageTextToText._model_mapping
-
-
-def _first(problems: list[str]) -> str:
-    more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return "; ".join(problems[:SHOWN]) + more
