@@ -246,6 +246,11 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         """
         request.check(self, inputs, level, budget)
         door.check(inputs, self.adapter)
+        return self._prepared(inputs, level, padding_side, budget)
+
+    def _prepared(
+        self, inputs: HostInputs, level: Level, padding_side: PaddingSide | None, budget: Budgets
+    ) -> tuple[Spliced, tuple[Decision, ...]]:
         encoded = self.encode(inputs)
         decisions = self._decide(encoded, level, budget)
         levels = [decision.level for decision in decisions]
@@ -332,7 +337,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             return objective(self, batch)
         if input_ids is None or held or not door.shortens(batch):
             return self._unshortened(batch, held, level, budget)
-        spliced, decisions = self.prepare(batch, level, budget=budget)
+        spliced, decisions = self._prepared(batch, level, None, budget)
         output = self.host(**generation.with_logits(spliced, batch))
         if isinstance(output, ModelOutput):
             continuing.remember(continuing.cache_of(output), spliced.inputs, self.adapter)
@@ -384,8 +389,8 @@ class FlexModel(PreTrainedModel, GenerationMixin):
                 count the caller's prompt.
 
         Raises:
-            InputError: images, placeholders and levels don't fit together, or ``past_key_values`` comes with
-                images, whose tokens the cache already holds; or as for `prepare`.
+            InputError: images, placeholders and levels don't fit together; a filled cache comes with images, or with
+                ids that don't continue what it holds; or as for `prepare`.
             ConfigError: as for `prepare`.
         """
         request.check(self, kwargs, level, budget)
@@ -403,7 +408,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             return self.host.generate(**batch, **options)
         if held:
             return self._continue(batch, held, level, budget, options)
-        spliced, decisions = self.prepare(batch, level, "left", budget)
+        spliced, decisions = self._prepared(batch, level, "left", budget)
         ids = spliced.inputs["input_ids"]
         options = generation.lengths(options, own, batch["input_ids"].shape[1] - ids.shape[1])
         options = callbacks.in_the_callers_prompt(options, batch["input_ids"], ids, own)

@@ -145,7 +145,7 @@ def load(recipe: Recipe, say: Say = lambda line: None, seed: int | None = None) 
     if seed is not None:
         set_seed(seed)
     configs: dict[str, Any] = dict(choice.configs)
-    flex = wrap(host, **configs, adapter=adapter)
+    flex = wrap(host, **configs, adapter=adapter, processor=processor if spec is None else None)
     choice.fill(flex.compressor)
     return flex, processor
 
