@@ -68,6 +68,9 @@ def test_a_whole_model(name, tmp_path):
     assert output.logits.isfinite().all()
     made = flex.generate(**inputs, level=0, max_new_tokens=3, min_new_tokens=3)
     assert torch.equal(made[:, :-3], inputs["input_ids"])
+    unmasked = {key: value for key, value in inputs.items() if key != "attention_mask"}
+    inferred = flex.generate(**unmasked, level=0, max_new_tokens=3, min_new_tokens=3)
+    assert torch.equal(inferred, made)
     right = tiny.batch(flex.host.config, ROWS, side="right")
     labels = right["input_ids"].masked_fill(right["input_ids"] < 17, -100)
     flex.train()

@@ -129,6 +129,7 @@ def test_what_is_read_is_said_once(caplog):
     host, processor = tiny_llava_next(), tiny_llava_next_processor()
     with caplog.at_level(logging.WARNING, logger="tokenflex"):
         tokenflex.wrap(host, processor=processor)
+        tokenflex.wrap(host, router="constant", voter="mean")
         assert not caplog.records
         tokenflex.wrap(host), tokenflex.wrap(host)
     (said,) = caplog.records

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 logger = logging.getLogger(__name__)
 Marker = tuple[tuple[int, ...], ...]
 FIRST, ANSWER, SECOND = "qqxqq", "zzyzz", "kkvkk"
@@ -81,9 +83,13 @@ def _tokens(tokenizer: Any, text: str, begin: int, opener: str) -> tuple[int, ..
     return tuple(ids)
 
 
-def say_what_is_read(adapter: Any) -> None:
-    """Say once that routers read earlier turns too, where an adapter is to read the last one and can't tell."""
-    if getattr(adapter, "scope", None) == "last-turn" and not getattr(adapter, "marker", True):
+def say_what_is_read(adapter: Any, router: nn.Module) -> None:
+    """Say once that a router reads earlier turns too, where an adapter is to read the last one and can't tell.
+
+    Nothing is said of routers without parameters, which look at images only.
+    """
+    reads = any(True for _ in router.parameters())
+    if reads and getattr(adapter, "scope", None) == "last-turn" and not getattr(adapter, "marker", True):
         _say_that_all_is_read()
 
 

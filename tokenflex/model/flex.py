@@ -91,7 +91,8 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         self.compressor = compressor or checkpoint.assemble(spec, self.adapter)
         _require_served(self.compressor, self.adapter)
         self.accepts_loss_kwargs = _accepts_loss_kwargs(self.host)
-        self.loss_type = getattr(stock.base_of(self.host), "loss_type", self.loss_type)
+        for name in ("loss_type", "input_modalities"):
+            setattr(self, name, getattr(stock.base_of(self.host), name, getattr(self, name)))
         self.generation_config = getattr(self.host, "generation_config", self.generation_config)
         self.post_init()
         if self._wraps:
@@ -143,7 +144,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         flex, info = made
         saving.require_complete(flex, info, pretrained_model_name_or_path)
         stock.base_of(flex.host).generation_config = flex.generation_config
-        say_what_is_read(flex.adapter)
+        say_what_is_read(flex.adapter, flex.compressor.router)
         return (flex, info) if asked else flex
 
     def to(self, *args: Any, **kwargs: Any) -> "FlexModel":

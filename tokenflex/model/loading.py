@@ -96,7 +96,7 @@ def _joined(host: Any, parts: Compressor, adapter: HostAdapter) -> FlexModel:
     config = FlexConfig(host=known, parts=_describe(parts, adapter))
     flex = FlexModel(config, host=host, compressor=parts.to(device).train(host.training), adapter=adapter)
     flex.training = host.training  # the host's modules keep the modes they have
-    say_what_is_read(adapter)
+    say_what_is_read(adapter, parts.router)
     return flex
 
 
