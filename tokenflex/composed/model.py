@@ -182,9 +182,10 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ConfigError: the configuration wouldn't build this model again.
         """
+        config: Any = copy.deepcopy(self.config)
         own = self.multi_modal_projector if self.config.projector == CUSTOM else None  # given again when it is loaded
         with torch.device("meta"):
-            twin = type(self)(copy.deepcopy(self.config), multi_modal_projector=own)
+            twin = type(self)(config, multi_modal_projector=own)
         loadable.require_same_as_built(self, twin, kwargs.get("state_dict"), REMEDY)
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **kwargs)
