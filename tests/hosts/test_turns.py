@@ -138,6 +138,7 @@ def test_what_is_read_is_said_once(caplog):
         processor.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
         tokenflex.wrap(host, processor=processor)
     assert "doesn't show where a user's turn begins" in caplog.records[-1].getMessage()
+    assert len(caplog.records) == 2
 
 
 def test_one_marker_or_several():

@@ -49,7 +49,7 @@ def wrap(
     chosen = {"scaler": scaler, "router": router, "voter": voter, "policy": policy}
     configs = {kind: checkpoint.config_of(kind, part) for kind, part in chosen.items()}
     parts = compressor.build(**configs, dim=adapter.dim, grid=adapter.grid)
-    return _joined(host, parts.to(dtype), adapter)
+    return _joined(host, parts.to(dtype), adapter, processor)
 
 
 def load_parts(
@@ -69,7 +69,7 @@ def load_parts(
     adapter = told_turns(adapter or checkpoint.adapter_for(host, spec.get("host", {}).get("options")), processor)
     parts = checkpoint.assemble(spec, adapter)
     checkpoint.fill(parts, state, str(folder))
-    return _joined(host, parts, adapter)
+    return _joined(host, parts, adapter, processor)
 
 
 def told_turns(adapter: HostAdapter, processor: Any) -> HostAdapter:
@@ -86,7 +86,7 @@ def told_turns(adapter: HostAdapter, processor: Any) -> HostAdapter:
     return adapter
 
 
-def _joined(host: Any, parts: Compressor, adapter: HostAdapter) -> FlexModel:
+def _joined(host: Any, parts: Compressor, adapter: HostAdapter, processor: Any) -> FlexModel:
     device = next(adapter.host.parameters()).device
     embeddings = getattr(host, "get_input_embeddings", None)
     if embeddings is not None:
@@ -96,7 +96,8 @@ def _joined(host: Any, parts: Compressor, adapter: HostAdapter) -> FlexModel:
     config = FlexConfig(host=known, parts=_describe(parts, adapter))
     flex = FlexModel(config, host=host, compressor=parts.to(device).train(host.training), adapter=adapter)
     flex.training = host.training  # the host's modules keep the modes they have
-    say_what_is_read(adapter, parts.router)
+    if processor is None:
+        say_what_is_read(adapter, parts.router)
     return flex
 
 

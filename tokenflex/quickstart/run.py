@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from transformers import PrinterCallback, ProcessorMixin, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
+from tokenflex.checkpoint import adapter_for
 from tokenflex.contracts import Component
 from tokenflex.errors import ConfigError
 from tokenflex.files import locked
@@ -107,7 +108,8 @@ def run(
         processor = small.processor
         with progress.phase("stage 0: vision tower", 15.0, plan.pretrain_steps, seconds) as tick:
             pretrain(small, stock, steps=plan.pretrain_steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
-        flex = wrap(small.model, router=_router(plan, router_rows), processor=processor)
+        whole_prompt = adapter_for(small.model, {"scope": "prompt"})  # its template has no words that open a turn
+        flex = wrap(small.model, router=_router(plan, router_rows), adapter=whole_prompt)
         for phase in plan.phases:
             with progress.phase(phase.name, phase.seconds, phase.steps, seconds) as tick:
                 given = _rows(phase, stock, seed), _objective(phase.stage, plan, levels)
