@@ -17,8 +17,8 @@ from torch import Tensor
 from tokenflex.contracts import HostAdapter
 from tokenflex.errors import InputError
 
-CACHES = ("past_key_values", "cache")
-"""Names of a cache; transformers 5.24 renamed the first to the second."""
+CACHES = ("cache", "past_key_values")
+"""Names of a cache; transformers 5.24 renamed the second to the first."""
 NOTE = "tokenflex_prompt"
 """Attribute of a cache that holds its `Prompt`."""
 REMEDY = (
@@ -42,7 +42,8 @@ class Prompt:
 
 def cache_of(values: Any) -> Any:
     """The cache of a batch or an output, whichever name it has; None without one."""
-    return next((values[name] for name in CACHES if values.get(name) is not None), None)
+    there = [name for name in CACHES if name in values.keys()]  # noqa: SIM118 (asking by the older name warns)
+    return next((values[name] for name in there if values[name] is not None), None)
 
 
 def held_by(batch: Mapping[str, Any]) -> int:
