@@ -108,8 +108,8 @@ def run(
         processor = small.processor
         with progress.phase("stage 0: vision tower", 15.0, plan.pretrain_steps, seconds) as tick:
             pretrain(small, stock, steps=plan.pretrain_steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
-        whole_prompt = adapter_for(small.model, {"scope": "prompt"})  # its template has no words that open a turn
-        flex = wrap(small.model, router=_router(plan, router_rows), adapter=whole_prompt)
+        reads = adapter_for(small.model, {"scope": "prompt"})  # the template has no words that open a turn
+        flex = wrap(small.model, router=_router(plan, router_rows), adapter=reads)
         for phase in plan.phases:
             with progress.phase(phase.name, phase.seconds, phase.steps, seconds) as tick:
                 given = _rows(phase, stock, seed), _objective(phase.stage, plan, levels)
@@ -121,9 +121,8 @@ def run(
         with locked(folder / "model"):
             for save in (flex.save_pretrained, flex.save_parts, processor.save_pretrained):
                 save(folder / "model")
-    told = {"host": host, "seed": seed, "levels_per_step": levels, "router_rows": router_rows, "device": str(where)}
     result = {
-        **told,
+        **{"host": host, "seed": seed, "levels_per_step": levels, "router_rows": router_rows, "device": str(where)},
         "questions": len(questions),
         "fine_share": round(sum(q.fine for _, q in questions) / len(questions), 4),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
