@@ -54,10 +54,13 @@ ADAPTED = {
 @pytest.mark.parametrize("name", ADAPTED)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_adapters_come_back(name, tied, left, tmp_path):
-    if tied and name == "with a head of its own":
-        pytest.skip("PEFT itself warns that tied layers and modules_to_save don't go together")
     torch.manual_seed(0)
     flex = tokenflex.wrap(ADAPTED[name](tiny_llava_next(tie_word_embeddings=tied)).eval())
+    if tied and name == "with a head of its own":  # PEFT itself warns that the two don't go together
+        with pytest.raises(ConfigError, match="a layer whose weights are tied"):
+            flex.save_pretrained(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+        return
     flex.save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert flex.state_dict().keys() == again.state_dict().keys()

@@ -63,6 +63,8 @@ def refusal(host: Any) -> str | None:
         return "an adapter is merged into its weights; unmerge it first"
     if configs and any(getattr(layer, "disable_adapters", False) is True for layer in layers):
         return "its adapters are disabled; enable them first"
+    if configs and any(".original_module." in name for pair in tied(host).items() for name in pair):
+        return "modules_to_save copies a layer whose weights are tied to another's; untie them first"
     return None
 
 
