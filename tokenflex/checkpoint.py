@@ -208,6 +208,11 @@ def config_of(kind: str, part: str | ComponentConfig) -> ComponentConfig:
     return part if isinstance(part, ComponentConfig) else KINDS[kind].get(part).Config()
 
 
+def told(kind: str, config: ComponentConfig) -> str:
+    """A part for people: its registered name and its settings."""
+    return f"{KINDS[kind].name_of(config.owner)!r} {config.to_dict()}"
+
+
 def config_from(kind: str, part: Spec) -> ComponentConfig:
     """A part's config from its description.
 

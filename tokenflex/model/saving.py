@@ -61,9 +61,10 @@ def require_complete(flex: Any, info: Mapping[str, Any], where: Any) -> None:
     if flex.config.adapters is not None:
         peft_hosts.thaw(flex.host, flex.config.adapters)
     parts = flex.compressor
-    if _unsaved(parts):
+    unsaved = _unsaved(parts)
+    if unsaved:
         fresh = dict(checkpoint.assemble(flex.config.parts, flex.adapter).named_buffers())
-        for name, buffer in _unsaved(parts):
+        for name, buffer in unsaved:
             buffer.copy_(fresh[name])
     checkpoint.require_sound(parts.state_dict(), str(where))
 

@@ -100,15 +100,11 @@ def choose(recipe: Recipe, sources: Mapping[str, Saved]) -> Choice:
         configs[kind] = _asked(recipe, kind, told)
         if told is not None and configs[kind] != told:
             raise ConfigError(
-                f"the recipe asks for the {kind} {_told(kind, configs[kind])}, and {kept[kind].where} has "
-                f"{_told(kind, told)}. Leave {kind} and {kind}_config out to go on with that, or start anew with "
-                f"fresh: [{kind}]."
+                f"the recipe asks for the {kind} {checkpoint.told(kind, configs[kind])}, and {kept[kind].where} has "
+                f"{checkpoint.told(kind, told)}. Leave {kind} and {kind}_config out to go on with that, or start "
+                f"anew with fresh: [{kind}]."
             )
     return Choice(configs, kept)
-
-
-def _told(kind: str, config: ComponentConfig) -> str:
-    return f"{KINDS[kind].name_of(config.owner)!r} {config.to_dict()}"
 
 
 def _asked(recipe: Recipe, kind: str, told: ComponentConfig | None) -> ComponentConfig:

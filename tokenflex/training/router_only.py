@@ -180,21 +180,18 @@ def require_scaler(store: FeedbackStore, scaler: Scaler, where: str) -> None:
         ConfigError: it has another name, other settings or other weights.
     """
     told = checkpoint.config_from("scaler", store.manifest["fingerprint"]["scaler"])
+    ours, theirs = (checkpoint.told("scaler", config) for config in (scaler.config, told))
     if scaler.config != told:
         raise ConfigError(
-            f"{where} has the scaler {_told(scaler.config)}, and {store.folder} was scored with {_told(told)}. Score "
-            "it again with these parts."
+            f"{where} has the scaler {ours}, and {store.folder} was scored with {theirs}. Score it again with these "
+            "parts."
         )
     mine, stored = scaler.state_dict(), store.scaler_weights()
     if mine.keys() != stored.keys() or any(not torch.equal(mine[name], value) for name, value in stored.items()):
         raise ConfigError(
-            f"{where} has the scaler {_told(scaler.config)} with other weights than {store.folder} was scored with. "
+            f"{where} has the scaler {ours} with other weights than {store.folder} was scored with. "
             "Score it again with these parts."
         )
-
-
-def _told(config: ComponentConfig) -> str:
-    return f"{checkpoint.KINDS['scaler'].name_of(config.owner)!r} {config.to_dict()}"
 
 
 def facts_of(store: FeedbackStore) -> StoredHost:
