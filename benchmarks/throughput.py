@@ -60,13 +60,13 @@ SCALES = {
     "small": Scale(
         replace(
             sizes.SMALL,
-            vision={**sizes.SMALL.vision, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 5,
+            vision={**sizes.SMALL.vision, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
                     "num_attention_heads": 2},
-            text={"vocab_size": 2100, "hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 12,
+            text={"vocab_size": 2100, "hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 10,
                   "num_attention_heads": 5, "num_key_value_heads": 5},
             picture=(168, 336), words=40,
         ),
-        cut="So that a run takes minutes the language model is narrow and has 12 layers and a small vocabulary, a "
+        cut="So that a run takes minutes the language model is narrow and has 10 layers and a small vocabulary, a "
         "picture has two tiles, and larger batches have fewer rounds.",
     ),
     "7b": Scale(paper_speed.SIZES["7b"], (1, 8), rounds={1: 10}, cut="A batch of 32 needs about 80 GB: --batches 32."),
@@ -74,18 +74,19 @@ SCALES = {
 PROTOCOL = """\
 {model}; {tokens} visual tokens at the levels.
 Requests of one picture of {picture[0]} x {picture[1]} pixels and {words} text tokens each, greedy, the end token never
-written; {dtype}, attention {attention}. A request runs vision tower, router, splice, prefill and
-decode; random weights would choose at random, so the router is run in full and its choice is then replaced by given
-levels. A mix keeps the share of visual tokens that AVG-LLaVA keeps on a benchmark ({mixes}), by the two
-levels next to it: in a batch its pictures differ, as many of each level as come nearest to the share; at batch 1
-requests come one after another, so the mix's time is the weighted mean of its levels' times. `kept` is what a row came
-to. {padding} The host runs twice in every round, once to be compared with and once as `plain host`, whose ratio is
-1 but for noise. Settings take turns, each round begins with another and every second goes backwards, after an untimed
-one per batch; a round's ratio is the setting's images a second by the host's; figures are medians over n rounds,
-spreads their least and greatest. The FLOP limit is the host's FLOPs on all tokens by those of vision tower, scaler,
-router and language model on exactly the tokens kept, each picture for itself, without padding, decoding included;
-forced levels run no router. `of the limit` is the ratio by it. The vision tower has {tower:.1f} % of the host's
-FLOPs for an answer of one token, and the router adds {router:.1f} %. {cut}\
+written; {dtype}, attention {attention}. A request runs vision tower, router, splice, prefill and decode; random weights
+would choose at random, so the router is run in full and its choice is then replaced by given levels. A mix keeps the
+share of visual tokens that AVG-LLaVA keeps on a benchmark ({mixes}), by
+the two levels next to it: in a batch its pictures differ, as many of each level as come nearest to the share; at batch
+1 requests come one after another, so the mix's time is the weighted mean of its levels' times. `kept` is what a row
+came to. {padding}
+The host runs twice in every round, once to be compared with and once as `plain host`, whose ratio is 1 but for noise.
+Settings take turns, each round begins with another and every second goes backwards; before the first batch all run
+untimed, before every further one the host. A round's ratio is the setting's images a second by the host's; figures are
+medians over n rounds, spreads their least and greatest. The FLOP limit is the host's FLOPs on all tokens by those of
+vision tower, scaler, router and language model on exactly the tokens kept, each picture for itself, without padding,
+decoding included; forced levels run no router. `of the limit` is the ratio by it. The vision tower has {tower:.1f} % of
+the host's FLOPs for an answer of one token, and the router adds {router:.1f} %. {cut}\
 """
 PADDED = "`routed, padded` pads the rows of a batch to the longest; `routed` does what the model does by itself."
 UNPADDED = "Rows of a batch are padded to the longest."
@@ -281,7 +282,7 @@ def rows(
         asked = cases(batch, mixes, shares, options.settings, hasattr(flex, "batching"))
         runs = list(dict.fromkeys([HOST, *(run for case in asked for run in case.runs)]))
         rounds = options.rounds[min(place, len(options.rounds) - 1)] if options.rounds else scale.times(batch)
-        for run in runs:
+        for run in runs if place == 0 else [HOST]:
             call(flex, inputs, min(options.answers), run)()
         for answer in options.answers:
             calls = {str(run): {"answer": call(flex, inputs, answer, run)} for run in runs}
