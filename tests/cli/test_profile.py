@@ -33,14 +33,15 @@ def ran(capsys, *words):
 
 
 def test_a_saved_model_as_json(capsys, folder):
-    code, out = ran(capsys, folder / "model", *SMALL, "--json", "--budget", "ratio=0.5,floor=1", "--prompt", "w1 w2")
+    asked = ("--budget", "ratio=0.5,floor=1", "--prompt", "w1 w2", "--mix", "AI2D", "0.3")
+    code, out = ran(capsys, folder / "model", *SMALL, "--json", *asked)
     assert code == 0
     told = json.loads(out.out)
     assert told["request"] == "scikit-image's cat (451 x 300); 'w1 w2'"
     (batch,) = told["batches"]
     names = [setting["name"] for setting in batch["settings"]]
-    assert names == ["vanilla", "level 0", "level 4", "routed", "routed, ratio=0.5,floor=1"]
-    assert batch["settings"][-1]["tokens"] <= batch["settings"][0]["tokens"] / 2
+    assert names == ["vanilla", "level 0", "level 4", "routed", "routed, ratio=0.5,floor=1", "mix AI2D", "mix 0.3"]
+    assert batch["settings"][4]["tokens"] <= batch["settings"][0]["tokens"] / 2
     assert told["surroundings"]["parts"]["router"] == "ConstantRouter"
     assert told["warnings"][0].startswith("Only 1 run(s) per setting")
 
@@ -89,6 +90,7 @@ def test_without_any_model_it_is_the_quickstarts(capsys, folder, tmp_path, monke
         (["{}/model", "--budget", "half"], "--budget half: write KEY=VALUE"),
         (["{}/model", "--budget", "ration=0.5"], "unknown setting(s) ['ration']"),
         (["{}/model", "--budget", "ratio=much"], "--budget ratio=much: a value has the wrong type"),
+        (["{}/model", "--mix", "AI2E"], "mix AI2E: name AI2D, ScienceQA, ChartQA, or a share of the visual tokens"),
         (["{}/model", "--batch", "0"], "--batch 0: a batch has 1 row or more"),
         (["{}/model", "--runs", "0"], "runs=0 and warm_up=3: at least 1 run"),
         (["{}/model", "--level", "9"], "level 9: this scaler has levels 0 (fewest tokens) to 4, or -1"),

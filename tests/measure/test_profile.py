@@ -14,14 +14,18 @@ from tokenflex.contracts import Decision
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.measure import Plan, Setting, Work, profile
 from tokenflex.measure.account import Account
+from tokenflex.measure.mix import GivenLevels, levels_for
 from tokenflex.measure.plan import VANILLA
 from tokenflex.measure.run import _doubts, steps
 from tokenflex.measure.stages import STAGES, answering
 
 TEXT = "user : <image> w1 w2 assistant :"
 LENGTHS = (1, 4)
-PLAN = Plan(levels=[2], budgets={"ratio=0.3": Budget(ratio=0.3)}, answers=LENGTHS, runs=2, warm_up=0, request="made up")
-NAMES = ["vanilla", "level 0", "level 2", "level 4", "routed", "routed, ratio=0.3"]
+PLAN = Plan(
+    levels=[2], budgets={"ratio=0.3": Budget(ratio=0.3)}, answers=LENGTHS, runs=2, warm_up=0, request="made up",
+    mixes={"half": 0.5},
+)  # fmt: skip
+NAMES = ["vanilla", "level 0", "level 2", "level 4", "routed", "routed, ratio=0.3", "mix half"]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,17 @@ def test_every_setting_is_there_with_its_stages(found):
             assert all(len(times.seconds) == PLAN.runs and min(times.seconds) > 0 for times in every)
 
 
+def test_a_mix_keeps_its_share_of_the_batch_and_runs_the_router(found, flex, batches):
+    """Levels differ within the batch; a single picture gets the level next to the share."""
+    setting = found.batches[0].settings[-1]
+    with torch.no_grad():
+        totals = flex.encode(batches[0]).counts.sum(0)
+    assert setting.levels == levels_for(0.5, (totals / totals[-1]).tolist(), 2)
+    assert "decision" in setting.stages
+    alone = Setting("mix half", "mix", share=0.5).on(torch.tensor([[10, 20, 45, 100]]))
+    assert alone.budget == GivenLevels.Config(levels=(2,))
+
+
 def test_per_token_is_what_further_tokens_take(found):
     setting = found.batches[0].settings[0]
     pairs = zip(setting.answers[1].end_to_end.seconds, setting.first_token.seconds, strict=True)
@@ -69,6 +84,7 @@ def test_tokens_are_those_of_the_decisions(flex, found, batches):
         for setting in others:
             arguments = {"level": int(setting.name[-1])} if setting.kind == "level" else {}
             arguments |= {"budget": Budget(ratio=0.3)} if setting.kind == "budget" else {}
+            arguments |= {"level": list(setting.levels)} if setting.kind == "mix" else {}
             decided = flex.decide(**inputs, **arguments)
             assert setting.levels == tuple(d.level for d in decided)
             assert setting.tokens == sum(d.tokens for d in decided) / len(decided)
@@ -129,7 +145,7 @@ def test_what_is_recorded(found, flex, ticks):
     assert [told for told in found.warnings if told.startswith("Only 2 run(s) per setting")]
     assert len(ticks) == steps(PLAN, 5)
     assert [even.new_tokens for even in found.batches[0].break_even] == list(LENGTHS)
-    assert [one.setting for one in found.batches[0].comparisons] == 2 * ["routed", "routed, ratio=0.3"]
+    assert [one.setting for one in found.batches[0].comparisons] == 2 * ["routed", "routed, ratio=0.3", "mix half"]
 
 
 def test_break_even_is_fitted_to_the_forced_levels(found):
@@ -240,6 +256,8 @@ def test_refusals(flex, batch):
         Plan(answers=[0])
     with pytest.raises(ConfigError, match="runs=0 and warm_up=3: at least 1 run"):
         Plan(runs=0)
+    with pytest.raises(ConfigError, match="mix none: name AI2D, ScienceQA, ChartQA, or a share of the visual tokens"):
+        Plan(mixes={"none": 0.0})
 
 
 def test_coarsest_and_finest_always_join():

@@ -46,6 +46,9 @@ def register(commands: Any) -> None:
                       help="forced levels, besides coarsest and finest (default: all)")  # fmt: skip
     much.add_argument("--budget", action="append", default=[], metavar="KEY=VALUE[,...]",
                       help="also routed within a budget, e.g. ratio=0.3 or tokens=200; may be repeated")  # fmt: skip
+    much.add_argument("--mix", nargs="+", default=[], metavar="SHARE",
+                      help="also routed, with levels that differ within the batch and keep a share of the tokens: "
+                      "AI2D, ScienceQA, ChartQA (14.7, 54.9, 99.1 %%), or a share such as 0.3")  # fmt: skip
     much.add_argument("--runs", type=int, default=20, help="timed runs per setting; fewer than 20 bring a warning")
     much.add_argument("--warm-up", type=int, default=3, help="runs before them (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -62,6 +65,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from tokenflex.cli.quickstart_model import quickstart_model
     from tokenflex.errors import ConfigError
     from tokenflex.measure import Plan, profile, report
+    from tokenflex.measure.mix import read_mix
     from tokenflex.measure.requests import Requests, photograph, question
     from tokenflex.measure.run import steps
 
@@ -78,6 +82,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     plan = Plan(
         levels=options.level,
         budgets={text: _budget(text) for text in options.budget},
+        mixes={text: read_mix(text) for text in options.mix},
         answers=options.answer,
         runs=options.runs,
         warm_up=options.warm_up,

@@ -1,16 +1,20 @@
 """What is measured: settings of one model, answer lengths, and how often."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from jaxtyping import Int
+from torch import Tensor
 
 from tokenflex.contracts import ComponentConfig
 from tokenflex.errors import ConfigError
+from tokenflex.measure.mix import GivenLevels, levels_for, require_share
 
 ENOUGH = 20
 """Runs from which on a 95th percentile says something."""
 
-Kind = Literal["vanilla", "level", "routed", "budget"]
+Kind = Literal["vanilla", "level", "routed", "budget", "mix"]
 
 
 @dataclass(frozen=True)
@@ -20,20 +24,31 @@ class Setting:
     Attributes:
         name: as tables show it.
         kind: ``vanilla``, the plain host on the processor's full inputs; ``level``, forced, without the router;
-            ``routed``; or ``budget``, routed within a budget.
+            ``routed``; ``budget``, routed within a budget; or ``mix``, the router run in full and its choice replaced
+            by levels that together keep a share of the batch's tokens.
         level: of kind ``level``.
-        budget: of kind ``budget``: settings of the policy.
+        budget: of kind ``budget``: settings of the policy; of kind ``mix`` once it stands before a batch, see `on`.
+        share: of kind ``mix``: of the visual tokens.
     """
 
     name: str
     kind: Kind
     level: int | None = None
     budget: ComponentConfig | None = None
+    share: float | None = None
 
     @property
     def decides(self) -> bool:
         """Whether the router runs."""
-        return self.kind in ("routed", "budget")
+        return self.kind in ("routed", "budget", "mix")
+
+    def on(self, counts: Int[Tensor, "images levels"]) -> "Setting":
+        """The setting before a batch whose levels cost so many tokens: a mix gets its levels, see `levels_for`."""
+        if self.share is None:
+            return self
+        totals = counts.sum(0)
+        levels = levels_for(self.share, (totals / totals[-1]).tolist(), len(counts))
+        return replace(self, budget=GivenLevels.Config(levels=levels))
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -56,9 +71,12 @@ class Plan:
         runs: timed rounds.
         warm_up: rounds before.
         request: what is asked, in words, for the record.
+        mixes: shares of visual tokens, above 0 and at most 1, each measured as a setting of its own: the router run in
+            full, its choice replaced by levels that differ within the batch and keep that share; by the name tables
+            show.
 
     Raises:
-        ConfigError: a number is too small.
+        ConfigError: a number is too small, or a mix is no share.
     """
 
     levels: Sequence[int] | None = None
@@ -67,6 +85,7 @@ class Plan:
     runs: int = ENOUGH
     warm_up: int = 3
     request: str = ""
+    mixes: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.answers or min(self.answers) < 1:
@@ -76,6 +95,8 @@ class Plan:
                 f"runs={self.runs} and warm_up={self.warm_up}: at least 1 run, and no negative warm-up. "
                 f"{ENOUGH} runs or more give a 95th percentile."
             )
+        for name, share in (self.mixes or {}).items():
+            require_share(name, share)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -83,7 +104,7 @@ class Plan:
         return tuple(sorted(set(self.answers)))
 
     def settings(self, num_levels: int) -> tuple[Setting, ...]:
-        """The vanilla host first, then forced levels from the coarsest, routed, and budgets.
+        """The vanilla host first, then forced levels from the coarsest, routed, budgets, and mixes.
 
         Raises:
             ConfigError: there is no such level.
@@ -98,4 +119,5 @@ class Plan:
             *(Setting(f"level {level}", "level", level=level) for level in levels),
             Setting("routed", "routed"),
             *(Setting(f"routed, {name}", "budget", budget=budget) for name, budget in (self.budgets or {}).items()),
+            *(Setting(f"mix {name}", "mix", share=share) for name, share in (self.mixes or {}).items()),
         )

@@ -94,20 +94,23 @@ def _batch(bench: _Bench, inputs: HostInputs) -> tuple[BatchProfile, list[str]]:
             "the batch has no pictures, so there is nothing to compare. Pass pixel_values and what belongs to them as "
             "the processor made them."
         )
+    with torch.no_grad():
+        counts = flex.encode(inputs).counts
+    settings = [setting.on(counts) for setting in bench.settings]
     # Memory is measured before anything is held for the stages.
-    accounts = {s: account(flex, inputs, s, plan.lengths, bench.tick) for s in bench.settings}
+    accounts = {s: account(flex, inputs, s, plan.lengths, bench.tick) for s in settings}
     with torch.no_grad():
         encoded = flex.encode(inputs)
     calls: dict[str, dict[str, Call]] = {}
     prefills: dict[Setting, Work] = {}
-    for setting in bench.settings:
+    for setting in settings:
         staged = stages(flex, inputs, setting, encoded, accounts[setting].decisions)
         prefills[setting] = flops.counted(staged["prefill"])
         whole = {_answer(length): answering(flex, inputs, setting, length) for length in (1, *plan.lengths)}
         calls[setting.name] = {**staged, **whole}
     times = interleaved(calls, plan.runs, plan.warm_up, bench.clock, bench.tick)
     finest = fmean(encoded.counts[:, -1].tolist())
-    profiles = {s: _setting(s, accounts[s], finest, times[s.name], prefills[s]) for s in bench.settings}
+    profiles = {s: _setting(s, accounts[s], finest, times[s.name], prefills[s]) for s in settings}
     done = _concluded(inputs, len(encoded.images), profiles)
     return done, [*_doubts(flex, inputs, accounts, prefills), *_unrest(done)]
 
