@@ -21,5 +21,9 @@ plugins:
 quickstart:
     tokenflex quickstart --out runs/quickstart
 
+# What wants a GPU, most valuable first; started again it goes on where it was.
+gpu minutes="8" out="runs/gpu":
+    python -m benchmarks.gpu --minutes {{minutes}} --out {{out}}
+
 ci:
     .ci/run
