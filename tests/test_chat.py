@@ -4,7 +4,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from tests.conftest import picture
-from tokenflex.chat import special_tokens, written
+from tokenflex.chat import prompt_tokens, special_tokens, written
 from tokenflex.errors import DataError
 from tokenflex.testing.tiny_hosts import TEMPLATE, tiny_llava_next_processor
 
@@ -49,3 +49,19 @@ def test_texts_that_begin_differently_cannot_share_a_batch():
         special_tokens(made, ["<s> w1", "w2"])
     made.tokenizer.bos_token = None
     assert special_tokens(made, ["<s> w1", "w2"]) == {}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_prompt_tokens_are_those_the_processor_writes(count):
+    made = tiny_llava_next_processor()
+    pictures = [picture(i).resize(((56, 112), (112, 56))[i]) for i in range(count)]
+    text = " ".join(["<image>"] * count + ["w1 w2 w3"])
+    inputs = made(text=[text], images=pictures or None, return_tensors="pt", add_special_tokens=False)
+    told = prompt_tokens(made, text, [(one.height, one.width) for one in pictures])
+    assert told == inputs["input_ids"].shape[1] + count  # the text's own mark of every image
+
+
+def test_prompt_tokens_count_words_alone_where_the_processor_cannot_tell():
+    made = tiny_llava_next_processor()
+    made._get_num_multimodal_tokens = lambda image_sizes: 1 / 0
+    assert prompt_tokens(made, "w1 w2", [(56, 56)]) == 2

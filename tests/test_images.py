@@ -15,7 +15,7 @@ from transformers.image_utils import load_image
 
 from tests.conftest import picture
 from tokenflex.errors import DataError
-from tokenflex.images import decode
+from tokenflex.images import decode, size
 
 RAMP = np.linspace(0, 65535, 600).round().reshape(20, 30)
 """30 x 20 pixels from black to white in 16 bits, mean 127.5 in 8."""
@@ -243,3 +243,12 @@ def test_paths_stay_below_the_folder(tmp_path):
         with pytest.raises(DataError, match="inside the folder"):
             decode(name, folder)
     assert decode(tmp_path / "secret.png").size == (50, 40)
+
+
+def test_a_size_is_told_without_the_pixels(tmp_path):
+    image = picture(0).resize((30, 20))
+    cut = encoded(image)[:60]  # the head of a file
+    (tmp_path / "a.png").write_bytes(encoded(image))
+    assert size(image) == size(encoded(image)) == size({"bytes": cut, "path": None}) == (20, 30)
+    assert size("a.png", tmp_path) == size({"path": "a.png"}, tmp_path) == (20, 30)
+    assert [size(b"no image"), size("b.png", tmp_path), size("../a.png", tmp_path), size(None), size(3)] == [None] * 5

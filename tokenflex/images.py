@@ -53,6 +53,23 @@ def decode(given: Any, folder: Path | None = None) -> Image.Image:
         raise DataError(f"picture {shown!r} can't be read ({error}). Mend or remove it.") from error
 
 
+def size(given: Any, folder: Path | None = None) -> tuple[int, int] | None:
+    """(height, width) of an image as it is stored, without reading its pixels; None where it can't be told.
+
+    Args:
+        given, folder: as for `decode`.
+    """
+    if isinstance(given, Mapping):
+        given = given.get("path") if given.get("bytes") is None else given["bytes"]
+    try:
+        if isinstance(given, Image.Image):
+            return given.height, given.width
+        with Image.open(_source(given, folder)) as image:
+            return image.height, image.width
+    except Exception:  # `decode` says what is wrong with it
+        return None
+
+
 def _source(given: bytes | bytearray | str | Path, folder: Path | None) -> io.BytesIO | Path:
     if isinstance(given, bytes | bytearray):
         return io.BytesIO(given)

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from tokenflex import images
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.training.data import (
     ChatDataset,
@@ -88,6 +89,14 @@ class Questions:
         pictures = {key: row[key] for key in PICTURES if row.get(key) is not None}
         read = read_sample({"id": row.get("id"), **pictures, "messages": messages}, place, self.source.image_folder)
         return Sample(read.name, read.images, read.messages[:-1])
+
+    def sizes(self, place: int) -> list[tuple[int, int]]:
+        """(height, width) of a question's pictures in pixels, without reading them; those that can be told."""
+        row = self.source.row(place)
+        given = next((row[key] for key in PICTURES if row.get(key) is not None), [])
+        several = given if isinstance(given, list | tuple) else [given]
+        found = [images.size(one, self.source.image_folder) for one in several]
+        return [one for one in found if one is not None]
 
 
 def read(path: str | Path, **settings: Any) -> Questions:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenflex.errors import ConfigError, DataError
-from tokenflex.evaluation import drawing, metrics
+from tokenflex.evaluation import drawing, metrics, order
 from tokenflex.evaluation.answering import Answer, Batch
 from tokenflex.evaluation.questions import Questions
 from tokenflex.evaluation.records import Evaluation, PartWriter, Record, Shown, begin, fingerprint
@@ -66,8 +66,7 @@ def evaluate(
     }
     with locked(Path(folder), f"rank {rank}", waiting=waiting):
         begin(folder, manifest, lambda: _shown(questions, one.gallery))
-        every = range(len(questions))
-        mine = [every[start : start + batch_size] for start in every[::batch_size]][rank::processes]
+        mine = order.batches(processor, questions, batch_size)[rank::processes]
         done = {name: set(records) for name, records in Evaluation(folder).records.items()}
         todo = [{s.name: [i for i in batch if i not in done.get(s.name, ())] for s in settings} for batch in mine]
         total, left = sum(map(len, mine)) * len(settings), sum(len(some) for batch in todo for some in batch.values())
@@ -92,7 +91,7 @@ def _answered(
         writer.write(buffer)
 
 
-def _require_own(found: Evaluation, mine: Sequence[range], settings: Sequence[Setting]) -> None:
+def _require_own(found: Evaluation, mine: Sequence[Sequence[int]], settings: Sequence[Setting]) -> None:
     """What this process was to answer is there."""
     places = {place for batch in mine for place in batch}
     lost = {s.name: len(places - set(found.records.get(s.name, {}))) for s in settings}

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,33 @@ def of_tensors(state: Mapping[str, Tensor]) -> str:
 
 
 def of_processor(processor: Any) -> str:
-    """Digest of the files it saves itself as."""
+    """Digest of the files it saves itself as; how its tokenizer padded and cut last isn't in it."""
     digest = hashlib.blake2b(digest_size=16)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _unset(processor):
         processor.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _unset(processor: Any) -> Iterator[None]:
+    """A tokenizer without the padding and truncation of its last call, which it would save."""
+    backend = getattr(getattr(processor, "tokenizer", processor), "backend_tokenizer", None)
+    if backend is None:
+        yield
+        return
+    padding, truncation = backend.padding, backend.truncation
+    backend.no_padding()
+    backend.no_truncation()
+    try:
+        yield
+    finally:
+        if padding is not None:
+            backend.enable_padding(**padding)
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
 
 
 def of_data(dataset: Any) -> str:

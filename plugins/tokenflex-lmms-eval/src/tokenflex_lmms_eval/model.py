@@ -10,6 +10,7 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from lmms_eval.utils import simple_parse_args_string  # pyright: ignore[reportMissingImports]
 from tqdm.auto import tqdm
 
+from tokenflex.chat import prompt_tokens
 from tokenflex.errors import ConfigError
 from tokenflex_lmms_eval import options, order, processes, records, samples
 from tokenflex_lmms_eval.answering import Answer, Answerer
@@ -73,9 +74,7 @@ class TokenFlex(lmms):
             DataError: a document holds something other than text and pictures.
         """
         asked = [options.parse(request.args[2], self.settings.max_new_tokens) for request in requests]
-        plan = order.batches(
-            [one.key for one in asked], [len(request.args[0]) for request in requests], self.settings.batch_size
-        )
+        plan = order.batches([one.key for one in asked], self._lengths(requests), self.settings.batch_size)
         answerer = Answerer(self.flex, self.processor, self.settings.level, self.settings.budget)
         found: dict[int, Answer] = {}
         with tqdm(total=len(requests), desc="tokenflex", disable=self._rank != 0) as bar:
@@ -102,6 +101,16 @@ class TokenFlex(lmms):
             ConfigError: always.
         """
         raise self._refused(requests, "goes over several rounds")
+
+    def _lengths(self, requests: Sequence[Any]) -> list[int]:
+        """About how many tokens each prompt has; nobody asks where every request is a batch of its own."""
+        if self.settings.batch_size == 1:
+            return [0] * len(requests)
+        found: list[int] = []
+        for request in requests:
+            sizes = [(image.height, image.width) for image in self._sample(request).images]
+            found.append(prompt_tokens(self.processor, request.args[0], sizes))
+        return found
 
     def _sample(self, request: Any) -> samples.Sample:
         _, messages, _, doc_id, task, split = request.args
