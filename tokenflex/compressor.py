@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +29,47 @@ Pyramid = tuple[ScaledTokens, ...]
 ON_BAD_SCORES = ("raise", "finest")
 STEP = 1e18
 """What a finer level gains where the finest is wanted whatever it costs: more than scores that were given."""
+
+
+@dataclass(frozen=True)
+class Pyramids:
+    """Every level of every image of a batch, made once: the router looks at them, and the host gets one of each.
+
+    Attributes:
+        groups: numbers of the images in each stack of equal geometry.
+        levels: of each stack, coarse to fine, in the images' own type and without gradients.
+        readable: of each stack, which images hold finite numbers only; the others' levels are made of zeros.
+        attention: `VisualTokens.attention` of each stack.
+    """
+
+    groups: list[list[int]]
+    levels: list[Pyramid]
+    readable: list[Bool[Tensor, " images"]]
+    attention: list[Tensor | None]
+
+    def at(self, levels: Sequence[int]) -> list[ScaledTokens]:
+        """Every image at its level, in batch order."""
+        found: dict[int, ScaledTokens] = {}
+        for members, pyramid in zip(self.groups, self.levels, strict=True):
+            for level in sorted({levels[i] for i in members}):
+                items = _unstack(pyramid[level])
+                found |= {i: items[place] for place, i in enumerate(members) if levels[i] == level}
+        return [found[i] for i in range(len(found))]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided for a batch's images, on the CPU.
+
+    Attributes:
+        levels: one per image.
+        scores: of the voter.
+        judged: whether an image's best score is a finite number.
+    """
+
+    levels: list[int]
+    scores: Float[Tensor, "images levels"]
+    judged: list[bool]
 
 
 class Compressor(nn.Module):
@@ -85,8 +126,25 @@ class Compressor(nn.Module):
                 scaled[i] = item
         return [item for item in scaled if item is not None]
 
+    @torch.no_grad()
+    def pyramids(self, images: Sequence[VisualTokens]) -> Pyramids:
+        """Every image at every level, without gradients.
+
+        An image whose features, or what else is read of it, aren't finite is kept from the scaler.
+        """
+        found = Pyramids(_groups(_geometry(image) for image in images), [], [], [])
+        for members in found.groups:
+            stack = _stack([images[i] for i in members], detach=True)
+            found.readable.append(_finite(stack))
+            found.levels.append(tuple(self.scaler.pyramid(_blanked(stack, found.readable[-1]))))
+            found.attention.append(None if stack.attention is None else _blank(stack.attention, found.readable[-1]))
+        return found
+
     def scores(
-        self, images: Sequence[VisualTokens], instructions: Sequence[Instruction]
+        self,
+        images: Sequence[VisualTokens],
+        instructions: Sequence[Instruction],
+        pyramids: Pyramids | None = None,
     ) -> Float[Tensor, "images levels"]:
         """The voter's scores, float32. Router inputs are detached: scoring trains router and voter only.
 
@@ -95,29 +153,28 @@ class Compressor(nn.Module):
 
         Args:
             instructions: one per image.
+            pyramids: of the images, where they are made already.
         """
-        groups = _groups(_geometry(image) for image in images)
+        made = self.pyramids(images) if pyramids is None else pyramids
         rows: list[Tensor] = []
         dtype = next((p.dtype for p in self.router.parameters()), torch.float32)
-        for members in groups:
-            stack = _stack([images[i] for i in members], detach=True, dtype=dtype)
+        for members, levels, readable, attention in zip(
+            made.groups, made.levels, made.readable, made.attention, strict=True
+        ):
             words = _stack_words([instructions[i] for i in members], dtype)
-            with torch.no_grad():
-                readable = _finite(stack)
-                pyramid = self.pyramid(_blanked(stack, readable))
-            ballots = self.router(pyramid, words)
+            ballots = self.router(self._shown(levels, attention, dtype), words)
             judged = readable & _counted(ballots).flatten(1).all(-1)
             rows.append(self.voter(ballots).float().masked_fill(~judged[:, None], torch.nan))
+        if len(made.groups) == 1:
+            return rows[0]
         table = torch.cat(rows)
-        places = torch.tensor([i for members in groups for i in members]).argsort()
+        places = torch.tensor([i for members in made.groups for i in members]).argsort()
         return table.index_select(0, beside(places, table))
 
-    def pyramid(self, tokens: VisualTokens) -> Sequence[ScaledTokens]:
-        """Every level of one image or stack, with what the router needs of its source."""
-        levels = self.scaler.pyramid(tokens)
-        if "attention" not in self.router.needs:
-            return levels
-        return [replace(level, attention=tokens.attention) for level in levels]
+    def _shown(self, levels: Pyramid, attention: Tensor | None, dtype: torch.dtype) -> Pyramid:
+        """The levels as the router sees them: in its type, with what it needs of their source."""
+        with_attention = attention if "attention" in self.router.needs else None
+        return tuple(replace(one, features=one.features.to(dtype), attention=with_attention) for one in levels)
 
     def choose(
         self,
@@ -126,7 +183,17 @@ class Compressor(nn.Module):
         images: Sequence[VisualTokens],
         policy: Policy | None = None,
     ) -> list[int]:
-        """The level per image; the only place where a decision leaves the device.
+        """The level per image; arguments and errors as for `decided`."""
+        return self.decided(scores, tokens, images, policy).levels
+
+    def decided(
+        self,
+        scores: Float[Tensor, "images levels"],
+        tokens: Int[Tensor, "images levels"],
+        images: Sequence[VisualTokens],
+        policy: Policy | None = None,
+    ) -> Choice:
+        """The level per image; the only place where decisions leave the device, in one copy.
 
         Args:
             tokens: what each level would cost.
@@ -141,19 +208,19 @@ class Compressor(nn.Module):
             tokens = torch.tensor([self.scaler.granularities(image.grid) for image in images])
         tokens = tokens.to(scores.device)
         judged = is_judged(scores)
-        scores = torch.where(
-            judged[:, None], scores, STEP * torch.arange(scores.shape[-1], device=scores.device, dtype=scores.dtype)
-        )
+        bound = STEP * torch.arange(scores.shape[-1], device=scores.device, dtype=scores.dtype)
+        usable = torch.where(judged[:, None], scores, bound)
         if policy.couples:
             groups = [beside(torch.tensor(members), scores) for members in _groups(image.row for image in images)]
-            levels = torch.cat([policy(scores[members], tokens[members]) for members in groups])
+            levels = torch.cat([policy(usable[members], tokens[members]) for members in groups])
             levels = levels[torch.cat(groups).argsort()]
         else:
-            levels = policy(scores, tokens)
-        chosen, fine = torch.stack([levels, judged.to(levels)]).tolist()
+            levels = policy(usable, tokens)
+        table = torch.cat([scores.detach(), torch.stack([levels, judged.to(levels)], dim=-1).to(scores)], dim=-1).cpu()
+        chosen, fine = table[:, -2:].long().T.tolist()
         if self.on_bad_scores == "raise":
             _refuse(fine, images)
-        return chosen
+        return Choice(chosen, table[:, :-2], [bool(each) for each in fine])
 
     def require_judged(self, scores: Float[Tensor, "images levels"], images: Sequence[VisualTokens]) -> None:
         """Refuse scores that say nothing, as training on them would spoil router and voter.
@@ -212,18 +279,19 @@ def _finite(stack: VisualTokens) -> Bool[Tensor, " images"]:
     return torch.stack([extreme.isfinite() for extreme in extremes]).all(0)
 
 
+def _blank(tensor: Tensor, keep: Bool[Tensor, " images"]) -> Tensor:
+    """Zeros in place of whatever the other images hold."""
+    return torch.where(keep.view(-1, *(1,) * (tensor.ndim - 1)), tensor, 0.0)
+
+
 def _blanked(stack: VisualTokens, keep: Bool[Tensor, " images"]) -> VisualTokens:
     """The stack with zeros in place of whatever the other images hold."""
-
-    def blank(tensor: Tensor) -> Tensor:
-        return torch.where(keep.view(-1, *(1,) * (tensor.ndim - 1)), tensor, torch.zeros_like(tensor[:1]))
-
     return replace(
         stack,
-        features=blank(stack.features),
-        planes=tuple(map(blank, stack.planes)),
-        attention=None if stack.attention is None else blank(stack.attention),
-        keys=None if stack.keys is None else blank(stack.keys),
+        features=_blank(stack.features, keep),
+        planes=tuple(_blank(plane, keep) for plane in stack.planes),
+        attention=None if stack.attention is None else _blank(stack.attention, keep),
+        keys=None if stack.keys is None else _blank(stack.keys, keep),
     )
 
 
@@ -243,14 +311,15 @@ def _groups(keys: Iterable[object]) -> list[list[int]]:
     return list(members.values())
 
 
-def _stack(images: Sequence[VisualTokens], detach: bool = False, dtype: torch.dtype | None = None) -> VisualTokens:
+def _stack(images: Sequence[VisualTokens], detach: bool = False) -> VisualTokens:
     def joined(tensors: Sequence[Tensor]) -> Tensor:
-        stacked = torch.stack([t.detach() if detach else t for t in tensors])
-        return stacked if dtype is None else stacked.to(dtype)
+        """One image is stacked without a copy."""
+        found = [tensor.detach() if detach else tensor for tensor in tensors]
+        return found[0][None] if len(found) == 1 else torch.stack(found)
 
     def given(found: Sequence[Tensor | None]) -> Tensor | None:
         there = [tensor for tensor in found if tensor is not None]
-        return torch.stack(there) if there else None
+        return joined(there) if there else None
 
     planes = zip(*(image.planes for image in images), strict=True)
     words = [image.instruction for image in images if image.instruction is not None]
@@ -261,7 +330,7 @@ def _stack(images: Sequence[VisualTokens], detach: bool = False, dtype: torch.dt
         clip=images[0].clip,
         attention=given([image.attention for image in images]),
         keys=given([image.keys for image in images]),
-        instruction=_stack_words(words, dtype or words[0].embeddings.dtype) if words else None,
+        instruction=_stack_words(words, words[0].embeddings.dtype) if words else None,
     )
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenflex.contracts import HostBatch
 from tokenflex.errors import InputError
 from tokenflex.hosts import placeholders
 
@@ -32,16 +33,22 @@ def batches(draw):
     return ids, mask, labels, full, kept
 
 
-def planned(ids, mask, full, kept, side=None):
-    spans = placeholders.locate(ids == IMAGE, full)
-    return placeholders.plan(ids, mask, spans, [(size,) for size in kept], side)
+def read(ids, spans, **inputs):
+    given = {"input_ids": ids, **inputs}
+    return HostBatch(given, placeholders.on_cpu(given), tuple(spans), ())
+
+
+def planned(ids, mask, full, kept, side=None, rows=None, **inputs):
+    """(batch, plan)"""
+    batch = read(ids, placeholders.locate(ids == IMAGE, full), attention_mask=mask, **inputs)
+    return batch, placeholders.plan(batch, [(size,) for size in kept], side, rows)
 
 
 @given(batches(), st.sampled_from([None, "left", "right"]))
 def test_text_stays_and_runs_get_their_size(batch, side):
     ids, mask, labels, full, kept = batch
-    plan = planned(ids, mask, full, kept, side)
-    out = placeholders.apply(plan, {"input_ids": ids, "attention_mask": mask, "labels": labels}, PAD)
+    read_batch, plan = planned(ids, mask, full, kept, side, labels=labels)
+    out = placeholders.apply(plan, read_batch, PAD)
     image = iter(kept)
     owners = [span.row for span in placeholders.locate(ids == IMAGE, full)]
     for row in range(len(ids)):
@@ -60,8 +67,8 @@ def test_text_stays_and_runs_get_their_size(batch, side):
 @given(batches())
 def test_index_points_back_at_the_same_tokens(batch):
     ids, mask, _, full, kept = batch
-    plan = planned(ids, mask, full, kept)
-    out = placeholders.apply(plan, {"input_ids": ids, "attention_mask": mask}, PAD)
+    read_batch, plan = planned(ids, mask, full, kept)
+    out = placeholders.apply(plan, read_batch, PAD)
     index = placeholders.index(plan)
     rows = torch.arange(len(ids))[:, None].expand_as(index)
     there = index >= 0
@@ -71,26 +78,47 @@ def test_index_points_back_at_the_same_tokens(batch):
 @given(batches())
 def test_nothing_to_resize_is_the_callers_own_batch(batch):
     ids, mask, _, full, _ = batch
-    plan = planned(ids, mask, full, full)
+    read_batch, plan = planned(ids, mask, full, full)
     assert plan.unchanged
-    assert placeholders.apply(plan, {"input_ids": ids, "attention_mask": mask}, PAD)["input_ids"] is ids
+    assert placeholders.apply(plan, read_batch, PAD)["input_ids"] is ids
+
+
+@given(batches(), st.data())
+def test_some_rows_alone_are_the_batchs_rows_without_their_padding(batch, data):
+    ids, mask, labels, full, kept = batch
+    rows = data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=len(ids), unique=True))
+    side = data.draw(st.sampled_from(["left", "right"]))
+    whole_batch, whole = planned(ids, mask, full, kept, side, labels=labels)
+    part_batch, part = planned(ids, mask, full, kept, side, rows, labels=labels)
+    out, some = placeholders.apply(whole, whole_batch, PAD), placeholders.apply(part, part_batch, PAD)
+    lengths = [int(some["attention_mask"][i].sum()) for i in range(len(rows))]
+    assert some["input_ids"].shape == (len(rows), max(lengths))
+    for i, row in enumerate(rows):
+        for key in ("input_ids", "labels"):
+            one, other = some[key][i][some["attention_mask"][i] == 1], out[key][row][out["attention_mask"][row] == 1]
+            assert one.tolist() == other.tolist()
+    images = placeholders.standing_in(part_batch, rows)
+    assert [part_batch.rows[i] for i in images] == [row for row in rows for owner in part_batch.rows if owner == row]
 
 
 def test_runs_shrink_one_by_one_and_words_behind_an_empty_run_go_with_it():
     """Three rows of two tokens, a break behind each, the last one an end: one row of one token keeps the end."""
     ids = torch.tensor([[1, IMAGE, IMAGE, 7, IMAGE, IMAGE, 7, IMAGE, IMAGE, 8, 2]])
-    spans = placeholders.locate(ids == IMAGE, [6])
-    plan = placeholders.plan(ids, None, spans, [(1, 0, 1)], None)
-    assert placeholders.apply(plan, {"input_ids": ids}, PAD)["input_ids"].tolist() == [[1, IMAGE, 7, IMAGE, 8, 2]]
-    plan = placeholders.plan(ids, None, spans, [(0, 0, 2)], None)
-    assert placeholders.apply(plan, {"input_ids": ids}, PAD)["input_ids"].tolist() == [[1, IMAGE, IMAGE, 8, 2]]
+    batch = read(ids, placeholders.locate(ids == IMAGE, [6]))
+
+    def shortened(*sizes):
+        return placeholders.apply(placeholders.plan(batch, [sizes], None), batch, PAD)["input_ids"].tolist()
+
+    assert shortened(1, 0, 1) == [[1, IMAGE, 7, IMAGE, 8, 2]]
+    assert shortened(0, 0, 2) == [[1, IMAGE, IMAGE, 8, 2]]
     with pytest.raises(InputError, match="form 3 runs, but 2 are expected"):
-        placeholders.plan(ids, None, spans, [(1, 1)], None)
+        shortened(1, 1)
 
 
 def test_images_of_two_kinds_keep_their_places():
     ids = torch.tensor([[1, IMAGE, IMAGE, 5, 98, 98, 98, IMAGE, 2]])
     pictures, clips = placeholders.locate(ids == IMAGE, [2, 1]), placeholders.locate(ids == 98, [3])
-    plan = placeholders.plan(ids, None, [*pictures, *clips], [(1,), (1,), (2,)], None)
-    assert placeholders.apply(plan, {"input_ids": ids}, PAD)["input_ids"].tolist() == [[1, IMAGE, 5, 98, 98, IMAGE, 2]]
+    batch = read(ids, [*pictures, *clips])
+    plan = placeholders.plan(batch, [(1,), (1,), (2,)], None)
+    assert placeholders.apply(plan, batch, PAD)["input_ids"].tolist() == [[1, IMAGE, 5, 98, 98, IMAGE, 2]]
     assert plan.visual.tolist() == [[False, True, False, True, True, True, False]]

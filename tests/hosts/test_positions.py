@@ -45,7 +45,7 @@ def test_span_keeps_the_place_of_every_word_and_centres_every_token(name):
 def test_compact_is_what_the_host_does_with_a_picture_of_the_kept_grid(name):
     flex, inputs, short = prepared(name, ((1, 2, PICTURE, 3, 4),), "compact")
     assert "position_ids" not in short
-    (image,) = flex.adapter.encode(inputs)
+    (image,) = flex.adapter.encode(flex.adapter.read(inputs))
     assert image.grid == Grid(4, 4)
     merge = int(inputs["image_grid_thw"][0, 1]) // 4
     # The same prompt with four placeholders, written by hand.

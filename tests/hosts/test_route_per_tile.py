@@ -25,7 +25,7 @@ def adapters(name):
 def test_every_tile_is_a_unit(name):
     (stretches, tiles), tiny = adapters(name)
     inputs = HostBench(stretches, tiny).batch()
-    whole, single = stretches.encode(inputs), tiles.encode(inputs)
+    whole, single = stretches.encode(stretches.read(inputs)), tiles.encode(tiles.read(inputs))
     assert len(single) == sum(len(image.features) for image in whole) > len(whole)
     assert all(len(image.features) == 1 for image in single)
     torch.testing.assert_close(
@@ -47,7 +47,7 @@ def test_tiles_of_one_picture_get_levels_of_their_own():
     (_, tiles), tiny = adapters("internvl")
     flex = tokenflex.wrap(tiles.host, adapter=tiles, router="constant", voter="mean")
     inputs = HostBench(tiles, tiny).batch()
-    count = len(tiles.encode(inputs))
+    count = len(tiles.encode(tiles.read(inputs)))
     decisions = flex.decide(**inputs, level=[i % 5 for i in range(count)])
     assert [one.tokens for one in decisions] == [flex.compressor.scaler.granularities(tiles.grid)[i % 5]
                                                  for i in range(count)]  # fmt: skip
@@ -64,7 +64,7 @@ def test_the_setting_is_saved(tmp_path):
 def test_where_nothing_lies_side_by_side_nothing_changes(name):
     (stretches, tiles), tiny = adapters(name)
     inputs = HostBench(stretches, tiny).batch()
-    assert len(tiles.encode(inputs)) == len(stretches.encode(inputs))
+    assert len(tiles.encode(tiles.read(inputs))) == len(stretches.encode(stretches.read(inputs)))
 
 
 def test_unknown_units_are_refused():

@@ -178,7 +178,7 @@ def test_text_only_batch_passes_through(name):
 def test_placeholders_are_no_words(seen):
     _, flex, batch = seen
     inputs = batch()
-    words = [len(one.embeddings) for one in flex.adapter.instructions(inputs)]
+    words = [len(one.embeddings) for one in flex.adapter.instructions(flex.adapter.read(inputs))]
     visual = torch.isin(inputs["input_ids"], torch.tensor([IMAGE, VIDEO]))
     assert words == (inputs["attention_mask"].bool() & ~visual).sum(-1).tolist()
 

@@ -42,7 +42,8 @@ def recorded(bench, inputs):
     layer = layers[(len(layers) + 1 + features if features < 0 else features) - 1]
     seen = []
     handle = tower_attention._parts(layer)[1].register_forward_hook(lambda *call: seen.append(call[-1][1]))
-    type(bench.adapter)(host).encode(inputs)
+    adapter = type(bench.adapter)(host)
+    adapter.encode(adapter.read(inputs))
     handle.remove()
     return seen
 
@@ -53,8 +54,8 @@ def test_it_is_the_towers_own_row(name):
     assert bench.adapter.attention_refusal is None
     inputs = bench.batch()
     with torch.no_grad():
-        images = bench.adapter.encode(inputs, attention=True)
-        plain = bench.adapter.encode(inputs)
+        images = bench.adapter.encode(bench.adapter.read(inputs), attention=True)
+        plain = bench.adapter.encode(bench.adapter.read(inputs))
         weights = torch.cat(recorded(bench, inputs))
     mean = weights.float().mean(1)
     class_token = math.isqrt(mean.shape[-1]) ** 2 != mean.shape[-1]
@@ -76,8 +77,8 @@ def test_it_is_the_towers_own_row(name):
 def test_a_picture_is_attended_to_alike_alone_and_in_a_batch(name):
     bench = bench_of(name)
     with torch.no_grad():
-        together = bench.adapter.encode(bench.batch(), attention=True)
-        first = bench.adapter.encode(bench.batch(ROWS[:1]), attention=True)
+        together = bench.adapter.encode(bench.adapter.read(bench.batch()), attention=True)
+        first = bench.adapter.encode(bench.adapter.read(bench.batch(ROWS[:1])), attention=True)
     for image, alone in zip(together, first, strict=False):
         torch.testing.assert_close(image.attention, alone.attention, atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(image.keys, alone.keys, atol=1e-5, rtol=1e-4)
@@ -86,9 +87,9 @@ def test_a_picture_is_attended_to_alike_alone_and_in_a_batch(name):
 def test_rows_in_pieces_are_the_whole(monkeypatch):
     bench = bench_of("paligemma")  # SigLIP: no class token, so all rows count
     with torch.no_grad():
-        whole = bench.adapter.encode(bench.batch(), attention=True)
+        whole = bench.adapter.encode(bench.adapter.read(bench.batch()), attention=True)
         monkeypatch.setattr(tower_attention, "QUERIES_AT_ONCE", 3)
-        pieces = bench.adapter.encode(bench.batch(), attention=True)
+        pieces = bench.adapter.encode(bench.adapter.read(bench.batch()), attention=True)
     torch.testing.assert_close(pieces[0].attention, whole[0].attention)
     torch.testing.assert_close(whole[0].attention.sum(-1), torch.ones(len(whole[0].attention)))
 
@@ -126,7 +127,7 @@ def test_frames_of_clips_are_attended_to_on_their_pooled_grid():
     adapter = hosts.get("llava_next_video")(tiny.build())
     inputs = tiny.batch(adapter.host.config, [[1, VIDEO_CLIP, 2, PICTURE], [VIDEO_CLIP, 3]])
     with torch.no_grad():
-        images = adapter.encode(inputs, attention=True)
+        images = adapter.encode(adapter.read(inputs), attention=True)
     clip = next(image for image in images if image.clip)
     assert clip.attention.shape == clip.features.shape[:-1]
     assert clip.keys.shape[:-1] == clip.features.shape[:-1]

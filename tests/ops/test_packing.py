@@ -49,14 +49,14 @@ def test_unpooled_canvas_is_cut_as_transformers_does(tiles, size):
 @given(TILES, SIZES, LEVELS, st.sampled_from(["geometric", "released"]))
 def test_counts_known_in_advance(tiles, size, window, unpad):
     kept = pooled_grid(CLIP, window)
-    order = anyres_order(tiles, CLIP, kept, size, unpad)
+    order = torch.from_numpy(anyres_order(tiles, CLIP, kept, size, unpad).copy())
     assert len(order) == anyres_count(tiles, CLIP, kept, size, unpad)
 
 
 @given(TILES, SIZES, LEVELS, st.sampled_from(["geometric", "released"]))
 def test_every_token_at_most_once_and_the_whole_image_first(tiles, size, window, unpad):
     kept = pooled_grid(CLIP, window)
-    order = anyres_order(tiles, CLIP, kept, size, unpad)
+    order = torch.from_numpy(anyres_order(tiles, CLIP, kept, size, unpad).copy())
     assert order[: kept.tokens].tolist() == list(range(kept.tokens))
     tokens = order[order != NEWLINE]
     assert len(tokens.unique()) == len(tokens)
@@ -83,13 +83,13 @@ def test_coarser_levels_cost_fewer_tokens(tiles, size):
 
 
 def test_tokens_without_a_grid_are_all_kept():
-    order = anyres_order(Grid(1, 2), CLIP, 5, (300, 600), "geometric")
+    order = torch.from_numpy(anyres_order(Grid(1, 2), CLIP, 5, (300, 600), "geometric").copy())
     assert order.tolist() == [*range(15), NEWLINE]
     assert anyres_count(Grid(1, 2), CLIP, 5, (300, 600), "geometric") == 16
 
 
 def test_local_tiles_are_stitched_row_by_row():
-    order = anyres_order(Grid(1, 2), Grid(2, 2), Grid(2, 2), (100, 200), "geometric")
+    order = torch.from_numpy(anyres_order(Grid(1, 2), Grid(2, 2), Grid(2, 2), (100, 200), "geometric").copy())
     assert order.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, NEWLINE, 6, 7, 10, 11, NEWLINE]
 
 

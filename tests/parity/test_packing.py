@@ -68,7 +68,7 @@ def test_released_counts_and_cuts(key):
             else:
                 assert (said["rows"], said["cols"]) == ([0, 0], [0, 0]) or said["newlines"] == max(bottom - top, 0)
             assert anyres_count(tiles, grid, kept, size, "released") == said["tokens"]
-            order = anyres_order(tiles, grid, kept, size, "released")
+            order = torch.from_numpy(anyres_order(tiles, grid, kept, size, "released").copy())
             assert len(order) == said["tokens"]
             assert int((order == NEWLINE).sum()) == said["newlines"]
 
@@ -89,7 +89,7 @@ def test_released_order_token_for_token():
         found = case("packing", f"{key}/{width}x{height}")
         for tokens, kept, _ in levels(image):
             if f"order_{tokens}" in found:
-                order = anyres_order(tiles, grid, kept, size, "released")
+                order = torch.from_numpy(anyres_order(tiles, grid, kept, size, "released").copy())
                 assert torch.equal(named(order, kept), found[f"order_{tokens}"].long())
                 compared += 1
     assert compared == 40
@@ -217,7 +217,7 @@ OTHER_MODELS = {
 def test_whole_batches(adapter, key):
     info, expected = SEQUENCES[key], case("packing", f"seq/{key}")
     batch, images, scaled = written_out(adapter, info)
-    found = adapter.splice(batch, images, scaled).inputs
+    found = adapter.splice(adapter.read(batch), images, scaled).inputs
     places = read_back(found, bool(images))
     limit = info["config"].get("tokenizer_model_max_length")
     assert places.shape[1] == info["length"] or limit

@@ -61,7 +61,7 @@ def test_words_are_the_last_turns_by_default_the_whole_prompts_as_published(g8):
     words = {}
     for scope in ("last-turn", "prompt", "published"):
         adapter = LlavaNextAdapter(g8.host, scope=scope, marker=(10, 11))
-        (instruction,) = adapter.instructions(inputs)
+        (instruction,) = adapter.instructions(adapter.read(inputs))
         words[scope] = int(instruction.mask.sum())
     assert words == {"last-turn": 3, "prompt": 7, "published": 7}
 

@@ -15,23 +15,23 @@ from tokenflex.testing.host_checks import CHECKS, check_host
 class Flipped(GridAdapter):
     """Hands every picture's tokens over in reverse and negated."""
 
-    def encode(self, inputs):
-        return tuple(replace(image, features=-3 * image.features.flip(-2)) for image in super().encode(inputs))
+    def encode(self, batch):
+        return tuple(replace(image, features=-3 * image.features.flip(-2)) for image in super().encode(batch))
 
 
 class BackwardsInTime(GridAdapter):
     """Puts the last frame of a clip first."""
 
-    def encode(self, inputs):
-        found = super().encode(inputs)
+    def encode(self, batch):
+        found = super().encode(batch)
         return tuple(replace(image, features=image.features.flip(-3)) if image.clip else image for image in found)
 
 
 class Centred(GridAdapter):
     """Takes the batch's mean off, so that a picture depends on its neighbours."""
 
-    def encode(self, inputs):
-        found = super().encode(inputs)
+    def encode(self, batch):
+        found = super().encode(batch)
         mean = torch.cat([image.features.flatten(0, -2) for image in found]).mean(0) if found else 0
         return tuple(replace(image, features=image.features - 9 * mean) for image in found)
 
@@ -39,15 +39,15 @@ class Centred(GridAdapter):
 class Miscounting(GridAdapter):
     """Promises one token more."""
 
-    def count(self, inputs, kept, frames=None):
-        return super().count(inputs, kept, frames) + 1
+    def count(self, batch, kept, frames=None):
+        return super().count(batch, kept, frames) + 1
 
 
 class AttendingPadding(GridAdapter):
     """Lets words attend to padding."""
 
-    def splice(self, inputs, images, scaled, padding_side=None):
-        spliced = super().splice(inputs, images, scaled, padding_side)
+    def splice(self, batch, images, scaled, padding_side=None, rows=None):
+        spliced = super().splice(batch, images, scaled, padding_side, rows)
         mask = torch.ones_like(spliced.inputs["input_ids"])
         return replace(spliced, inputs={**spliced.inputs, "attention_mask": mask})
 
@@ -55,8 +55,8 @@ class AttendingPadding(GridAdapter):
 class Unlabelling(GridAdapter):
     """Forgets the first label of every row."""
 
-    def splice(self, inputs, images, scaled, padding_side=None):
-        spliced = super().splice(inputs, images, scaled, padding_side)
+    def splice(self, batch, images, scaled, padding_side=None, rows=None):
+        spliced = super().splice(batch, images, scaled, padding_side, rows)
         if "labels" not in spliced.inputs:
             return spliced
         labels = spliced.inputs["labels"].clone()
@@ -68,9 +68,9 @@ class Unlabelling(GridAdapter):
 class Meddling(GridAdapter):
     """Writes into the host."""
 
-    def encode(self, inputs):
+    def encode(self, batch):
         self.host.lm_head.weight.data.add_(1.0)
-        return super().encode(inputs)
+        return super().encode(batch)
 
 
 class Forgetful(GridAdapter):
@@ -90,8 +90,8 @@ class Misplaced(GridAdapter):
 class Comparing(GridAdapter):
     """Weighs a picture's attention against that of its neighbours."""
 
-    def encode(self, inputs, attention=False):
-        found = super().encode(inputs, attention)
+    def encode(self, batch, attention=False):
+        found = super().encode(batch, attention)
         if not attention:
             return found
         most = max(image.attention.max() for image in found)

@@ -1,7 +1,7 @@
 """What a part must be: the abstract classes people extend and the data that flows between them."""
 
 from tokenflex.contracts.component import Component, ComponentConfig
-from tokenflex.contracts.host import HostAdapter, HostInputs, PaddingSide, Spliced
+from tokenflex.contracts.host import HostAdapter, HostBatch, HostInputs, PaddingSide, Span, Spliced
 from tokenflex.contracts.policy import Policy
 from tokenflex.contracts.router import Router
 from tokenflex.contracts.scaler import Scaler
@@ -16,6 +16,7 @@ __all__ = [
     "Decision",
     "Grid",
     "HostAdapter",
+    "HostBatch",
     "HostInputs",
     "Instruction",
     "Need",
@@ -24,6 +25,7 @@ __all__ = [
     "Router",
     "ScaledTokens",
     "Scaler",
+    "Span",
     "Spliced",
     "VisualTokens",
     "Voter",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tokenflex.contracts.tensors import Grid, Instruction, ScaledTokens, VisualTokens
@@ -18,13 +18,65 @@ PaddingSide = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
+class Span:
+    """Where one image stands in the caller's sequence.
+
+    Attributes:
+        row: row of the batch.
+        at: positions of its placeholders, ascending, on the CPU.
+        leads: whether the words before a run of it belong to that run (a frame's time), rather than those behind.
+    """
+
+    row: int
+    at: Int[Tensor, " placeholders"]
+    leads: bool = False
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """A batch as it was read, once, before features exist: what is where. All other methods of an adapter take it.
+
+    Attributes:
+        inputs: as the caller gave them, on the host's device.
+        cpu: those of the inputs that say what is where (ids, attention mask, labels, token types, sizes of images), on
+            the CPU. They are copied together, so that reading a batch waits for the device once.
+        spans: where every image stands, in batch order.
+        grids: the grid of every image's views.
+        frames: frames of every image that is a video whose frames may be merged, else 0; left out: none is.
+        items: what else the adapter knows of every image; its own business.
+    """
+
+    inputs: HostInputs
+    cpu: Mapping[str, Tensor]
+    spans: tuple[Span, ...]
+    grids: tuple[Grid, ...]
+    frames: tuple[int, ...] = ()
+    items: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.frames) != len(self.grids):
+            object.__setattr__(self, "frames", (0,) * len(self.grids))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The row of the batch that every image stands in."""
+        return tuple(span.row for span in self.spans)
+
+    @property
+    def attended(self) -> Bool[Tensor, "rows length"]:
+        """True for the tokens that aren't padding, on the CPU."""
+        mask = self.cpu.get("attention_mask")
+        return torch.ones_like(self.cpu["input_ids"], dtype=torch.bool) if mask is None else mask != 0
+
+
+@dataclass(frozen=True)
 class Spliced:
-    """A shortened batch for the unmodified host.
+    """A shortened batch, or some of its rows, for the unmodified host.
 
     Attributes:
         inputs: keyword arguments for the host's ``forward`` or ``generate``.
-        tokens: visual tokens per image that the host will see, separators included.
-        index: ``(rows, new_length)``, position of every new token in the caller's sequence; -1 for padding
+        tokens: visual tokens per image (of these rows) that the host will see, separators included.
+        index: ``(rows, new_length)`` on the CPU, position of every new token in the caller's sequence; -1 for padding
             and for visual tokens (their places don't correspond one to one).
     """
 
@@ -113,50 +165,36 @@ class HostAdapter(ABC):
         """Why `encode` can't give the tower's attention and keys, as a clause; None when it can."""
         return "its adapter doesn't read its vision tower"
 
+    @property
+    def ragged_refusal(self) -> str | None:
+        """Why `splice` can't be asked for some rows of a batch alone, as a clause; None when it can."""
+        return "its adapter doesn't say that rows can be spliced apart"
+
     @abstractmethod
-    def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
+    def read(self, inputs: HostInputs) -> HostBatch:
+        """Find out what is where in a batch, before features exist: the only method that looks at the raw inputs.
+
+        Raises:
+            InputError: placeholders in the text don't match the images.
+        """
+
+    @abstractmethod
+    def encode(self, batch: HostBatch, attention: bool = False) -> tuple[VisualTokens, ...]:
         """Run the vision tower once and give every image's tokens, in batch order.
 
         Args:
             attention: also fill in `VisualTokens.attention` and `VisualTokens.keys`; never asked of adapters with an
                 `attention_refusal`.
-
-        Raises:
-            InputError: placeholders in the text don't match the images.
         """
 
     @abstractmethod
-    def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
+    def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
         """One instruction per row of the batch: the request's words, never an answer."""
-
-    @abstractmethod
-    def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
-        """The grid of every image's views, in batch order, before features exist.
-
-        Raises:
-            InputError: placeholders in the text don't match the images.
-        """
-
-    def rows(self, inputs: HostInputs) -> tuple[int, ...]:
-        """The row of the batch that every image stands in, in batch order, before features exist.
-
-        This form runs the vision tower to learn it, which can't be done where the host's parameters are sharded; an
-        adapter that knows where its images stand gives their rows without.
-
-        Raises:
-            InputError: placeholders in the text don't match the images.
-        """
-        with torch.no_grad():
-            return tuple(image.row for image in self.encode(inputs))
-
-    def clips(self, inputs: HostInputs) -> tuple[int, ...]:
-        """Frames of every image that is a clip whose frames may be merged, else 0; in batch order."""
-        return (0,) * len(self.grids(inputs))
 
     @abstractmethod
     def count(
         self,
-        inputs: HostInputs,
+        batch: HostBatch,
         kept: Sequence[Sequence[Grid | int]],
         frames: Sequence[Sequence[int] | None] | None = None,
     ) -> Tensor:
@@ -164,7 +202,7 @@ class HostAdapter(ABC):
 
         Args:
             kept: per image and level the grid (or number) of tokens kept per view.
-            frames: per image None or, for a clip, the frames kept at each level; None: no frames are merged.
+            frames: per image None or, for a video, the frames kept at each level; None: no frames are merged.
 
         Returns:
             ``(images, levels)`` integers on the CPU, separators included.
@@ -173,15 +211,19 @@ class HostAdapter(ABC):
     @abstractmethod
     def splice(
         self,
-        inputs: HostInputs,
+        batch: HostBatch,
         images: Sequence[VisualTokens],
         scaled: Sequence[ScaledTokens],
         padding_side: PaddingSide | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Spliced:
         """The same batch with the chosen tokens in place of the full ones.
 
         Args:
+            images, scaled: of the whole batch.
             padding_side: where shortened rows are padded; None keeps the side the batch already has.
+            rows: the rows of the batch to splice, in this order, padded to the longest of them; None: all. Never
+                asked of adapters with a `ragged_refusal`, which may leave the argument out.
         """
 
     @abstractmethod

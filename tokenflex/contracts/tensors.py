@@ -78,8 +78,8 @@ class ScaledTokens:
         assignment: ``(*batch, views, tokens)``, index of the kept token each source token went into, -1 if
             it was dropped.
         grid: layout of the kept tokens, or None when they no longer form a grid.
-        frames: ``(views,)``, the kept view each source view went into, ascending, where frames of a clip were
-            merged; None where every view is kept.
+        frames: ``(views,)``, best on the CPU, the kept view each source view went into, ascending, where frames of a
+            clip were merged; None where every view is kept.
         averages: features are the unweighted means of the source tokens that ``assignment`` names (and, where every
             source is kept, in their order); False where frames were merged.
         nested: source tokens that share a kept token at the next finer level share one at this level too.

@@ -94,7 +94,7 @@ class Batch:
         counts = [len(self.samples[place].images) for place in places]
         if sum(counts) == decisions:
             return counts
-        return [len(flex.adapter.grids(self.inputs(flex, (place,)))) for place in places]
+        return [len(flex.adapter.read(self.inputs(flex, (place,))).grids) for place in places]
 
     def _cells(self, setting: Setting, place: int, decisions: Sequence[Decision]) -> str | None:
         count = len(self.samples[place].images)

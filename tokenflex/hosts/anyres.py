@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from tokenflex.contracts import Grid, HostInputs, PaddingSide, VisualTokens
+from tokenflex.contracts import Grid, HostBatch, HostInputs, PaddingSide, ScaledTokens, Span, VisualTokens
 from tokenflex.errors import InputError
 from tokenflex.hosts import placeholders
-from tokenflex.hosts.placeholders import Plan, Span
-from tokenflex.hosts.stretches import Stretch, Strip
+from tokenflex.hosts.encoded import layout_of
+from tokenflex.hosts.placeholders import Plan
+from tokenflex.hosts.stretches import Stretch, Strip, packed
 from tokenflex.hosts.tower_attention import attending
 
 PICTURE_KEYS = ("pixel_values", "image_sizes")
@@ -59,12 +60,14 @@ def local_tiles(config: Any, size: tuple[int, int]) -> Grid:
     return Grid(height // side, width // side)
 
 
-def encoded_pictures(model: Any, inputs: HostInputs, **options: Any) -> Any:
-    """The host's output for the batch's pictures, packed as if none of them needed unpadding."""
-    pixels = inputs["pixel_values"]
-    canvases = [canvas_size(model.config, size) for size in image_sizes(inputs)]
-    sizes = torch.tensor(canvases, device=pixels.device)
-    return model.get_image_features(pixels, sizes, return_dict=True, **_given(inputs), **options)
+def encoded_pictures(model: Any, batch: HostBatch, **options: Any) -> Any:
+    """The host's output for the batch's pictures, packed as if none of them needed unpadding.
+
+    The host reads the sizes number by number, so they are given on the CPU.
+    """
+    sizes = torch.tensor([canvas_size(model.config, size) for size in image_sizes(batch.inputs, batch.cpu)])
+    pixels = batch.inputs["pixel_values"]
+    return model.get_image_features(pixels, sizes, return_dict=True, **_given(batch.inputs), **options)
 
 
 def encoded_clips(model: Any, inputs: HostInputs, **options: Any) -> Any:
@@ -73,9 +76,7 @@ def encoded_clips(model: Any, inputs: HostInputs, **options: Any) -> Any:
     return model.get_video_features(pixels, return_dict=True, **_given(inputs), **options)
 
 
-def encoded(
-    model: Any, inputs: HostInputs, items: Sequence[Item], attention: bool, **options: Any
-) -> tuple[VisualTokens, ...]:
+def encoded(model: Any, batch: HostBatch, attention: bool, **options: Any) -> tuple[VisualTokens, ...]:
     """Everything a batch shows, pictures first.
 
     Args:
@@ -85,14 +86,16 @@ def encoded(
     found: list[VisualTokens] = []
     asked = {"output_hidden_states": True} if attention else {}
     for key in ("image", "video"):
-        mine = [item for item in items if item.key == key]
+        mine: list[Item] = [item for item in batch.items if item.key == key]
         if not mine:
             continue
-        pictures = key == "image"
+        inputs = batch.inputs
         output = (
-            encoded_pictures(model, inputs, **options, **asked) if pictures else encoded_clips(model, inputs, **asked)
+            encoded_pictures(model, batch, **options, **asked)
+            if key == "image"
+            else encoded_clips(model, inputs, **asked)
         )
-        images = read(mine, list(output.pooler_output))
+        images = views(mine, list(output.pooler_output))
         found += attending(images, model, TOWER, output.hidden_states, inputs) if attention else images
     return tuple(found)
 
@@ -101,13 +104,16 @@ def _given(inputs: HostInputs) -> dict[str, Any]:
     return {key: inputs[key] for key in ENCODER_OPTIONS if inputs.get(key) is not None}
 
 
-def image_sizes(inputs: HostInputs) -> list[tuple[int, int]]:
+def image_sizes(inputs: HostInputs, cpu: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     """(height, width) in pixels of every picture; empty without pictures.
+
+    Args:
+        cpu: ``image_sizes`` on the CPU, where it is a tensor.
 
     Raises:
         InputError: there are more or fewer sizes than pictures.
     """
-    pixels, sizes = inputs.get("pixel_values"), inputs.get("image_sizes")
+    pixels, sizes = inputs.get("pixel_values"), cpu.get("image_sizes", inputs.get("image_sizes"))
     if pixels is None:
         return []
     if sizes is None or len(sizes) != len(pixels):
@@ -115,7 +121,8 @@ def image_sizes(inputs: HostInputs) -> list[tuple[int, int]]:
             f"pixel_values holds {len(pixels)} images, image_sizes "
             f"{'is missing' if sizes is None else f'holds {len(sizes)}'}; pass both as the processor made them."
         )
-    return [(int(height), int(width)) for height, width in sizes]
+    listed = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+    return [(int(height), int(width)) for height, width in listed]
 
 
 def clips(inputs: HostInputs, grid: Grid, ends: int) -> list[Strip]:
@@ -139,24 +146,37 @@ def clips(inputs: HostInputs, grid: Grid, ends: int) -> list[Strip]:
     return [Strip(grid=grid, views=pixels.shape[1], ends=ends, clip=True) for _ in pixels]
 
 
-def located(inputs: HostInputs, seen: Mapping[str, Sequence[Stretch]], tokens: Mapping[str, int]) -> list[Item]:
-    """Every picture and clip with its place, modality by modality.
+def read(
+    inputs: HostInputs,
+    cpu: Mapping[str, Tensor],
+    seen: Mapping[str, Sequence[Stretch]],
+    tokens: Mapping[str, int],
+) -> HostBatch:
+    """The batch with every picture and video in its place, modality by modality.
 
     Args:
+        cpu: of the batch.
         seen: per modality what the batch holds.
         tokens: per modality the placeholder's id.
 
     Raises:
         InputError: placeholders don't match what is to be seen.
     """
-    items: list[Item] = []
+    ids, items = cpu["input_ids"].numpy(), list[Item]()
     for key, stretches in seen.items():
-        spans = placeholders.locate(inputs["input_ids"] == tokens[key], [s.placeholders for s in stretches])
+        spans = placeholders.locate(ids == tokens[key], [s.placeholders for s in stretches])
         items += [Item(key, stretch, span) for stretch, span in zip(stretches, spans, strict=True)]
-    return items
+    return HostBatch(
+        inputs,
+        cpu,
+        tuple(item.span for item in items),
+        tuple(item.stretch.grid for item in items),
+        tuple(item.stretch.frames for item in items),
+        tuple(items),
+    )
 
 
-def read(items: Sequence[Item], packed: Sequence[Tensor]) -> list[VisualTokens]:
+def views(items: Sequence[Item], packed: Sequence[Tensor]) -> list[VisualTokens]:
     """The views of every item from what the host packed."""
     return [
         VisualTokens(item.stretch.unpack(features), item.stretch.grid, row=item.span.row, clip=item.stretch.frames > 0)
@@ -165,38 +185,80 @@ def read(items: Sequence[Item], packed: Sequence[Tensor]) -> list[VisualTokens]:
 
 
 def counts(
-    items: Sequence[Item], kept: Sequence[Sequence[Grid | int]], frames: Sequence[Sequence[int] | None] | None
+    batch: HostBatch, kept: Sequence[Sequence[Grid | int]], frames: Sequence[Sequence[int] | None] | None
 ) -> Tensor:
     """``(images, levels)``, tokens of every item at every level; arguments as in `HostAdapter.count`."""
-    merged = [None] * len(items) if frames is None else frames
+    merged = [None] * len(batch.items) if frames is None else frames
     rows = [
         [item.stretch.count(k, n) for k, n in zip(levels, each or [None] * len(levels), strict=True)]
-        for item, levels, each in zip(items, kept, merged, strict=True)
+        for item, levels, each in zip(batch.items, kept, merged, strict=True)
     ]
     return torch.tensor(rows, dtype=torch.long)
 
 
+@dataclass(frozen=True)
+class Shortened:
+    """A batch's text, or that of some rows, with fewer placeholders.
+
+    Attributes:
+        inputs: for the host, without its encoder's.
+        plan: what became of its positions.
+        chosen: numbers of the images that stand in these rows, in batch order.
+        kept: placeholders of each of them.
+    """
+
+    inputs: dict[str, Any]
+    plan: Plan
+    chosen: list[int]
+    kept: list[int]
+
+
 def shortened(
-    inputs: HostInputs,
-    items: Sequence[Item],
-    kept: Sequence[int],
+    batch: HostBatch,
+    scaled: Sequence[ScaledTokens],
     side: PaddingSide | None,
+    rows: Sequence[int] | None,
     *,
     config: Any,
     encoder_keys: Sequence[str],
-) -> tuple[dict[str, Any], Plan]:
-    """The batch without its encoder's inputs, its text with ``kept`` placeholders per item.
+) -> Shortened:
+    """The batch without its encoder's inputs, its text with as many placeholders per image as tokens were kept.
 
     Args:
+        scaled: of the whole batch.
         side: where rows are padded; None keeps the side the batch has.
+        rows: of the batch; None: all.
         config: the host's.
         encoder_keys: inputs that the encoder has seen, besides its options.
     """
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    plan = placeholders.plan(ids, mask, [item.span for item in items], [(count,) for count in kept], side)
+    kept = [
+        item.stretch.count(layout_of(each), each.features.shape[0] if item.stretch.frames else None)
+        for item, each in zip(batch.items, scaled, strict=True)
+    ]
+    plan = placeholders.plan(batch, [(count,) for count in kept], side, rows)
     dropped = {*encoder_keys, *ENCODER_OPTIONS, *placeholders.SEQUENCE_KEYS, "input_ids"}
-    out = {key: value for key, value in inputs.items() if key not in dropped}
-    return out | placeholders.apply(plan, inputs, pad_token(config)), plan
+    out = {key: value for key, value in batch.inputs.items() if key not in dropped}
+    out |= placeholders.apply(plan, batch, pad_token(config))
+    chosen = placeholders.standing_in(batch, rows)
+    return Shortened(out, plan, chosen, [kept[i] for i in chosen])
+
+
+def gathered(
+    batch: HostBatch,
+    chosen: Sequence[int],
+    features: Sequence[Tensor],
+    scaled: Sequence[ScaledTokens],
+    newline: Tensor,
+) -> list[Tensor]:
+    """The chosen images' kept tokens in the host's order, newlines in place.
+
+    Args:
+        chosen: numbers of images.
+        features: of each of them, ``(views, kept, dim)``.
+        scaled: of the whole batch.
+    """
+    stretches = [batch.items[i].stretch for i in chosen]
+    return packed(stretches, features, [layout_of(scaled[i]) for i in chosen], newline)
 
 
 def pad_token(config: Any) -> int:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -75,17 +75,17 @@ class Unit:
         return self.begin + self.newline + self.end
 
     def unpack(
-        self, packed: Float[Tensor, "placeholders dim"]
-    ) -> tuple[Float[Tensor, "views tokens dim"], Float[Tensor, "marks dim"] | None]:
+        self, packed: Float[Tensor, "*batch placeholders dim"]
+    ) -> tuple[Float[Tensor, "*batch views tokens dim"], Float[Tensor, "*batch marks dim"] | None]:
         """(tokens, marks) of the encoder's output for the unit; newlines are all the same."""
-        begin, lines, end = packed.tensor_split([self.begin, len(packed) - self.end])
-        table = lines.view(self.views, self.grid.rows, self.grid.cols + self.newline, packed.shape[-1])
-        tokens = rearrange(table[:, :, : self.grid.cols], "v r c d -> v (r c) d")
         if not self.marks:
-            return tokens, None
-        return tokens, torch.cat([begin, *([table[0, :1, -1]] if self.newline else []), end])
+            return packed.unflatten(-2, (self.views, self.grid.tokens)), None
+        begin, lines, end = packed.tensor_split([self.begin, packed.shape[-2] - self.end], dim=-2)
+        table = lines.unflatten(-2, (self.views, self.grid.rows, self.grid.cols + self.newline))
+        tokens = table[..., : self.grid.cols, :].flatten(-3, -2)
+        return tokens, torch.cat([begin, *([table[..., 0, :1, -1, :]] if self.newline else []), end], dim=-2)
 
-    def order(self, layout: Grid | int, views: int) -> Int[Tensor, " packed"]:
+    def order(self, layout: Grid | int, views: int) -> Int[np.ndarray, " packed"]:
         """The shortened unit as indices into its flattened kept tokens followed by its marks.
 
         Args:
@@ -93,13 +93,13 @@ class Unit:
         """
         grid = layout if isinstance(layout, Grid) else Grid(1, layout)
         tokens = views * grid.tokens
-        table = torch.arange(tokens).view(-1, grid.cols)
+        table = np.arange(tokens).reshape(-1, grid.cols)
         first = tokens + self.begin
         if self.newline:
-            table = torch.cat([table, table.new_full((len(table), 1), first)], dim=1)
-        begin = torch.arange(tokens, first)
-        end = torch.arange(first + self.newline, first + self.newline + self.end)
-        return torch.cat([begin, table.flatten(), end])
+            table = np.pad(table, ((0, 0), (0, 1)), constant_values=first)
+        begin = np.arange(tokens, first)
+        end = np.arange(first + self.newline, first + self.newline + self.end)
+        return np.concatenate([begin, table.ravel(), end])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +113,10 @@ class Modality:
         type: its number among the token types, for hosts whose pictures and clips share a placeholder.
         pixels: the input whose presence means that there is something to encode.
         inputs: further inputs of the encoder; dropped once it has run.
+        sizes: those of them that ``units`` reads numbers from.
         grids: input of (time, height, width) in patches, for hosts that compute positions from it.
-        units: from config, inputs and the positions of placeholders (row, column), the batch's units in order.
+        units: from config, inputs and which tokens are placeholders, the batch's units in order; ``sizes``, ``grids``
+            and the placeholders are given on the CPU.
     """
 
     units: Callable[[Any, Inputs, Int[Tensor, "rows length"]], Sequence[Unit]]
@@ -124,6 +126,7 @@ class Modality:
     type: int | None = None
     pixels: str = "pixel_values"
     inputs: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
     grids: str | None = None
 
 

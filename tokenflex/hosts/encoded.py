@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from tokenflex.contracts import Grid, ScaledTokens, VisualTokens
+from tokenflex.contracts import Grid, ScaledTokens, Span, VisualTokens
 from tokenflex.errors import InputError
 from tokenflex.hosts.architecture import Architecture, Modality, Unit
-from tokenflex.hosts.placeholders import Span
 from tokenflex.ops.assignment import mean_of_sources
 
 Item = tuple[Modality, Unit, Span]
@@ -106,7 +105,8 @@ def _packed(image: VisualTokens, scaled: ScaledTokens, unit: Unit, depth: int, a
     flat = features.flatten(0, 1)
     if image.marks is None or architecture.mark_field:
         return flat
-    return torch.cat([flat, image.marks.to(flat)])[unit.order(layout_of(scaled), len(features)).to(flat.device)]
+    order = torch.from_numpy(unit.order(layout_of(scaled), len(features))).to(flat.device)
+    return torch.cat([flat, image.marks.to(flat)]).index_select(0, order)
 
 
 def _flat(layer: Any, size: int) -> Tensor:

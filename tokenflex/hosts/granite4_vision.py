@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokenflex.contracts import (
     Grid,
     HostAdapter,
+    HostBatch,
     HostInputs,
     Instruction,
     PaddingSide,
@@ -25,8 +26,7 @@ from tokenflex.contracts import (
 )
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import anyres, placeholders, stock
-from tokenflex.hosts.anyres import Item
-from tokenflex.hosts.encoded import Encoded, layout_of, moved
+from tokenflex.hosts.encoded import Encoded, moved
 from tokenflex.hosts.stretches import Tiled
 from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
 
@@ -93,65 +93,71 @@ class Granite4VisionAdapter(HostAdapter):
         """None: rows can be packed."""
         return None
 
-    def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
+    @property
+    def ragged_refusal(self) -> str | None:
+        """None: rows can be spliced apart."""
+        return None
+
+    def read(self, inputs: HostInputs) -> HostBatch:
+        """Pictures only."""
+        config, cpu = self._model.config, placeholders.on_cpu(inputs, ("image_sizes",))
+        pictures = [
+            Tiled(grid=self.grid, tiles=anyres.local_tiles(config, size), size=size)
+            for size in anyres.image_sizes(inputs, cpu)
+        ]
+        return anyres.read(inputs, cpu, {"image": pictures}, self._tokens)
+
+    def encode(self, batch: HostBatch, attention: bool = False) -> tuple[VisualTokens, ...]:
         """One item per picture: the whole of it, then its local tiles row-major; later layers' features as planes."""
-        items = self._items(inputs)
+        items = batch.items
         if not items:
             return ()
-        layers = [packed for _, packed in anyres.encoded_pictures(self._model, inputs).deepstack_features]
+        layers = [packed for _, packed in anyres.encoded_pictures(self._model, batch).deepstack_features]
         found: list[VisualTokens] = []
         for item, packed in zip(items, zip(*layers, strict=True), strict=True):
             features, *planes = (item.stretch.unpack(layer) for layer in packed)
             found.append(VisualTokens(features, item.stretch.grid, row=item.span.row, planes=tuple(planes)))
         return tuple(found)
 
-    def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
+    def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
         return read_instructions(
-            inputs, self._tokens.values(), self.scope, self.marker, self._model.get_input_embeddings()
+            batch, self._tokens.values(), self.scope, self.marker, self._model.get_input_embeddings()
         )
-
-    def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
-        """The grid of a tile, for every picture."""
-        return tuple(item.stretch.grid for item in self._items(inputs))
-
-    def rows(self, inputs: HostInputs) -> tuple[int, ...]:
-        """Where the placeholders of each stand."""
-        return tuple(item.span.row for item in self._items(inputs))
 
     def count(
         self,
-        inputs: HostInputs,
+        batch: HostBatch,
         kept: Sequence[Sequence[Grid | int]],
         frames: Sequence[Sequence[int] | None] | None = None,
     ) -> Tensor:
         """Tokens of every picture at every level, newlines included."""
-        return anyres.counts(self._items(inputs), kept, frames)
+        return anyres.counts(batch, kept, frames)
 
     def splice(
         self,
-        inputs: HostInputs,
+        batch: HostBatch,
         images: Sequence[VisualTokens],
         scaled: Sequence[ScaledTokens],
         padding_side: PaddingSide | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Spliced:
         """Pack the chosen tokens of every layer and shorten the text around them."""
-        items = self._items(inputs)
         newline = self._model.model.image_newline
-        kept = [item.stretch.count(layout_of(s)) for item, s in zip(items, scaled, strict=True)]
-        out, plan = anyres.shortened(
-            inputs, items, kept, padding_side, config=self._model.config, encoder_keys=anyres.PICTURE_KEYS
+        short = anyres.shortened(
+            batch, scaled, padding_side, rows, config=self._model.config, encoder_keys=anyres.PICTURE_KEYS
         )
         entries: list[tuple[int, list[Tensor]]] = []
-        for depth, layer in enumerate(self._layers if items else ()):
-            rows: dict[int, list[Tensor]] = {}
-            for item, image, one in zip(items, images, scaled, strict=True):
-                packed = item.stretch.pack(moved(image, one, depth), layout_of(one), newline)
-                rows.setdefault(item.span.row, []).append(packed)
-            entries.append((layer, [torch.cat(row) for row in rows.values()]))
+        for depth, layer in enumerate(self._layers if short.chosen else ()):
+            features = [moved(images[i], scaled[i], depth) for i in short.chosen]
+            of_row: dict[int, list[Tensor]] = {}
+            packed = anyres.gathered(batch, short.chosen, features, scaled, newline)
+            for i, one in zip(short.chosen, packed, strict=True):
+                of_row.setdefault(batch.spans[i].row, []).append(one)
+            entries.append((layer, [torch.cat(row) for row in of_row.values()]))
         if entries:
-            out["mm_encoder_outputs"] = {"image": Encoded(deepstack_features=entries)}
-        return Spliced(out, tuple(kept), placeholders.index(plan))
+            short.inputs["mm_encoder_outputs"] = {"image": Encoded(deepstack_features=entries)}
+        return Spliced(short.inputs, tuple(short.kept), placeholders.index(short.plan))
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """The projectors of all layers, and the newline vector, are the projector."""
@@ -174,11 +180,3 @@ class Granite4VisionAdapter(HostAdapter):
         """Decoder layers that features join at, in the encoder's order."""
         config = self._model.config
         return [*(layer for _, layer in config.deepstack_layer_map), *config.spatial_target_layers]
-
-    def _items(self, inputs: HostInputs) -> list[Item]:
-        config = self._model.config
-        pictures = [
-            Tiled(grid=self.grid, tiles=anyres.local_tiles(config, size), size=size)
-            for size in anyres.image_sizes(inputs)
-        ]
-        return anyres.located(inputs, {"image": pictures}, self._tokens)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tokenflex.contracts import (
     Grid,
     HostAdapter,
+    HostBatch,
     HostInputs,
     Instruction,
     PaddingSide,
@@ -19,11 +20,11 @@ from tokenflex.contracts import (
 )
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.hosts import encoded, placeholders, stock
-from tokenflex.hosts.architecture import Architecture, Modality, Unit
+from tokenflex.hosts.architecture import Architecture, Modality
 from tokenflex.hosts.architectures import ARCHITECTURES, READABLE, unpackable
 from tokenflex.hosts.encoded import Item, layout_of
-from tokenflex.hosts.placeholders import Plan, Span
-from tokenflex.hosts.positions import Positions, compact_grids, full_positions, span_positions
+from tokenflex.hosts.placeholders import Plan
+from tokenflex.hosts.positions import FRAME_SECONDS, Positions, compact_grids, full_positions, span_positions
 from tokenflex.hosts.tower_attention import attending, unreadable
 from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
 
@@ -135,28 +136,61 @@ class GridAdapter(HostAdapter):
             return ()
         return tuple(modality.grids for modality in self.architecture.modalities if modality.grids)
 
+    @property
+    def ragged_refusal(self) -> str | None:
+        """None: rows can be spliced apart."""
+        return None
+
     def position_ids(self, inputs: HostInputs) -> Tensor | None:
         """The host's own, or those given, for hosts with M-RoPE."""
         return full_positions(self._model, self._typed(inputs)) if self.architecture.rotary else None
 
-    def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
-        """Every unit's own."""
-        return tuple(unit.grid for _, unit, _ in self._items(inputs))
+    def read(self, inputs: HostInputs) -> HostBatch:
+        """Pictures and clips, modality by modality.
 
-    def rows(self, inputs: HostInputs) -> tuple[int, ...]:
-        """Where the placeholders of each stand."""
-        return tuple(span.row for _, _, span in self._items(inputs))
+        Raises:
+            InputError: placeholders don't match what is to be seen.
+        """
+        self._refuse_unseen(inputs)
+        modalities = self.architecture.modalities
+        sizes = [name for m in modalities for name in (*m.sizes, m.grids) if name]
+        sizes += FRAME_SECONDS if self.architecture.rotary else ()
+        cpu = placeholders.on_cpu(inputs, sizes)
+        known, ids, items, types = {**inputs, **cpu}, cpu["input_ids"], list[Item](), None
+        for modality in modalities:
+            shown = ids == getattr(self._model.config, modality.token)
+            if modality.type is not None:
+                types = self._typed(cpu)[str(self.architecture.types)] if types is None else types
+                shown = shown & (types == modality.type)
+            given = inputs.get(modality.pixels) is not None
+            units = list(modality.units(self._model.config, known, shown)) if given else []
+            if self.route_per == "tile":
+                units = [tile for unit in units for tile in unit.tiles()]
+            spans = placeholders.locate(shown, [unit.placeholders for unit in units])
+            spans = [replace(span, leads=unit.runs == "views") for span, unit in zip(spans, units, strict=True)]
+            items += [(modality, unit, span) for unit, span in zip(units, spans, strict=True)]
+        return HostBatch(
+            inputs,
+            cpu,
+            tuple(span for _, _, span in items),
+            tuple(unit.grid for _, unit, _ in items),
+            tuple(unit.views * unit.clip for _, unit, _ in items),
+            tuple(items),
+        )
 
-    def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
+    def encode(self, batch: HostBatch, attention: bool = False) -> tuple[VisualTokens, ...]:
         """One item per unit; clips after pictures."""
         found: list[VisualTokens] = []
-        for modality, units, spans in self._located(inputs):
-            if not units:
+        inputs = batch.inputs
+        for modality in self.architecture.modalities:
+            mine = [(unit, span) for its, unit, span in batch.items if its is modality]
+            if not mine:
                 continue
             names = (modality.pixels, *modality.inputs, *((modality.grids,) if modality.grids else ()))
             given = {name: inputs[name] for name in names if inputs.get(name) is not None}
             asked = {"output_hidden_states": True} if attention else {}
             output = getattr(self._model.base_model, modality.encoder)(**given, **asked, return_dict=True)
+            units, spans = zip(*mine, strict=True)
             images = encoded.read(output, units, spans, self.architecture.mark_field)
             if attention:
                 paths = self.architecture.vision_tower
@@ -164,23 +198,19 @@ class GridAdapter(HostAdapter):
             found += images
         return tuple(found)
 
-    def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
+    def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
         embed = self._model.get_input_embeddings()
-        return read_instructions(inputs, self._tokens, self.scope, self.marker, embed)
-
-    def clips(self, inputs: HostInputs) -> tuple[int, ...]:
-        """Frames of every clip, 0 for pictures."""
-        return tuple(unit.views * unit.clip for _, unit, _ in self._items(inputs))
+        return read_instructions(batch, self._tokens, self.scope, self.marker, embed)
 
     def count(
         self,
-        inputs: HostInputs,
+        batch: HostBatch,
         kept: Sequence[Sequence[Grid | int]],
         frames: Sequence[Sequence[int] | None] | None = None,
     ) -> Tensor:
         """Tokens of every unit at every level, the encoder's own marks included."""
-        units = [unit for _, unit, _ in self._items(inputs)]
+        units = [unit for _, unit, _ in batch.items]
         merged = frames or [None] * len(units)
         counts = [
             [
@@ -193,27 +223,29 @@ class GridAdapter(HostAdapter):
 
     def splice(
         self,
-        inputs: HostInputs,
+        batch: HostBatch,
         images: Sequence[VisualTokens],
         scaled: Sequence[ScaledTokens],
         padding_side: PaddingSide | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Spliced:
         """Pack the chosen tokens, shorten the text around them, and place them."""
-        items = self._items(inputs)
-        spans, units = [span for _, _, span in items], [unit for _, unit, _ in items]
-        kept = [unit.kept(layout_of(item), _frames(item)) for unit, item in zip(units, scaled, strict=True)]
-        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        plan = placeholders.plan(ids, mask, spans, kept, padding_side)
+        kept = [unit.kept(layout_of(one), _frames(one)) for (_, unit, _), one in zip(batch.items, scaled, strict=True)]
+        plan = placeholders.plan(batch, kept, padding_side, rows)
+        chosen = placeholders.standing_in(batch, rows)
+        items, tokens = [batch.items[i] for i in chosen], [sum(kept[i]) for i in chosen]
         grids = {modality.grids for modality in self.architecture.modalities if modality.grids}
         dropped = {*self.encoder_inputs, *grids, *placeholders.SEQUENCE_KEYS, "input_ids"}
-        out = {key: value for key, value in inputs.items() if key not in dropped}
-        counted = _without_positions(inputs) if self.architecture.rotary else inputs
+        out = {key: value for key, value in batch.inputs.items() if key not in dropped}
+        counted = _without_positions(batch) if self.architecture.rotary else batch
         out.update(placeholders.apply(plan, counted, self._pad_token))
+        scaled = [scaled[i] for i in chosen]
         if self.architecture.rotary:
-            out.update(self._placed(inputs, plan, items, scaled))
+            out.update(self._placed(batch, plan, chosen, scaled, tokens))
         if items:
+            images = [images[i] for i in chosen]
             out["mm_encoder_outputs"] = encoded.write(self.architecture, items, images, scaled)
-        return Spliced(out, tuple(map(sum, kept)), placeholders.index(plan))
+        return Spliced(out, tuple(tokens), placeholders.index(plan))
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """By the architecture's paths; what stands in none of them is the language model's."""
@@ -236,29 +268,6 @@ class GridAdapter(HostAdapter):
     def _tokens(self) -> list[int]:
         return [getattr(self._model.config, modality.token) for modality in self.architecture.modalities]
 
-    def _located(self, inputs: HostInputs) -> list[tuple[Modality, list[Unit], list[Span]]]:
-        """Per modality its units and where they stand.
-
-        Raises:
-            InputError: placeholders don't match what is to be seen.
-        """
-        found: list[tuple[Modality, list[Unit], list[Span]]] = []
-        self._refuse_unseen(inputs)
-        ids, types = inputs["input_ids"], None
-        for modality in self.architecture.modalities:
-            shown = ids == getattr(self._model.config, modality.token)
-            if modality.type is not None:
-                types = self._typed(inputs)[str(self.architecture.types)] if types is None else types
-                shown = shown & (types == modality.type)
-            given = inputs.get(modality.pixels) is not None
-            units = list(modality.units(self._model.config, inputs, shown)) if given else []
-            if self.route_per == "tile":
-                units = [tile for unit in units for tile in unit.tiles()]
-            spans = placeholders.locate(shown, [unit.placeholders for unit in units])
-            spans = [replace(span, leads=unit.runs == "views") for span, unit in zip(spans, units, strict=True)]
-            found.append((modality, units, spans))
-        return found
-
     def _refuse_unseen(self, inputs: HostInputs) -> None:
         known = self.encoder_inputs
         unseen = [n for n in inputs if n.startswith("pixel_values") and n not in known and inputs[n] is not None]
@@ -268,20 +277,17 @@ class GridAdapter(HostAdapter):
                 f"{', '.join(modality.pixels for modality in self.architecture.modalities)}. Leave it out."
             )
 
-    def _items(self, inputs: HostInputs) -> list[Item]:
-        return [
-            (modality, unit, span)
-            for modality, units, spans in self._located(inputs)
-            for unit, span in zip(units, spans, strict=True)
-        ]
-
     def _placed(
-        self, inputs: HostInputs, plan: Plan, items: Sequence[Item], scaled: Sequence[ScaledTokens]
+        self, batch: HostBatch, plan: Plan, chosen: Sequence[int], scaled: Sequence[ScaledTokens], kept: Sequence[int]
     ) -> dict[str, Any]:
-        """What the host needs to place the shortened batch's tokens: positions, or grids to compute them from."""
-        typed, types = self._typed(inputs), self.architecture.types
-        modalities = [m for m in self.architecture.modalities if m.grids and inputs.get(m.grids) is not None]
-        grids = {str(m.grids): inputs[str(m.grids)] for m in modalities}
+        """What the host needs to place the shortened batch's tokens: positions, or grids to compute them from.
+
+        Args:
+            chosen: numbers of the images in the plan's rows.
+            scaled, kept: of these.
+        """
+        inputs, types, items = batch.inputs, self.architecture.types, [batch.items[i] for i in chosen]
+        grids = self._grids(batch, chosen)
         own = inputs.get(placeholders.POSITIONS)
         if plan.unchanged or not items:
             if own is None:
@@ -293,16 +299,38 @@ class GridAdapter(HostAdapter):
                 "placed by them only if they have axes (axes, rows, length) and the adapter has positions='span'. "
                 "Leave them out."
             )
-        told = {} if types is None else {types: placeholders.gathered(plan, typed[types], 0)}
+        typed, device = self._typed(batch.cpu), inputs["input_ids"].device
+        told = {} if types is None else {types: placeholders.gathered(plan, typed[types], 0).to(device)}
         if self.positions == "span":
-            full = full_positions(self._model, typed)
+            full = full_positions(self._model, {**inputs, **typed}).to(device)
             spans, units = [span for _, _, span in items], [unit for _, unit, _ in items]
-            return told | {"position_ids": span_positions(full, plan, spans, units, scaled)}
-        for modality in modalities:
+            return told | {"position_ids": span_positions(full, plan, spans, units, scaled, kept)}
+        for modality in self.architecture.modalities:
             mine = [i for i, (its, _, _) in enumerate(items) if its is modality]
-            picked = [items[i][1] for i in mine], [scaled[i] for i in mine]
-            grids[str(modality.grids)] = compact_grids(grids[str(modality.grids)], *picked)
+            if modality.grids in grids and mine:
+                given, numbers = batch.cpu[modality.grids], [chosen[i] for i in mine]
+                picked = self._numbers(batch, modality, numbers), [items[i][1] for i in mine], [scaled[i] for i in mine]
+                grids[modality.grids] = compact_grids(given[picked[0]], *picked[1:]).to(device)
         return grids | told
+
+    def _grids(self, batch: HostBatch, chosen: Sequence[int]) -> dict[str, Any]:
+        """The inputs of grids, of the chosen images only, in their order."""
+        found: dict[str, Any] = {}
+        for modality in self.architecture.modalities:
+            if not modality.grids or batch.inputs.get(modality.grids) is None:
+                continue
+            given = batch.inputs[modality.grids]
+            picked = self._numbers(batch, modality, [i for i in chosen if batch.items[i][0] is modality])
+            if picked != list(range(len(given))):
+                given = given[torch.tensor(picked, dtype=torch.long).to(given.device)] if picked else None
+            if given is not None:
+                found[modality.grids] = given
+        return found
+
+    def _numbers(self, batch: HostBatch, modality: Modality, chosen: Sequence[int]) -> list[int]:
+        """Numbers of images among those of their modality."""
+        first = [its is modality for its, _, _ in batch.items].index(True) if chosen else 0
+        return [i - first for i in chosen]
 
     def _typed(self, inputs: HostInputs) -> HostInputs:
         types = self.architecture.types
@@ -317,6 +345,11 @@ def _frames(scaled: ScaledTokens) -> list[int] | None:
     return None if scaled.frames is None else scaled.frames.tolist()
 
 
-def _without_positions(inputs: HostInputs) -> HostInputs:
+def _without_positions(batch: HostBatch) -> HostBatch:
     """Where positions have axes, `_placed` gives them."""
-    return {key: value for key, value in inputs.items() if key != placeholders.POSITIONS}
+    apart = placeholders.POSITIONS
+    return replace(
+        batch,
+        inputs={key: value for key, value in batch.inputs.items() if key != apart},
+        cpu={key: value for key, value in batch.cpu.items() if key != apart},
+    )

@@ -101,7 +101,8 @@ def plain(
     projector: tuple[str, ...] = ("model.vision_tower.merger",),
 ) -> Architecture:
     """Plain positions, or none."""
-    picture = Modality(units=units, inputs=(IMAGE_GRID, *inputs), type=1 if types else None)
+    known = (IMAGE_GRID, *inputs)
+    picture = Modality(units=units, inputs=known, sizes=known, type=1 if types else None)
     return Architecture(
         family="grid_thw",
         modalities=(picture, video) if video else (picture,),

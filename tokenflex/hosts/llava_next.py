@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tokenflex.contracts import (
     Grid,
     HostAdapter,
+    HostBatch,
     HostInputs,
     Instruction,
     PaddingSide,
@@ -23,8 +24,6 @@ from tokenflex.contracts import (
 )
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import anyres, placeholders, stock
-from tokenflex.hosts.anyres import Item
-from tokenflex.hosts.encoded import layout_of
 from tokenflex.hosts.stretches import Stretch, Tiled
 from tokenflex.hosts.tower_attention import unreadable
 from tokenflex.hosts.words import (
@@ -131,63 +130,69 @@ class LlavaNextAdapter(HostAdapter):
         return None
 
     @property
+    def ragged_refusal(self) -> str | None:
+        """None: rows can be spliced apart."""
+        return None
+
+    @property
     def attention_refusal(self) -> str | None:
         """None for plain towers, such as CLIP's."""
         return unreadable(self._model, anyres.TOWER)
 
-    def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
-        """One item per image: the whole picture, then its local tiles row-major. Clips, frame by frame, come last."""
-        return anyres.encoded(self._model, inputs, self._items(inputs), attention)
+    def read(self, inputs: HostInputs) -> HostBatch:
+        """Pictures, then clips."""
+        cpu = placeholders.on_cpu(inputs, ("image_sizes",))
+        pictures = [
+            Tiled(grid=self.grid, tiles=self.tiles(size), size=size, unpad=self.unpad)
+            for size in anyres.image_sizes(inputs, cpu)
+        ]
+        seen: dict[str, Sequence[Stretch]] = {"image": pictures}
+        if "video" in self._tokens:
+            stride = self._model.config.spatial_pool_stride
+            frame = Grid(self.grid.rows // stride, self.grid.cols // stride)
+            seen["video"] = anyres.clips(inputs, frame, ends=0)
+        return anyres.read(inputs, cpu, seen, self._tokens)
 
-    def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
+    def encode(self, batch: HostBatch, attention: bool = False) -> tuple[VisualTokens, ...]:
+        """One item per image: the whole picture, then its local tiles row-major. Clips, frame by frame, come last."""
+        return anyres.encoded(self._model, batch, attention)
+
+    def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
         embed = self._model.get_input_embeddings()
         if self.scope == "published":
-            return self._published_instructions(inputs, embed)
-        return read_instructions(inputs, self._tokens.values(), self.scope, self.marker, embed)
-
-    def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
-        """The grid of a tile for every picture, that of a frame for every clip."""
-        return tuple(item.stretch.grid for item in self._items(inputs))
-
-    def rows(self, inputs: HostInputs) -> tuple[int, ...]:
-        """Where the placeholders of each stand."""
-        return tuple(item.span.row for item in self._items(inputs))
-
-    def clips(self, inputs: HostInputs) -> tuple[int, ...]:
-        """Frames of every clip, 0 for pictures."""
-        return tuple(item.stretch.frames for item in self._items(inputs))
+            return self._published_instructions(batch, embed)
+        return read_instructions(batch, self._tokens.values(), self.scope, self.marker, embed)
 
     def count(
         self,
-        inputs: HostInputs,
+        batch: HostBatch,
         kept: Sequence[Sequence[Grid | int]],
         frames: Sequence[Sequence[int] | None] | None = None,
     ) -> Tensor:
         """Tokens of every image at every level, newlines included."""
-        return anyres.counts(self._items(inputs), kept, frames)
+        return anyres.counts(batch, kept, frames)
 
     def splice(
         self,
-        inputs: HostInputs,
+        batch: HostBatch,
         images: Sequence[VisualTokens],
         scaled: Sequence[ScaledTokens],
         padding_side: PaddingSide | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Spliced:
         """Pack the chosen tokens and shorten the text around them."""
-        items = self._items(inputs)
-        newline = self._model.model.image_newline
-        packed = [i.stretch.pack(s.features, layout_of(s), newline) for i, s in zip(items, scaled, strict=True)]
-        kept = [len(features) for features in packed]
         keys = (*anyres.PICTURE_KEYS, *(anyres.CLIP_KEYS if "video" in self._tokens else ()))
-        out, plan = anyres.shortened(inputs, items, kept, padding_side, config=self._model.config, encoder_keys=keys)
+        short = anyres.shortened(batch, scaled, padding_side, rows, config=self._model.config, encoder_keys=keys)
+        features = [scaled[i].features for i in short.chosen]
+        packed = anyres.gathered(batch, short.chosen, features, scaled, self._model.model.image_newline)
         outputs: dict[str, BaseModelOutputWithPooling] = {}
-        for key in dict.fromkeys(item.key for item in items):
-            mine: Any = [features for features, item in zip(packed, items, strict=True) if item.key == key]
+        for key in dict.fromkeys(batch.items[i].key for i in short.chosen):
+            mine: Any = [one for i, one in zip(short.chosen, packed, strict=True) if batch.items[i].key == key]
             outputs[key] = BaseModelOutputWithPooling(pooler_output=mine)
         if outputs:
-            out["mm_encoder_outputs"] = outputs
-        return Spliced(out, tuple(kept), placeholders.index(plan))
+            short.inputs["mm_encoder_outputs"] = outputs
+        return Spliced(short.inputs, tuple(short.kept), placeholders.index(short.plan))
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """The newline vector and the frames' pooling belong to the projector."""
@@ -199,17 +204,17 @@ class LlavaNextAdapter(HostAdapter):
         """Local tiles, down and across, of a picture of (height, width) pixels."""
         return anyres.local_tiles(self._model.config, size)
 
-    def _published_instructions(self, inputs: HostInputs, embed: nn.Module) -> tuple[Instruction, ...]:
-        owners = [item.span.row for item in self._items(inputs)]
+    def _published_instructions(self, batch: HostBatch, embed: nn.Module) -> tuple[Instruction, ...]:
         image = self._tokens["image"]
         ids, mask = published_words(
-            without_placeholders(inputs["input_ids"], self._tokens.values(), image),
-            inputs.get("attention_mask"),
-            inputs.get("labels"),
+            without_placeholders(batch.cpu["input_ids"], self._tokens.values(), image),
+            batch.cpu.get("attention_mask"),
+            batch.cpu.get("labels"),
             image_token_id=image,
             pad_token_id=anyres.pad_token(self._model.config),
-            images=[owners.count(row) for row in range(len(inputs["input_ids"]))],
+            images=[batch.rows.count(row) for row in range(len(batch.cpu["input_ids"]))],
         )
+        ids, mask = (tensor.to(batch.inputs["input_ids"].device) for tensor in (ids, mask))
         with torch.no_grad():
             rows = embed(ids.clamp(min=0)).masked_fill(ids[..., None] == ZERO, 0.0)
         return tuple(Instruction(row, keep) for row, keep in zip(rows, mask, strict=True))
@@ -219,15 +224,3 @@ class LlavaNextAdapter(HostAdapter):
         config = self._model.config
         clips = {"video": config.video_token_id} if config.model_type == "llava_next_video" else {}
         return {"image": config.image_token_id, **clips}
-
-    def _items(self, inputs: HostInputs) -> list[Item]:
-        pictures = [
-            Tiled(grid=self.grid, tiles=self.tiles(size), size=size, unpad=self.unpad)
-            for size in anyres.image_sizes(inputs)
-        ]
-        seen: dict[str, Sequence[Stretch]] = {"image": pictures}
-        if "video" in self._tokens:
-            stride = self._model.config.spatial_pool_stride
-            frame = Grid(self.grid.rows // stride, self.grid.cols // stride)
-            seen["video"] = anyres.clips(inputs, frame, ends=0)
-        return anyres.located(inputs, seen, self._tokens)

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tokenflex.contracts import (
     Grid,
     HostAdapter,
+    HostBatch,
     HostInputs,
     Instruction,
     PaddingSide,
@@ -30,8 +31,6 @@ from tokenflex.contracts import (
 )
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.hosts import anyres, placeholders, stock
-from tokenflex.hosts.anyres import Item
-from tokenflex.hosts.encoded import layout_of
 from tokenflex.hosts.stretches import Stretch, Strip, Tiled
 from tokenflex.hosts.tower_attention import unreadable
 from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
@@ -106,69 +105,71 @@ class LlavaOnevisionAdapter(HostAdapter):
         return None
 
     @property
+    def ragged_refusal(self) -> str | None:
+        """None: rows can be spliced apart."""
+        return None
+
+    @property
     def attention_refusal(self) -> str | None:
         """None for plain towers, such as SigLIP's."""
         return unreadable(self._model, anyres.TOWER)
 
-    def encode(self, inputs: HostInputs, attention: bool = False) -> tuple[VisualTokens, ...]:
+    def read(self, inputs: HostInputs) -> HostBatch:
+        """Pictures, then clips."""
+        cpu = placeholders.on_cpu(inputs, ("image_sizes", "batch_num_images"))
+        pooled = Grid(-(-self.grid.rows // 2), -(-self.grid.cols // 2))
+        seen: dict[str, Sequence[Stretch]] = {
+            "image": self._pictures(inputs, cpu),
+            "video": anyres.clips(inputs, pooled, ends=1),
+        }
+        return anyres.read(inputs, cpu, seen, self._tokens)
+
+    def encode(self, batch: HostBatch, attention: bool = False) -> tuple[VisualTokens, ...]:
         """Pictures, the whole of each first, then its local tiles row-major; then clips, frame by frame."""
-        items = self._items(inputs)
-        pictures = [item.stretch for item in items if item.key == "image"]
+        pictures = [item.stretch for item in batch.items if item.key == "image"]
         tiles = max((stretch.tiles.tokens if isinstance(stretch, Tiled) else 1 for stretch in pictures), default=1)
         unshrunk = {
             "vision_aspect_ratio": f"anyres_max_{tiles}",
-            "batch_num_images": inputs.get("batch_num_images"),
+            "batch_num_images": batch.inputs.get("batch_num_images"),
         }
-        return anyres.encoded(self._model, inputs, items, attention, **unshrunk)
+        return anyres.encoded(self._model, batch, attention, **unshrunk)
 
-    def instructions(self, inputs: HostInputs) -> tuple[Instruction, ...]:
+    def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
         return read_instructions(
-            inputs, self._tokens.values(), self.scope, self.marker, self._model.get_input_embeddings()
+            batch, self._tokens.values(), self.scope, self.marker, self._model.get_input_embeddings()
         )
-
-    def grids(self, inputs: HostInputs) -> tuple[Grid, ...]:
-        """The grid of a tile for every picture, that of a frame for every clip."""
-        return tuple(item.stretch.grid for item in self._items(inputs))
-
-    def rows(self, inputs: HostInputs) -> tuple[int, ...]:
-        """Where the placeholders of each stand."""
-        return tuple(item.span.row for item in self._items(inputs))
-
-    def clips(self, inputs: HostInputs) -> tuple[int, ...]:
-        """Frames of every clip, 0 for pictures."""
-        return tuple(item.stretch.frames for item in self._items(inputs))
 
     def count(
         self,
-        inputs: HostInputs,
+        batch: HostBatch,
         kept: Sequence[Sequence[Grid | int]],
         frames: Sequence[Sequence[int] | None] | None = None,
     ) -> Tensor:
         """Tokens of every picture and clip at every level, newlines included."""
-        return anyres.counts(self._items(inputs), kept, frames)
+        return anyres.counts(batch, kept, frames)
 
     def splice(
         self,
-        inputs: HostInputs,
+        batch: HostBatch,
         images: Sequence[VisualTokens],
         scaled: Sequence[ScaledTokens],
         padding_side: PaddingSide | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Spliced:
         """Pack the chosen tokens and shorten the text around them.
 
         The host wants one tensor for all clips. Theirs are given one by one, ``(tokens, 1, dim)``, since clips may
         differ in length now and ``generate`` cuts that axis where rows end.
         """
-        items = self._items(inputs)
-        newline = self._model.model.image_newline
-        packed = [i.stretch.pack(s.features, layout_of(s), newline) for i, s in zip(items, scaled, strict=True)]
-        kept = [len(features) for features in packed]
-        out, plan = anyres.shortened(
-            inputs, items, kept, padding_side, config=self._model.config, encoder_keys=ENCODER_KEYS
+        short = anyres.shortened(
+            batch, scaled, padding_side, rows, config=self._model.config, encoder_keys=ENCODER_KEYS
         )
-        pictures: Any = [features for features, item in zip(packed, items, strict=True) if item.key == "image"]
-        clips = [features for features, item in zip(packed, items, strict=True) if item.key == "video"]
+        features = [scaled[i].features for i in short.chosen]
+        packed = anyres.gathered(batch, short.chosen, features, scaled, self._model.model.image_newline)
+        keys = [batch.items[i].key for i in short.chosen]
+        pictures: Any = [one for key, one in zip(keys, packed, strict=True) if key == "image"]
+        clips = [one for key, one in zip(keys, packed, strict=True) if key == "video"]
         outputs: dict[str, BaseModelOutputWithPooling] = {}
         if pictures:
             outputs["image"] = BaseModelOutputWithPooling(pooler_output=pictures)
@@ -176,8 +177,8 @@ class LlavaOnevisionAdapter(HostAdapter):
             stacked: Any = torch.cat(clips)[:, None]
             outputs["video"] = BaseModelOutputWithPooling(pooler_output=stacked)
         if outputs:
-            out["mm_encoder_outputs"] = outputs
-        return Spliced(out, tuple(kept), placeholders.index(plan))
+            short.inputs["mm_encoder_outputs"] = outputs
+        return Spliced(short.inputs, tuple(short.kept), placeholders.index(short.plan))
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """The newline vector belongs to the projector."""
@@ -193,20 +194,12 @@ class LlavaOnevisionAdapter(HostAdapter):
     def _tokens(self) -> dict[str, int]:
         return {"image": self._model.config.image_token_id, "video": self._model.config.video_token_id}
 
-    def _items(self, inputs: HostInputs) -> list[Item]:
-        pooled = Grid(-(-self.grid.rows // 2), -(-self.grid.cols // 2))
-        seen: dict[str, Sequence[Stretch]] = {
-            "image": self._pictures(inputs),
-            "video": anyres.clips(inputs, pooled, ends=1),
-        }
-        return anyres.located(inputs, seen, self._tokens)
-
-    def _pictures(self, inputs: HostInputs) -> list[Stretch]:
+    def _pictures(self, inputs: HostInputs, cpu: Mapping[str, Tensor]) -> list[Stretch]:
         config = self._model.config
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-        sizes = anyres.image_sizes(inputs)
+        sizes = anyres.image_sizes(inputs, cpu)
         found: list[Stretch] = []
-        for size, company in zip(sizes, _companies(inputs, len(sizes)), strict=True):
+        for size, company in zip(sizes, _companies(inputs, cpu, len(sizes)), strict=True):
             if company == 1:
                 tiles = anyres.local_tiles(config, size)
                 found.append(Tiled(grid=self.grid, tiles=tiles, size=size, most=most))
@@ -215,16 +208,17 @@ class LlavaOnevisionAdapter(HostAdapter):
         return found
 
 
-def _companies(inputs: HostInputs, pictures: int) -> list[int]:
+def _companies(inputs: HostInputs, cpu: Mapping[str, Tensor], pictures: int) -> list[int]:
     """For every picture the number of pictures in its row; without ``batch_num_images`` all count as alone.
 
     Raises:
         InputError: ``batch_num_images`` tells of another number of pictures.
     """
-    told = inputs.get("batch_num_images")
+    told = cpu.get("batch_num_images", inputs.get("batch_num_images"))
     if told is None:
         return [1] * pictures
-    found = [int(count) for count in told for _ in range(int(count))]
+    listed = told.tolist() if isinstance(told, Tensor) else told
+    found = [int(count) for count in listed for _ in range(int(count))]
     if len(found) != pictures:
         raise InputError(
             f"batch_num_images adds up to {len(found)} pictures, pixel_values holds {pictures}; pass both as the "

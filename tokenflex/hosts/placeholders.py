@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tokenflex.contracts import PaddingSide
+from tokenflex.contracts import HostBatch, HostInputs, PaddingSide, Span
 from tokenflex.errors import InputError
+from tokenflex.ops.transfer import to_cpu
 
 IGNORE = -100
 PLACEHOLDER = -1
@@ -30,50 +32,51 @@ SEQUENCE_KEYS = ("attention_mask", *TOKEN_KEYS, POSITIONS)
 
 
 @dataclass(frozen=True)
-class Span:
-    """Where one image stands in the caller's sequence.
-
-    Attributes:
-        row: row of the batch.
-        at: positions of its placeholders, ascending.
-        leads: whether the words before a run of it belong to that run (a frame's time), rather than those behind.
-    """
-
-    row: int
-    at: Int[Tensor, " placeholders"]
-    leads: bool = False
-
-
-@dataclass(frozen=True)
 class Plan:
     """For each new position the old one it comes from.
 
     Attributes:
-        source: ``(rows, new_length)``, old position; 0 where ``real`` is False.
-        real: ``(rows, new_length)``, False for padding.
-        visual: ``(rows, new_length)``, True for placeholders.
+        source: ``(new_rows, new_length)``, old position; 0 where ``real`` is False.
+        real: ``(new_rows, new_length)``, False for padding.
+        visual: ``(new_rows, new_length)``, True for placeholders.
         unchanged: nothing was dropped or moved; the caller's tensors can be used as they are.
+        rows: ``(new_rows,)``, rows of the batch that the new ones come from.
     """
 
-    source: Int[Tensor, "rows new_length"]
-    real: Bool[Tensor, "rows new_length"]
-    visual: Bool[Tensor, "rows new_length"]
+    source: Int[np.ndarray, "new_rows new_length"]
+    real: Bool[np.ndarray, "new_rows new_length"]
+    visual: Bool[np.ndarray, "new_rows new_length"]
     unchanged: bool
+    rows: Int[np.ndarray, " new_rows"]
 
 
-def locate(shown: Bool[Tensor, "rows length"], counts: Sequence[int]) -> list[Span]:
+def on_cpu(inputs: HostInputs, sizes: Sequence[str] = ()) -> dict[str, Tensor]:
+    """What of a batch's inputs says what is where, copied to the CPU at once (see `HostBatch.cpu`).
+
+    Args:
+        sizes: inputs besides ids, mask, labels and token types.
+    """
+    wanted = dict.fromkeys(("input_ids", "attention_mask", *TOKEN_KEYS, *sizes))
+    found = {name: inputs[name] for name in wanted if isinstance(inputs.get(name), Tensor)}
+    places = inputs.get(POSITIONS)
+    if isinstance(places, Tensor) and places.dim() == 2:
+        found[POSITIONS] = places
+    return to_cpu(found)
+
+
+def locate(shown: Bool[Tensor, "rows length"] | Bool[np.ndarray, "rows length"], counts: Sequence[int]) -> list[Span]:
     """Which placeholders belong to which image, by walking them in order.
 
     Args:
-        shown: True at placeholders.
+        shown: True at placeholders; on the CPU.
         counts: placeholders each image of the batch needs, in batch order.
 
     Raises:
         InputError: a row's placeholders don't add up to whole images, or images are left over.
     """
     spans: list[Span] = []
-    for row, here in enumerate(shown.cpu()):
-        at = here.nonzero().flatten()
+    for row, here in enumerate(np.asarray(shown)):
+        at = torch.from_numpy(np.flatnonzero(here))
         start, first = 0, len(spans)
         while start < len(at) and len(spans) < len(counts):
             size = counts[len(spans)]
@@ -94,75 +97,85 @@ def locate(shown: Bool[Tensor, "rows length"], counts: Sequence[int]) -> list[Sp
     return spans
 
 
-def padding_side(mask: Int[Tensor, "rows length"] | Bool[Tensor, "rows length"]) -> PaddingSide:
-    """The side a batch is padded on; right when it has no padding."""
-    return "left" if bool((mask[:, 0] == 0).any()) else "right"
+def padding_side(mask: Any) -> PaddingSide:
+    """The side a batch is padded on; right when it has no padding.
+
+    Args:
+        mask: ``(rows, length)``, 0 for padding; a tensor on the CPU or an array.
+    """
+    return "left" if bool((np.asarray(mask)[:, 0] == 0).any()) else "right"
 
 
 def plan(
-    input_ids: Int[Tensor, "rows length"],
-    attention_mask: Tensor | None,
-    spans: Sequence[Span],
-    kept: Sequence[Sequence[int]],
-    side: PaddingSide | None,
+    batch: HostBatch, kept: Sequence[Sequence[int]], side: PaddingSide | None, rows: Sequence[int] | None = None
 ) -> Plan:
     """Decide which positions survive.
 
     Args:
-        spans: where the images stand.
         kept: placeholders each image is to have: one number, or one for each of the runs its placeholders form. A
             run that keeps nothing takes the words with it that belong to it.
         side: where rows are padded to a common length; None keeps the batch's side.
+        rows: of the batch; None: all.
 
     Raises:
         InputError: the mask hides placeholders of an image.
     """
-    ids = input_ids.cpu()
-    mask = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
+    mask, spans = batch.attended.numpy(), batch.spans
     now = padding_side(mask)
     side = side or now
-    shown = torch.zeros_like(ids, dtype=torch.bool)
+    shown = np.zeros_like(mask)
     for span in spans:
-        shown[span.row, span.at] = True
+        shown[span.row, span.at.numpy()] = True
     _refuse_hidden(shown, mask)
-    moved = side != now and bool((mask == 0).any())
-    if not moved and all(len(span.at) == sum(sizes) for span, sizes in zip(spans, kept, strict=True)):
-        source = torch.arange(ids.shape[1]).expand_as(ids)
-        return Plan(source, torch.ones_like(ids, dtype=torch.bool), shown, unchanged=True)
-    text = (mask != 0) & ~shown
-    mine: list[list[tuple[Span, Sequence[int]]]] = [[] for _ in ids]
-    for span, sizes in zip(spans, kept, strict=True):
+    chosen = np.arange(len(mask)) if rows is None else np.array(rows, dtype=np.int64)
+    moved = side != now and not mask.all()
+    if rows is None and not moved and all(len(s.at) == sum(sizes) for s, sizes in zip(spans, kept, strict=True)):
+        source = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
+        return Plan(source, np.ones_like(mask), shown, True, chosen)
+    text = mask & ~shown
+    mine: list[list[tuple[Span, Sequence[int]]]] = [[] for _ in mask]
+    for span, sizes in sorted(zip(spans, kept, strict=True), key=lambda item: int(item[0].at[0])):
         mine[span.row].append((span, sizes))
-    rows = [_row(text[row], sorted(mine[row], key=lambda item: int(item[0].at[0]))) for row in range(len(ids))]
-    length = max(len(row) for row in rows)
-    source = torch.zeros(len(rows), length, dtype=torch.long)
-    real = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
+    shorter = [_row(text[row], mine[row]) for row in chosen]
+    length = max(map(len, shorter))
+    source = np.zeros((len(shorter), length), dtype=np.int64)
+    real = np.zeros((len(shorter), length), dtype=bool)
+    for i, row in enumerate(shorter):
         where = slice(length - len(row), length) if side == "left" else slice(0, len(row))
         source[i, where], real[i, where] = row, True
-    return Plan(source, real, shown.gather(1, source) & real, unchanged=False)
+    visual = np.take_along_axis(shown[chosen], source, 1) & real
+    return Plan(source, real, visual, False, chosen)
 
 
-def _refuse_hidden(shown: Bool[Tensor, "rows length"], mask: Int[Tensor, "rows length"] | Tensor) -> None:
-    hidden = (shown & (mask == 0)).sum(-1)
-    if bool(hidden.any()):
-        row = int(hidden.nonzero()[0])
+def standing_in(batch: HostBatch, rows: Sequence[int] | None) -> list[int]:
+    """Numbers of the images that stand in some rows of a batch, row by row; all, in batch order, where rows is None."""
+    if rows is None:
+        return list(range(len(batch.spans)))
+    return [i for row in rows for i, span in enumerate(batch.spans) if span.row == row]
+
+
+def _refuse_hidden(shown: Bool[np.ndarray, "rows length"], mask: Bool[np.ndarray, "rows length"]) -> None:
+    hidden = (shown & ~mask).sum(-1)
+    if hidden.any():
+        row = int(np.flatnonzero(hidden)[0])
         raise InputError(
             f"attention_mask hides {int(hidden[row])} of the image placeholders of row {row}; which of an image's "
             "fewer tokens that would be isn't defined. Let the mask be 1 on all of them, or leave the image out."
         )
 
 
-def _row(text: Bool[Tensor, " length"], images: Sequence[tuple[Span, Sequence[int]]]) -> Int[Tensor, " new_length"]:
+def _row(
+    text: Bool[np.ndarray, " length"], images: Sequence[tuple[Span, Sequence[int]]]
+) -> Int[np.ndarray, " new_length"]:
     """Old positions of one shortened row: attended words, and of each run its first placeholders.
 
     A run that must have more placeholders than now repeats its last one.
     """
-    pieces: list[Tensor] = []
+    pieces: list[np.ndarray] = []
     done = 0
 
-    def words(end: int) -> Tensor:
-        return torch.arange(done, end)[text[done:end]]
+    def words(end: int) -> np.ndarray:
+        return done + np.flatnonzero(text[done:end])
 
     for span, sizes in images:
         runs = _runs(span, len(sizes))
@@ -173,24 +186,24 @@ def _row(text: Bool[Tensor, " length"], images: Sequence[tuple[Span, Sequence[in
             done = int(run[0])
             pieces.append(words(int(run[-1]) + 1))
             done, follows = int(run[-1]) + 1, size > 0
-    return torch.cat([*pieces, words(len(text))])
+    return np.concatenate([*pieces, words(len(text))])
 
 
-def _runs(span: Span, count: int) -> list[Tensor]:
+def _runs(span: Span, count: int) -> list[np.ndarray]:
     """The placeholders as one run, whatever lies between them, or as the ``count`` runs they form."""
+    at = span.at.numpy()
     if count == 1:
-        return [span.at]
-    ends = (span.at.diff() > 1).nonzero().flatten() + 1
-    runs = list(span.at.tensor_split(ends.cpu()))
+        return [at]
+    runs = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1)
     if len(runs) != count:
         raise InputError(
-            f"row {span.row} has an image whose {len(span.at)} placeholders form {len(runs)} runs, but {count} are "
+            f"row {span.row} has an image whose {len(at)} placeholders form {len(runs)} runs, but {count} are "
             "expected (one per row or frame of it). Make text and images with the same processor call."
         )
     return runs
 
 
-def apply(plan: Plan, inputs: Mapping[str, Any], pad_token_id: int, length: int | None = None) -> dict[str, Any]:
+def apply(plan: Plan, batch: HostBatch, pad_token_id: int) -> dict[str, Any]:
     """Ids, mask, labels and token types of the shorter batch; other keys are left out.
 
     Labels on placeholders become -100, so the number of supervised tokens doesn't depend on the level. Positions that
@@ -199,38 +212,41 @@ def apply(plan: Plan, inputs: Mapping[str, Any], pad_token_id: int, length: int 
     Raises:
         InputError: ``position_ids`` of ``(rows, length)`` say anything else.
     """
-    ids = inputs["input_ids"]
-    out: dict[str, Any] = {}
+    inputs = batch.inputs
     if plan.unchanged:
         out = {key: inputs[key] for key in ("input_ids", *SEQUENCE_KEYS) if inputs.get(key) is not None}
-        if "labels" in out:
-            out["labels"] = out["labels"].masked_fill(plan.visual.to(ids.device), IGNORE)
+        if "labels" in out and plan.visual.any():
+            out["labels"] = out["labels"].masked_fill(torch.from_numpy(plan.visual).to(out["labels"].device), IGNORE)
         return out
-    source, real, visual = (t.to(ids.device) for t in (plan.source, plan.real, plan.visual))
-    out["input_ids"] = ids.gather(1, source).masked_fill(~real, pad_token_id)
-    out["attention_mask"] = real.to(torch.long)
+    device = inputs["input_ids"].device
+    out = {"input_ids": _taken(plan, batch.cpu["input_ids"], pad_token_id).to(device)}
+    out["attention_mask"] = torch.from_numpy(plan.real.astype(np.int64)).to(device)
     for key, fill in TOKEN_KEYS.items():
-        value = inputs.get(key)
-        if value is not None:
-            out[key] = gathered(plan, value, fill)
-    out.update(_counted(inputs, real))
-    if "labels" in out:
-        out["labels"] = out["labels"].masked_fill(visual.to(out["labels"].device), IGNORE)
-    return out
+        if key in batch.cpu:
+            hidden = plan.visual if key == "labels" else None
+            out[key] = _taken(plan, batch.cpu[key], fill, hidden).to(inputs[key].device)
+    return out | _counted(plan, batch)
 
 
-def _counted(inputs: Mapping[str, Any], real: Bool[Tensor, "rows new_length"]) -> dict[str, Tensor]:
+def _taken(plan: Plan, values: Tensor, fill: int, hidden: Bool[np.ndarray, "..."] | None = None) -> Tensor:
+    """``(new_rows, new_length)`` of entries per token on the CPU; ``fill`` at padding and where they are hidden."""
+    keep = plan.real if hidden is None else plan.real & ~hidden
+    array = values.numpy()
+    found = np.take_along_axis(array[plan.rows], plan.source, 1)
+    return torch.from_numpy(np.where(keep, found, array.dtype.type(fill)))
+
+
+def _counted(plan: Plan, batch: HostBatch) -> dict[str, Tensor]:
     """Positions of a shorter batch: none where the host counts by itself, or the count of attended tokens."""
-    given, ids, mask = inputs.get(POSITIONS), inputs["input_ids"], inputs.get("attention_mask")
-    if given is None or given.dim() != 2:
+    given = batch.cpu.get(POSITIONS)
+    if given is None:
         return {}
-    plain = torch.arange(ids.shape[1], device=given.device)
-    if bool((given == plain).all()):
+    attended = batch.attended
+    if bool((given == torch.arange(attended.shape[1])).all()):
         return {}
-    attended = torch.ones_like(ids) if mask is None else mask
-    attended = attended.to(given.device).long()
-    if given.shape == ids.shape and bool(((given == attended.cumsum(-1) - 1) | (attended == 0)).all()):
-        return {POSITIONS: (real.long().cumsum(-1) - 1).clamp(min=0)}
+    if given.shape == attended.shape and bool(((given == attended.cumsum(-1) - 1) | ~attended).all()):
+        counted = torch.from_numpy((plan.real.cumsum(-1) - 1).clip(0))
+        return {POSITIONS: counted.to(batch.inputs[POSITIONS].device)}
     raise InputError(
         f"{POSITIONS} {tuple(given.shape)} are the caller's own, and where an image of fewer tokens and the words "
         "behind it would sit isn't defined by them. Leave them out; for the finest level call flex.host itself."
@@ -238,11 +254,13 @@ def _counted(inputs: Mapping[str, Any], real: Bool[Tensor, "rows new_length"]) -
 
 
 def gathered(plan: Plan, value: Tensor, fill: int) -> Tensor:
-    """Entries per token, ``(*leading, rows, length)``, for the new sequence."""
-    source, real = plan.source.to(value.device), plan.real.to(value.device)
-    return value.gather(-1, source.expand(*value.shape[:-1], -1)).masked_fill(~real, fill)
+    """Entries per token, ``(*leading, rows, length)``, for the new sequence, on their device."""
+    arrays = (plan.rows, np.ascontiguousarray(plan.source), plan.real)
+    rows, source, real = (torch.from_numpy(array).to(value.device) for array in arrays)
+    picked = value.index_select(-2, rows)
+    return picked.gather(-1, source.expand(*picked.shape[:-1], -1)).masked_fill(~real, fill)
 
 
-def index(plan: Plan) -> Int[Tensor, "rows new_length"]:
-    """Old position of every new text token, -1 elsewhere."""
-    return plan.source.masked_fill(~plan.real | plan.visual, PLACEHOLDER)
+def index(plan: Plan) -> Int[Tensor, "new_rows new_length"]:
+    """Old position of every new text token, -1 elsewhere; on the CPU."""
+    return torch.from_numpy(np.where(plan.real & ~plan.visual, plan.source, PLACEHOLDER))

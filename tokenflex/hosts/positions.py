@@ -11,19 +11,22 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import Grid, ScaledTokens
+from tokenflex.contracts import Grid, ScaledTokens, Span
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.architecture import Unit
-from tokenflex.hosts.placeholders import Plan, Span, gathered
+from tokenflex.hosts.placeholders import Plan, gathered
 from tokenflex.ops.assignment import mean_of_sources
 
 Positions = Literal["span", "compact"]
 RENAMED = {"second_per_grids": "video_second_per_grid"}
 """Arguments of ``get_rope_index`` whose input has another name."""
+FRAME_SECONDS = ("video_second_per_grid", "second_per_grid_ts")
+"""Inputs with the seconds between a video's frames, which positions in time are computed from."""
 
 
 def full_positions(model: Any, inputs: Mapping[str, Any]) -> Int[Tensor, "axes rows length"] | Tensor:
@@ -39,50 +42,99 @@ def full_positions(model: Any, inputs: Mapping[str, Any]) -> Int[Tensor, "axes r
 
 
 def span_positions(
-    full: Tensor, plan: Plan, spans: Sequence[Span], units: Sequence[Unit], scaled: Sequence[ScaledTokens]
-) -> Tensor:
-    """``(axes, rows, new_length)``: words keep their positions, kept tokens get the mean of their sources'."""
-    out = gathered(plan, full, 0).float()
-    order = sorted(range(len(spans)), key=lambda i: (spans[i].row, int(spans[i].at[0])))
-    for row in range(out.shape[1]):
-        mine = [i for i in order if spans[i].row == row]
-        if mine:
-            pooled = [_pooled(full[:, row, spans[i].at.to(full.device)], units[i], scaled[i]) for i in mine]
-            out[:, row, plan.visual[row].to(out.device)] = torch.cat(pooled, dim=-1)
-    return out if full.is_floating_point() or bool((out != out.round()).any()) else out.to(full.dtype)
+    full: Tensor,
+    plan: Plan,
+    spans: Sequence[Span],
+    units: Sequence[Unit],
+    scaled: Sequence[ScaledTokens],
+    kept: Sequence[int],
+) -> Float[Tensor, "axes new_rows new_length"]:
+    """Words keep their positions, kept tokens get the mean of their sources'.
 
-
-def _pooled(at: Tensor, unit: Unit, scaled: ScaledTokens) -> Tensor:
-    """``(axes, packed)`` of one shortened unit.
+    Images of equal geometry are placed together, and nothing is read back from the device.
 
     Args:
-        at: ``(axes, placeholders)`` of the full one.
+        full: ``(axes, rows, length)``, of the whole batch.
+        plan: of these images' rows.
+        kept: placeholders of every image.
+    """
+    out = gathered(plan, full, 0).float()
+    places = _places(plan, spans, kept)
+    for members in _alike(units, scaled):
+        first, mine = members[0], [spans[i] for i in members]
+        old = np.stack([span.at.numpy() for span in mine])
+        rows = np.array([[span.row] for span in mine])
+        new_rows, new = (np.stack([places[i][axis] for i in members]) for axis in (0, 1))
+        rows, old, new_rows, new = (torch.from_numpy(each).to(full.device) for each in (rows, old, new_rows, new))
+        at = full[:, rows, old].movedim(0, -1).float()
+        assignment = torch.stack([scaled[i].assignment for i in members]).to(full.device)
+        out[:, new_rows, new] = _pooled(at, units[first], scaled[first], assignment).movedim(-1, 0)
+    return out
+
+
+def _places(plan: Plan, spans: Sequence[Span], kept: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(new rows, new positions) of every image's kept placeholders, in order."""
+    new_row = {int(row): i for i, row in enumerate(plan.rows)}
+    taken = dict.fromkeys(new_row.values(), 0)
+    where = {i: np.flatnonzero(plan.visual[i]) for i in taken}
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for i in sorted(range(len(spans)), key=lambda i: (spans[i].row, int(spans[i].at[0]))):
+        row = new_row[spans[i].row]
+        places = where[row][taken[row] : taken[row] + kept[i]]
+        taken[row] += kept[i]
+        found[i] = (np.full_like(places, row), places)
+    return [found[i] for i in range(len(spans))]
+
+
+def _alike(units: Sequence[Unit], scaled: Sequence[ScaledTokens]) -> list[list[int]]:
+    """Numbers of images of equal geometry, before and after scaling."""
+    groups: dict[Any, list[int]] = {}
+    for i, (unit, item) in enumerate(zip(units, scaled, strict=True)):
+        frames = None if item.frames is None else tuple(item.frames.tolist())
+        groups.setdefault((unit, item.grid, item.features.shape[-2], frames), []).append(i)
+    return list(groups.values())
+
+
+def _pooled(
+    at: Float[Tensor, "images placeholders axes"],
+    unit: Unit,
+    scaled: ScaledTokens,
+    assignment: Int[Tensor, "images views tokens"],
+) -> Float[Tensor, "images packed axes"]:
+    """Positions of shortened images of one geometry.
+
+    Args:
+        at: of the full ones.
+        scaled: one of them.
+        assignment: of all of them.
     """
     kept = scaled.features.shape[-2]
-    tokens, marks = unit.unpack(at.T.float())
-    pooled = mean_of_sources(tokens, scaled.assignment.to(at.device), kept, scaled.frames).flatten(0, 1)
+    tokens, marks = unit.unpack(at)
+    pooled = mean_of_sources(tokens, assignment, kept, scaled.frames).flatten(1, 2)
     if marks is None:
-        return pooled.T
+        return pooled
     layout = scaled.grid if scaled.grid is not None else kept
-    packed = torch.cat([pooled, marks])[unit.order(layout, scaled.features.shape[-3]).to(at.device)]
+    order = torch.from_numpy(unit.order(layout, scaled.features.shape[-3])).to(at.device)
+    packed = torch.cat([pooled, marks], dim=1).index_select(1, order)
     if unit.newline:
-        _place_newlines(packed, at.T.float(), unit, scaled)
-    return packed.T
+        _place_newlines(packed, at, unit, scaled, assignment)
+    return packed
 
 
-def _place_newlines(packed: Tensor, full: Tensor, unit: Unit, scaled: ScaledTokens) -> None:
+def _place_newlines(packed: Tensor, full: Tensor, unit: Unit, scaled: ScaledTokens, assignment: Tensor) -> None:
     """A kept row's newline sits at the mean of the newlines of the rows that went into it."""
     rows, cols = unit.grid.rows, unit.grid.cols
-    end = len(full) - unit.end
-    newlines = full[unit.begin : end].view(unit.views, rows, cols + 1, -1)[:, :, -1]
+    end = full.shape[1] - unit.end
+    newlines = full[:, unit.begin : end].unflatten(1, (unit.views, rows, cols + 1))[..., -1, :]
     grid = scaled.grid if scaled.grid is not None else Grid(1, scaled.features.shape[-2])
-    heads = scaled.assignment.to(full.device).view(unit.views, rows, cols)[:, :, 0]
+    heads = assignment.unflatten(-1, (rows, cols))[..., 0]
     into = torch.where(heads >= 0, heads.div(grid.cols, rounding_mode="floor"), heads)
-    pooled = mean_of_sources(newlines, into, grid.rows, scaled.frames).flatten(0, 1)
-    packed[unit.begin : len(packed) - unit.end].view(-1, grid.cols + 1, full.shape[-1])[:, -1] = pooled
+    pooled = mean_of_sources(newlines, into, grid.rows, scaled.frames).flatten(1, 2)
+    lines = packed[:, unit.begin : packed.shape[1] - unit.end].unflatten(1, (-1, grid.cols + 1))
+    lines[:, :, -1] = pooled
 
 
-def compact_grids(grids: Tensor, units: Sequence[Unit], scaled: Sequence[ScaledTokens]) -> Tensor:
+def compact_grids(grids: Int[Tensor, "images sizes"], units: Sequence[Unit], scaled: Sequence[ScaledTokens]) -> Tensor:
     """(time, height, width), or (height, width), in patches of pictures that have the kept grids.
 
     Raises:

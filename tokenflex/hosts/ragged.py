@@ -15,7 +15,7 @@ def by_image_sizes(config: Any, inputs: Inputs, shown: Shown, *, rows: bool = Fa
     """Pixtral's: ``image_sizes`` in pixels; with ``rows``, a word behind each row of tokens."""
     cell = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
     runs = "rows" if rows else "whole"
-    return [Unit(grid=Grid(int(h) // cell, int(w) // cell), runs=runs) for h, w in inputs["image_sizes"]]
+    return [Unit(grid=Grid(h // cell, w // cell), runs=runs) for h, w in inputs["image_sizes"].tolist()]
 
 
 def in_rows(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
@@ -26,7 +26,7 @@ def in_rows(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
 def by_spatial_shapes(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
     """One unit per view, its ``spatial_shapes`` in patches."""
     factor = config.downsample_factor
-    return [Unit(grid=Grid(int(h) // factor, int(w) // factor)) for h, w in inputs["spatial_shapes"]]
+    return [Unit(grid=Grid(h // factor, w // factor)) for h, w in inputs["spatial_shapes"].tolist()]
 
 
 def by_positions(pool: bool) -> Units:
@@ -89,6 +89,7 @@ def ragged(
     units: Units,
     *,
     inputs: tuple[str, ...] = (),
+    sizes: tuple[str, ...] = (),
     grids: str | None = None,
     vision_tower: tuple[str, ...] = TOWER,
     projector: tuple[str, ...] = PROJECTOR,
@@ -97,7 +98,7 @@ def ragged(
     """An architecture with one kind of picture."""
     return Architecture(
         family="ragged",
-        modalities=(Modality(units=units, inputs=inputs, grids=grids),),
+        modalities=(Modality(units=units, inputs=inputs, sizes=sizes, grids=grids),),
         canonical=lambda config: USUAL,
         vision_tower=vision_tower,
         projector=projector,
@@ -107,21 +108,21 @@ def ragged(
 
 PIXTRAL = ("image_sizes", "vision_feature_layer")
 PLACED = ("image_position_ids",)
-SLICED = {"inputs": ("target_sizes", "downsample_mode"), "projector": ("model.merger",)}
+SLICED = {"inputs": ("target_sizes", "downsample_mode"), "sizes": ("target_sizes",), "projector": ("model.merger",)}
 OCR_CROPS = ("pixel_values_local", "num_local_patches", "patches_grid")
 MOLMO = ("image_token_pooling", "image_grids", "image_num_crops")
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "mistral3": ragged(in_rows, inputs=PIXTRAL),
-    "mistral_large4": ragged(in_rows, inputs=PIXTRAL),
+    "mistral3": ragged(in_rows, inputs=PIXTRAL, sizes=PIXTRAL[:1]),
+    "mistral_large4": ragged(in_rows, inputs=PIXTRAL, sizes=PIXTRAL[:1]),
     "lighton_ocr": ragged(
-        by_image_sizes, inputs=PIXTRAL[:1], vision_tower=("model.vision_encoder",),
+        by_image_sizes, inputs=PIXTRAL[:1], sizes=PIXTRAL[:1], vision_tower=("model.vision_encoder",),
         projector=("model.vision_projection",),
     ),
-    "lfm2_vl": ragged(by_spatial_shapes, inputs=("spatial_shapes", "pixel_attention_mask")),
-    "gemma4": ragged(by_positions(pool=True), inputs=PLACED, projector=("model.embed_vision",)),
+    "lfm2_vl": ragged(by_spatial_shapes, inputs=("spatial_shapes", "pixel_attention_mask"), sizes=("spatial_shapes",)),
+    "gemma4": ragged(by_positions(pool=True), inputs=PLACED, sizes=PLACED, projector=("model.embed_vision",)),
     "gemma4_unified": ragged(
-        by_positions(pool=False), inputs=PLACED, vision_tower=(), projector=("model.embed_vision",)
+        by_positions(pool=False), inputs=PLACED, sizes=PLACED, vision_tower=(), projector=("model.embed_vision",)
     ),
     "minicpmv4_6": ragged(by_target_sizes, **SLICED),
     "minicpm_ocr": ragged(by_target_sizes, **SLICED),
@@ -130,11 +131,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         types="mm_token_type_ids",
     ),
     "nemotron_h_omni": ragged(
-        by_grid_hw, inputs=("image_grid_hw",), vision_tower=("vision_model",), projector=("multi_modal_projector",)
+        by_grid_hw, inputs=("image_grid_hw",), sizes=("image_grid_hw",), vision_tower=("vision_model",),
+        projector=("multi_modal_projector",),
     ),
-    "molmo2": ragged(overview_and_detail, inputs=MOLMO),
+    "molmo2": ragged(overview_and_detail, inputs=MOLMO, sizes=MOLMO[1:2]),
     "unlimited_ocr": ragged(
-        canvas_and_page, inputs=OCR_CROPS,
+        canvas_and_page, inputs=OCR_CROPS, sizes=OCR_CROPS[1:],
         projector=("model.multi_modal_projector", "model.image_newline", "model.view_separator"),
     ),
 }  # fmt: skip

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -22,16 +23,9 @@ TOWER, PROJECTOR = ("model.vision_tower",), ("model.multi_modal_projector",)
 
 def run_lengths(shown: Shown) -> list[int]:
     """Lengths of the runs of placeholders, in batch order."""
-    lengths: list[int] = []
-    for row in shown.cpu().tolist():
-        inside = False
-        for here in row:
-            if here and inside:
-                lengths[-1] += 1
-            elif here:
-                lengths.append(1)
-            inside = here
-    return lengths
+    steps = np.diff(np.pad(shown.numpy().astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    begins, ends = np.nonzero(steps == 1), np.nonzero(steps == -1)
+    return (ends[1] - begins[1]).tolist()
 
 
 def filled(grid: Callable[[Any], Grid]) -> Units:

@@ -1,12 +1,14 @@
 """How a picture or clip lies in the prompt and in the encoder's output, for hosts that pack tiles and frames."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenflex.contracts import Grid
@@ -46,10 +48,12 @@ class Stretch(ABC):
         """The views of the host's packing, which must show the whole canvas."""
 
     @abstractmethod
-    def pack(
-        self, features: Float[Tensor, "views kept dim"], kept: Grid | int, newline: Float[Tensor, " dim"]
-    ) -> Float[Tensor, "packed dim"]:
-        """Kept tokens in the host's order, newlines in place."""
+    def order(self, kept: Grid | int, views: int) -> Int[np.ndarray, " packed"]:
+        """The host's order as indices into the flattened ``(views, kept)`` tokens, ``NEWLINE`` for newlines."""
+
+    def canvas(self, kept: Grid | int) -> tuple[Int[np.ndarray, "rows cols"], Grid] | None:
+        """(cells of the local tiles, grid they are resampled to) where the host shrinks a canvas; else None."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,23 +87,18 @@ class Tiled(Stretch):
         local = rearrange(lines, "(tr r) (tc c) d -> (tr tc) (r c) d", tr=tiles.rows, tc=tiles.cols, r=grid.rows)
         return torch.cat([packed[None, : grid.tokens], local])
 
-    def pack(
-        self, features: Float[Tensor, "views kept dim"], kept: Grid | int, newline: Float[Tensor, " dim"]
-    ) -> Float[Tensor, "packed dim"]:
-        """A canvas beyond ``most`` is resampled before its rows get their newlines, as the host does."""
-        flat = features.flatten(0, 1)
-        newline = newline.to(flat)
-        if isinstance(kept, Grid) and self.most is not None:
-            cells = visible_cells(self.tiles, self.grid, kept, self.size, self.unpad)
-            canvas = Grid(*cells.shape)
-            smaller = shrunk_canvas(canvas, self.most * kept.tokens)
-            if smaller != canvas:
-                lines = _resampled(flat[cells.to(flat.device)], smaller)
-                lines = torch.cat([lines, newline.expand(smaller.rows, 1, -1)], dim=1)
-                return torch.cat([features[0], lines.flatten(0, 1)])
-        order = anyres_order(self.tiles, self.grid, kept, self.size, self.unpad)
-        table = torch.cat([flat, newline[None]])
-        return table[torch.where(order == NEWLINE, len(flat), order).to(flat.device)]
+    def order(self, kept: Grid | int, views: int) -> Int[np.ndarray, " packed"]:
+        """The whole of the picture, then the lines of the canvas."""
+        return anyres_order(self.tiles, self.grid, kept, self.size, self.unpad)
+
+    def canvas(self, kept: Grid | int) -> tuple[Int[np.ndarray, "rows cols"], Grid] | None:
+        """That of a canvas beyond ``most``."""
+        if not isinstance(kept, Grid) or self.most is None:
+            return None
+        cells = visible_cells(self.tiles, self.grid, kept, self.size, self.unpad)
+        canvas = Grid(*cells.shape)
+        smaller = shrunk_canvas(canvas, self.most * kept.tokens)
+        return None if smaller == canvas else (cells, smaller)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +134,54 @@ class Strip(Stretch):
         """All but what ends them."""
         return packed[: self.views * self.grid.tokens].unflatten(0, (self.views, self.grid.tokens))
 
-    def pack(
-        self, features: Float[Tensor, "views kept dim"], kept: Grid | int, newline: Float[Tensor, " dim"]
-    ) -> Float[Tensor, "packed dim"]:
+    def order(self, kept: Grid | int, views: int) -> Int[np.ndarray, " packed"]:
         """View after view."""
-        flat = features.flatten(0, 1)
-        return torch.cat([flat, newline.to(flat).expand(self.ends, -1)])
+        tokens = views * (kept.tokens if isinstance(kept, Grid) else kept)
+        return np.append(np.arange(tokens), [NEWLINE] * self.ends).astype(np.int64)
+
+
+def packed(
+    stretches: Sequence[Stretch],
+    features: Sequence[Tensor],
+    layouts: Sequence[Grid | int],
+    newline: Float[Tensor, " dim"],
+) -> list[Tensor]:
+    """Kept tokens of all pictures and videos in the host's order, newlines in place; all are gathered at once.
+
+    Args:
+        features: of each ``(views, kept, dim)``; the result has ``(packed, dim)`` of each.
+        layouts: of the kept tokens of one view.
+    """
+    found: list[Tensor | None] = [
+        _shrunk(stretch, each, kept, newline) for stretch, each, kept in zip(stretches, features, layouts, strict=True)
+    ]
+    rest = [i for i, done in enumerate(found) if done is None]
+    if not rest:
+        return [each for each in found if each is not None]
+    orders = [stretches[i].order(layouts[i], len(features[i])) for i in rest]
+    sizes = [features[i].shape[0] * features[i].shape[1] for i in rest]
+    starts, last = np.cumsum([0, *sizes[:-1]]), sum(sizes)
+    places = np.concatenate([np.where(o == NEWLINE, last, o + at) for o, at in zip(orders, starts, strict=True)])
+    first = features[rest[0]]
+    table = torch.cat([*(features[i].flatten(0, 1) for i in rest), newline.to(first)[None]])
+    pieces = table.index_select(0, torch.from_numpy(places).to(first.device)).split([len(order) for order in orders])
+    for i, piece in zip(rest, pieces, strict=True):
+        found[i] = piece
+    return [each for each in found if each is not None]
+
+
+def _shrunk(
+    stretch: Stretch, features: Float[Tensor, "views kept dim"], kept: Grid | int, newline: Float[Tensor, " dim"]
+) -> Tensor | None:
+    """A picture whose canvas is resampled before its rows get their newlines, as the host does; else None."""
+    canvas = stretch.canvas(kept)
+    if canvas is None:
+        return None
+    cells, smaller = canvas
+    places = torch.from_numpy(cells.copy()).to(features.device)
+    lines = _resampled(features.flatten(0, 1)[places], smaller)
+    lines = torch.cat([lines, newline.to(lines).expand(smaller.rows, 1, -1)], dim=1)
+    return torch.cat([features[0], lines.flatten(0, 1)])
 
 
 def _resampled(canvas: Float[Tensor, "rows cols dim"], target: Grid) -> Float[Tensor, "target_rows target_cols dim"]:

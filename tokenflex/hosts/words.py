@@ -10,11 +10,12 @@ falls back on when there are too few words (see `published_words`).
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from tokenflex.contracts import HostInputs, Instruction
+from tokenflex.contracts import HostBatch, Instruction
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.placeholders import IGNORE, PLACEHOLDER, padding_side
 
@@ -35,25 +36,27 @@ def instruction_mask(
     """True for the tokens that make up each row's instruction.
 
     Args:
+        input_ids, attention_mask, labels: on the CPU.
         labels: when given, supervised positions are answers.
         marker: ids of the text that opens a user turn in the chat template, e.g. those of ``USER:``; or several such,
             where its tokens depend on what stands before it (see `tokenflex.hosts.turns`). Without a marker turns can't
             be told apart, and ``last-turn`` takes all text before the last answer.
     """
-    words = input_ids != image_token_id
+    ids = input_ids.numpy()
+    words = ids != image_token_id
     if attention_mask is not None:
-        words = words & (attention_mask != 0)
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        words &= (attention_mask != 0).numpy()
+    positions = np.arange(ids.shape[1])
     if labels is not None:
-        answers = labels.to(input_ids.device) != IGNORE
+        answers = labels.numpy() != IGNORE
         if scope != "last-turn":
-            return words & ~answers
-        words = words & (positions < _last_run_start(answers)[:, None])
+            return torch.from_numpy(words & ~answers)
+        words &= positions < _last_run_start(answers)[:, None]
     known = markers(marker)
-    if scope != "last-turn" or not known:
-        return words
-    begins = torch.stack([_after_last_marker(input_ids, words, one) for one in known]).amax(0)
-    return words & (positions >= begins[:, None])
+    if scope == "last-turn" and known:
+        begins = np.stack([_after_last_marker(ids, words, one) for one in known]).max(0)
+        words &= positions >= begins[:, None]
+    return torch.from_numpy(words)
 
 
 def markers(given: Any) -> tuple[tuple[int, ...], ...]:
@@ -86,6 +89,7 @@ def published_words(
     the published prompt, in which an image is one token.
 
     Args:
+        input_ids, attention_mask, labels: on the CPU.
         images: number of images per row.
     """
     attended = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
@@ -95,7 +99,7 @@ def published_words(
     length = max(len(text) + count for text, count in zip(texts, images, strict=True))
     ids = input_ids.new_full((len(texts), length), pad_token_id)
     mask = torch.zeros_like(ids, dtype=torch.bool)
-    left = padding_side(attended.cpu().long()) == "left"
+    left = padding_side(attended) == "left"
     for row, (text, keep, count) in enumerate(zip(texts, masks, images, strict=True)):
         where = slice(length - len(text), length) if left else slice(0, len(text))
         ids[row, where], mask[row, where] = text, keep
@@ -103,53 +107,57 @@ def published_words(
     return ids, mask
 
 
-def _last_run_start(answers: Bool[Tensor, "rows length"]) -> Int[Tensor, " rows"]:
+def _last_run_start(answers: Bool[np.ndarray, "rows length"]) -> Int[np.ndarray, " rows"]:
     """Where the last run of answer tokens begins; the row's length if it has none."""
-    begins = answers & ~torch.cat([torch.zeros_like(answers[:, :1]), answers[:, :-1]], dim=1)
-    positions = torch.arange(answers.shape[1], device=answers.device)
-    last = torch.where(begins, positions, -1).amax(-1)
-    return torch.where(last < 0, answers.shape[1], last)
+    begins = answers & ~np.pad(answers, ((0, 0), (1, 0)))[:, :-1]
+    length = answers.shape[1]
+    last = length - 1 - begins[:, ::-1].argmax(-1)
+    return np.where(begins.any(-1), last, length)
 
 
 def _after_last_marker(
-    input_ids: Int[Tensor, "rows length"], words: Bool[Tensor, "rows length"], marker: tuple[int, ...]
-) -> Int[Tensor, " rows"]:
+    ids: Int[np.ndarray, "rows length"], words: Bool[np.ndarray, "rows length"], marker: tuple[int, ...]
+) -> Int[np.ndarray, " rows"]:
     """The position after the last marker that lies within ``words``; 0 if there is none."""
-    rows, length = input_ids.shape
+    rows, length = ids.shape
     if length < len(marker):
-        return torch.zeros(rows, dtype=torch.long, device=input_ids.device)
-    windows = input_ids.unfold(1, len(marker), 1)
-    hits = (windows == torch.tensor(marker, device=input_ids.device)).all(-1)
-    hits = hits & words.unfold(1, len(marker), 1).all(-1)
-    ends = torch.arange(hits.shape[1], device=input_ids.device) + len(marker)
-    return torch.where(hits, ends, 0).amax(-1)
+        return np.zeros(rows, dtype=np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view
+    hits = (windows(ids, len(marker), 1) == np.array(marker)).all(-1) & windows(words, len(marker), 1).all(-1)
+    return np.where(hits, np.arange(hits.shape[1]) + len(marker), 0).max(-1)
 
 
 def without_placeholders(input_ids: Tensor, placeholder_ids: Collection[int], fill: int) -> Tensor:
-    """The ids with ``fill`` for every placeholder, whatever its modality."""
-    return input_ids.masked_fill(torch.isin(input_ids, torch.tensor([*placeholder_ids], device=input_ids.device)), fill)
+    """The ids, on the CPU, with ``fill`` for every placeholder, whatever its modality."""
+    ids = input_ids.numpy()
+    return torch.from_numpy(np.where(np.isin(ids, [*placeholder_ids]), ids.dtype.type(fill), ids))
 
 
 def read_instructions(
-    inputs: HostInputs, placeholder_ids: Collection[int], scope: Scope, marker: Markers, embed: nn.Module
+    batch: HostBatch, placeholder_ids: Collection[int], scope: Scope, marker: Markers, embed: nn.Module
 ) -> tuple[Instruction, ...]:
     """The input embeddings of each row's words, detached; see `instruction_mask`."""
-    ids = inputs["input_ids"]
+    ids = batch.cpu["input_ids"]
     mask = instruction_mask(
         without_placeholders(ids, placeholder_ids, PLACEHOLDER),
-        inputs.get("attention_mask"),
-        inputs.get("labels"),
+        batch.cpu.get("attention_mask"),
+        batch.cpu.get("labels"),
         image_token_id=PLACEHOLDER,
         scope=scope,
         marker=marker,
     )
-    return instructions_of(ids, mask, embed)
+    return instructions_of(batch, mask, embed)
 
 
-def instructions_of(
-    input_ids: Int[Tensor, "rows length"], mask: Bool[Tensor, "rows length"], embed: nn.Module
-) -> tuple[Instruction, ...]:
-    """One instruction per row from the words that ``mask`` marks; embeddings are detached."""
+def instructions_of(batch: HostBatch, mask: Bool[Tensor, "rows length"], embed: nn.Module) -> tuple[Instruction, ...]:
+    """One instruction per row from the words that ``mask``, on the CPU, marks; embeddings are detached.
+
+    The words of all rows are embedded together, and nothing is read back from the device.
+    """
+    words = mask.numpy()
+    sizes = words.sum(-1).tolist()
+    table = batch.cpu["input_ids"].numpy()[words]
     with torch.no_grad():
-        rows = [embed(row[keep]) for row, keep in zip(input_ids, mask, strict=True)]
-    return tuple(Instruction(row, torch.ones(len(row), dtype=torch.bool, device=row.device)) for row in rows)
+        found = embed(torch.from_numpy(table).to(batch.inputs["input_ids"].device))
+    there = torch.ones(max(sizes), dtype=torch.bool, device=found.device)
+    return tuple(Instruction(row, there[: len(row)]) for row in found.split(sizes))

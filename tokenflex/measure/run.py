@@ -89,7 +89,7 @@ def steps(plan: Plan, num_levels: int) -> int:
 def _batch(bench: _Bench, inputs: HostInputs) -> tuple[BatchProfile, list[str]]:
     """One batch, and what is to be warned of."""
     flex, plan = bench.flex, bench.plan
-    if not flex.adapter.grids(inputs):
+    if not flex.adapter.read(inputs).grids:
         raise InputError(
             "the batch has no pictures, so there is nothing to compare. Pass pixel_values and what belongs to them as "
             "the processor made them."

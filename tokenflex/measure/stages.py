@@ -52,17 +52,18 @@ def stages(
 
     def decide() -> None:
         policy = setting.budget.build(num_levels=parts.num_levels) if setting.budget else None
-        parts.choose(flex.scores(encoded), encoded.counts, encoded.images, policy)
+        parts.choose(parts.scores(encoded.images, encoded.instructions), encoded.counts, encoded.images, policy)
 
+    batch = adapter.read(inputs)
     with torch.no_grad():
         scaled = parts.scale(encoded.images, levels)
-        spliced = adapter.splice(inputs, encoded.images, scaled, "left")
+        spliced = adapter.splice(batch, encoded.images, scaled, "left")
     attention = {"attention": True} if parts.needs.intersection(READ_OFF) else {}
     return {
-        "vision_tower": _without_gradients(lambda: adapter.encode(inputs, **attention)),
+        "vision_tower": _without_gradients(lambda: adapter.encode(adapter.read(inputs), **attention)),
         **({"decision": _without_gradients(decide)} if setting.decides else {}),
         "scaler": _without_gradients(lambda: parts.scale(encoded.images, levels)),
-        "splice": _without_gradients(lambda: adapter.splice(inputs, encoded.images, scaled, "left")),
+        "splice": _without_gradients(lambda: adapter.splice(batch, encoded.images, scaled, "left")),
         "prefill": prefill(flex.host, spliced.inputs),
     }
 

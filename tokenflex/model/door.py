@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenflex.contracts import HostAdapter
+from tokenflex.contracts import HostAdapter, HostBatch
 from tokenflex.errors import InputError
 from tokenflex.hosts.placeholders import IGNORE, SEQUENCE_KEYS
 
@@ -64,7 +64,7 @@ def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0) -> None
         )
     if ids is not None:
         _check_ids(ids)
-        _check_labels(given, ids, adapter)
+        _check_labels(given, ids)
         if shown or isinstance(given.get("attention_mask"), Tensor):
             _check_mask(given, ids, held, bool(shown))
     if shown:
@@ -102,7 +102,7 @@ def _check_mask(batch: Mapping[str, Any], ids: Tensor, held: int, shown: bool) -
         )
 
 
-def _check_labels(batch: Mapping[str, Any], ids: Tensor, adapter: HostAdapter) -> None:
+def _check_labels(batch: Mapping[str, Any], ids: Tensor) -> None:
     labels = batch.get("labels")
     if labels is None:
         return
@@ -112,10 +112,18 @@ def _check_labels(batch: Mapping[str, Any], ids: Tensor, adapter: HostAdapter) -
             f"labels: {shape}, input_ids {tuple(ids.shape)}; give one label per token, {IGNORE} where nothing is "
             "supervised."
         )
-    tokens = adapter.placeholder_ids
-    if not tokens:
+
+
+def check_targets(batch: HostBatch, adapter: HostAdapter) -> None:
+    """Refuse labels on placeholders, once the batch is read.
+
+    Raises:
+        InputError: the message says how to take them off.
+    """
+    tokens, labels = adapter.placeholder_ids, batch.cpu.get("labels")
+    if not tokens or labels is None:
         return
-    places = torch.isin(ids, torch.tensor(tokens, device=ids.device)) & (labels.to(ids.device) != IGNORE)
+    places = torch.isin(batch.cpu["input_ids"], torch.tensor(tokens)) & (labels != IGNORE)
     if bool(places.any()):
         raise InputError(
             f"labels supervise {int(places.sum())} image placeholders (token {' or '.join(map(str, tokens))}), whose "

@@ -29,27 +29,13 @@ from tokenflex.contracts.levels import spread
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
 from tokenflex.hosts import stock
 from tokenflex.hosts.turns import say_what_is_read
-from tokenflex.model import callbacks, continuing, door, generation, peft_hosts, request, saving
+from tokenflex.model import callbacks, continuing, door, encoding, generation, peft_hosts, request, saving
 from tokenflex.model.config import FlexConfig
+from tokenflex.model.encoding import Encoded
 from tokenflex.model.request import Budgets, Level
 from tokenflex.model.signature import HostSignature
 
 Objective = Callable[["FlexModel", HostInputs], ModelOutput]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A batch after one pass through the vision tower.
-
-    Attributes:
-        images: one item per image, in batch order.
-        instructions: one per image: that of its row.
-        counts: ``(images, levels)``, visual tokens each level costs, on the CPU.
-    """
-
-    images: tuple[VisualTokens, ...]
-    instructions: tuple[Instruction, ...]
-    counts: Int[Tensor, "images levels"]
 
 
 class FlexModel(PreTrainedModel, GenerationMixin):
@@ -186,33 +172,16 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         return self.host.get_output_embeddings()
 
     def encode(self, inputs: HostInputs) -> Encoded:
-        """Run the vision tower once.
+        """Read the batch and run the vision tower once.
 
         Raises:
-            InputError: images and placeholders don't match.
+            InputError: images and placeholders don't match, or labels stand on placeholders.
         """
-        images, rows = self._read(inputs)
-        scaler, levels = self.compressor.scaler, range(self.compressor.num_levels)
-        layouts = [scaler.layouts(image.grid) for image in images]
-        clips = [len(image.features) if image.clip else 0 for image in images]
-        frames = [[scaler.kept_views(n, i) for i in levels] if n else None for n in clips]
-        counts = self.adapter.count(inputs, layouts, frames).view(-1, len(levels))
-        return Encoded(images, tuple(rows[image.row] for image in images), counts)
-
-    def _read(self, inputs: HostInputs) -> tuple[tuple[VisualTokens, ...], tuple[Instruction, ...]]:
-        """Images with what the parts need of them, and the instruction of every row."""
-        needs = self.compressor.needs
-        images = (
-            self.adapter.encode(inputs, attention=True) if needs.intersection(READ_OFF) else self.adapter.encode(inputs)
-        )
-        rows = self.adapter.instructions(generation.with_mask(inputs, self.host)) if images else ()
-        if "instruction" in needs:
-            images = tuple(replace(image, instruction=rows[image.row]) for image in images)
-        return images, rows
+        return encoding.encode(self, inputs)
 
     def scores(self, encoded: Encoded) -> Float[Tensor, "images levels"]:
         """The voter's scores, with gradients to router and voter."""
-        return self.compressor.scores(encoded.images, encoded.instructions)
+        return encoding.scores(self, encoded)
 
     def at_levels(
         self,
@@ -220,10 +189,16 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         encoded: Encoded,
         levels: Sequence[int],
         padding_side: PaddingSide | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Spliced:
-        """The batch with each image at its level, ready for the host."""
-        scaled = self.compressor.scale(encoded.images, levels)
-        return self.adapter.splice(inputs, encoded.images, scaled, padding_side)
+        """The batch with each image at its level, ready for the host.
+
+        Args:
+            inputs: what was encoded, or the same with other labels, which is read again.
+            padding_side: where shortened rows are padded; None keeps the side the batch has.
+            rows: of the batch, for hosts without a `HostAdapter.ragged_refusal`; None: all.
+        """
+        return encoding.at_levels(self, inputs, encoded, levels, padding_side, rows)
 
     def prepare(
         self,
@@ -252,28 +227,11 @@ class FlexModel(PreTrainedModel, GenerationMixin):
     def _prepared(
         self, inputs: HostInputs, level: Level, padding_side: PaddingSide | None, budget: Budgets
     ) -> tuple[Spliced, tuple[Decision, ...]]:
-        encoded = self.encode(inputs)
-        decisions = self._decide(encoded, level, budget)
-        levels = [decision.level for decision in decisions]
-        return self.at_levels(inputs, encoded, levels, padding_side), decisions
-
-    def _decide(self, encoded: Encoded, level: Level, budget: Budgets = None) -> tuple[Decision, ...]:
         levels, policy = request.read(level, budget, self.compressor.num_levels)
-        forced = None if levels is None else spread(levels, len(encoded.images))
-        if not encoded.images:
-            return ()
-        scores: list[Tensor | None] = [None] * len(encoded.images)
-        if forced is None:
-            with torch.no_grad():
-                table = self.scores(encoded)
-                chosen = self.compressor.choose(table, encoded.counts, encoded.images, policy)
-            scores = list(table.cpu())
-        else:
-            chosen = forced
-        return tuple(
-            Decision(level=pick, scores=row, tokens=int(counts[pick]), of=int(counts[-1]))
-            for pick, row, counts in zip(chosen, scores, encoded.counts, strict=True)
-        )
+        encoded = encoding.encode(self, inputs, words=levels is None)
+        decisions = encoding.decide(self, encoded, levels, policy)
+        chosen = [decision.level for decision in decisions]
+        return self.at_levels(inputs, encoded, chosen, padding_side), decisions
 
     @torch.no_grad()
     def decide(self, *, level: Level = None, budget: Budgets = None, **inputs: Any) -> list[Decision]:
@@ -296,7 +254,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
                 "the batch has no images, so there is nothing to decide. Pass pixel_values and image_sizes as "
                 "the processor made them."
             )
-        return list(self._decide(encoded, level, budget))
+        return list(encoding.decide(self, encoded, *request.read(level, budget, self.compressor.num_levels)))
 
     @HostSignature
     def forward(

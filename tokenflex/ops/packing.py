@@ -14,12 +14,12 @@ is applied to tiles of the level's own size, so a level costs the same share of 
 shrunk or not.
 """
 
+import functools
 import math
 from typing import Literal
 
-import torch
+import numpy as np
 from jaxtyping import Int
-from torch import Tensor
 
 from tokenflex.contracts import Grid
 
@@ -109,24 +109,28 @@ def shrunk_canvas(canvas: Grid, most: int) -> Grid:
 
 def visible_cells(
     tiles: Grid, grid: Grid, kept: Grid, image_size: tuple[int, int], unpad: Unpad
-) -> Int[Tensor, "rows cols"]:
+) -> Int[np.ndarray, "rows cols"]:
     """The canvas without padding, as indices into the flattened ``(views, kept)`` tokens."""
-    local = torch.arange(kept.tokens, kept.tokens * (tiles.tokens + 1))
-    canvas = local.view(tiles.rows, tiles.cols, kept.rows, kept.cols).transpose(1, 2)
+    local = np.arange(kept.tokens, kept.tokens * (tiles.tokens + 1))
+    canvas = local.reshape(tiles.rows, tiles.cols, kept.rows, kept.cols).swapaxes(1, 2)
     canvas = canvas.reshape(tiles.rows * kept.rows, tiles.cols * kept.cols)
     (top, bottom), (left, right) = kept_spans(tiles, grid, kept, image_size, unpad)
     return canvas[top:bottom, left:right]
 
 
+@functools.lru_cache(maxsize=512)
 def anyres_order(
     tiles: Grid, grid: Grid, kept: Grid | int, image_size: tuple[int, int], unpad: Unpad
-) -> Int[Tensor, " packed"]:
+) -> Int[np.ndarray, " packed"]:
     """The packed order as indices into the flattened ``(views, kept)`` tokens, ``NEWLINE`` for newlines.
 
-    Tokens that form no grid are all kept, tile after tile, with one newline at the end.
+    Tokens that form no grid are all kept, tile after tile, with one newline at the end. The array can't be written.
     """
     if isinstance(kept, int):
-        return torch.cat([torch.arange((tiles.tokens + 1) * kept), torch.tensor([NEWLINE])])
-    cut = visible_cells(tiles, grid, kept, image_size, unpad)
-    lines = torch.cat([cut, cut.new_full((cut.shape[0], 1), NEWLINE)], dim=1)
-    return torch.cat([torch.arange(kept.tokens), lines.flatten()])
+        order = np.append(np.arange((tiles.tokens + 1) * kept), NEWLINE)
+    else:
+        cut = visible_cells(tiles, grid, kept, image_size, unpad)
+        lines = np.pad(cut, ((0, 0), (0, 1)), constant_values=NEWLINE)
+        order = np.concatenate([np.arange(kept.tokens), lines.ravel()])
+    order.flags.writeable = False
+    return order

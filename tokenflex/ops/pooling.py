@@ -101,11 +101,15 @@ def resample_grid(
 def pool_frames(
     features: Float[Tensor, "*batch views tokens dim"], time: int
 ) -> tuple[Float[Tensor, "*batch kept_views tokens dim"], Int[Tensor, " views"] | None]:
-    """(means of ``time`` frames in a row, kept view of every frame); the last window holds the frames that are left."""
+    """(means of ``time`` frames in a row, kept view of every frame); the last window holds the frames that are left.
+
+    The kept views are on the CPU.
+    """
     views = features.shape[-3]
     if time == 1 or views == 1:
         return features, None
-    into = torch.arange(views, device=features.device) // time
+    into = torch.arange(views) // time
     total = features.new_zeros(*features.shape[:-3], -(-views // time), *features.shape[-2:], dtype=torch.float32)
-    mean = total.index_add(-3, into, features.float()) / into.bincount()[:, None, None]
+    sums = total.index_add(-3, into.to(features.device), features.float())
+    mean = sums / into.bincount()[:, None, None].to(features.device)
     return mean.to(features.dtype), into

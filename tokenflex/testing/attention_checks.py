@@ -14,8 +14,8 @@ def attention_belongs_to_the_picture(bench: HostBench) -> None:
     if refusal:
         raise Skip(refusal)
     inputs = bench.batch()
-    images = bench.adapter.encode(inputs, attention=True)
-    for image, plain in zip(images, bench.adapter.encode(inputs), strict=True):
+    images = bench.adapter.encode(bench.adapter.read(inputs), attention=True)
+    for image, plain in zip(images, bench.adapter.encode(bench.adapter.read(inputs)), strict=True):
         close(image.features, plain.features, "features with and without attention")
         weights, keys = _read(image)
         places = tuple(image.features.shape[:-1])
@@ -23,7 +23,9 @@ def attention_belongs_to_the_picture(bench: HostBench) -> None:
         assert tuple(keys.shape[:-1]) == places, f"keys have shape {tuple(keys.shape)}, the tokens {places}"
         assert bool((weights.isfinite() & (weights >= 0)).all()), "attention is negative, infinite or NaN"
     first = next(row for row in ROWS if PICTURE in row)
-    for image, alone in zip(images, bench.adapter.encode(bench.batch((first,)), attention=True), strict=False):
+    for image, alone in zip(
+        images, bench.adapter.encode(bench.adapter.read(bench.batch((first,))), attention=True), strict=False
+    ):
         for in_batch, single in zip(_read(image), _read(alone), strict=True):
             close(in_batch, single, "attention or keys in a batch and alone")
 

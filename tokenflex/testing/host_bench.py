@@ -37,11 +37,12 @@ class HostBench:
 
     def shortened(self, inputs: Mapping[str, Any], levels: Sequence[int] | int, side: Any = None) -> Spliced:
         """The batch with every unit at its level."""
-        images = self.adapter.encode(inputs)
+        batch = self.adapter.read(inputs)
+        images = self.adapter.encode(batch)
         each = [levels] * len(images) if isinstance(levels, int) else list(levels)
         each = [each[i % len(each)] for i in range(len(images))] if images else []
         scaled = [SCALER.scale(image, level) for image, level in zip(images, each, strict=True)]
-        return self.adapter.splice(inputs, images, scaled, side)
+        return self.adapter.splice(batch, images, scaled, side)
 
     def plainly(self, call: Callable[[], Any]) -> Any:
         """What the plain host gives.

@@ -75,10 +75,13 @@ def same_ids_with_an_assistant(bench: HostBench) -> None:
 def counts_known_in_advance(bench: HostBench) -> None:
     """Equal to the tokens spliced and to the features given, at every level; so are the rows of the images."""
     inputs = bench.batch()
-    grids = bench.adapter.grids(inputs)
-    counts = bench.adapter.count(inputs, [SCALER.layouts(grid) for grid in grids])
+    batch = bench.adapter.read(inputs)
+    grids = batch.grids
+    counts = bench.adapter.count(batch, [SCALER.layouts(grid) for grid in grids])
     assert len(counts) == len(grids), f"{len(grids)} grids, counts for {len(counts)}"
-    rows, told = tuple(image.row for image in bench.adapter.encode(inputs)), bench.adapter.rows(inputs)
+    images = bench.adapter.encode(batch)
+    rows, told = tuple(image.row for image in images), batch.rows
+    assert tuple(image.grid for image in images) == grids, f"grids are {grids} before features exist, others after"
     assert told == rows, f"rows are {rows}, told {told}"
     for level in range(SCALER.num_levels):
         spliced = bench.shortened(inputs, level)
@@ -180,7 +183,8 @@ def _videos(bench: HostBench, rows: Sequence[Row], plainly: Callable[[Callable[[
     expected = plainly(lambda: bench.host(**inputs).logits)
     found = bench.host(**bench.shortened(inputs, FINEST).inputs).logits
     assert torch.equal(expected, found), f"logits differ by {off(expected, found)}"
-    counts = bench.adapter.count(inputs, [SCALER.layouts(grid) for grid in bench.adapter.grids(inputs)])
+    batch = bench.adapter.read(inputs)
+    counts = bench.adapter.count(batch, [SCALER.layouts(grid) for grid in batch.grids])
     for level in range(SCALER.num_levels):
         assert list(bench.shortened(inputs, level).tokens) == counts[:, level].tolist(), f"counts of level {level}"
     together = _real_rows(bench, bench.shortened(inputs, 1).inputs)
@@ -260,7 +264,7 @@ def _singles(bench: HostBench) -> list[tuple[int, dict[str, Tensor], list[int]]]
     for number, row in enumerate(ROWS):
         inputs = bench.batch((row,), first=pictures)
         pictures += sum(item == PICTURE for item in row)
-        mine = len(bench.adapter.grids(inputs))
+        mine = len(bench.adapter.read(inputs).grids)
         found.append((number, inputs, [LEVELS[(units + i) % len(LEVELS)] for i in range(mine)]))
         units += mine
     return found

@@ -152,7 +152,7 @@ def _detached(encoded: Encoded) -> tuple[Encoded, list[tuple[Tensor, Tensor]]]:
         features: Any = cut(image.features)
         return replace(image, features=features, planes=planes, marks=cut(image.marks))
 
-    return replace(encoded, images=tuple(apart(image) for image in encoded.images)), leaves
+    return replace(encoded, images=tuple(apart(image) for image in encoded.images), made={}), leaves
 
 
 class _Deposit(torch.autograd.Function):

@@ -144,7 +144,7 @@ class RGLFObjective:
         Args:
             flex: the model, not wrapped: a `FlexModel` or a `RouterModel`.
         """
-        rows = list(flex.adapter.rows(batch) if isinstance(flex, FlexModel) else batch["rows"])
+        rows = list(flex.adapter.read(batch).rows if isinstance(flex, FlexModel) else batch["rows"])
         if not self.guard or not rows:
             return len(rows)
         stored = batch.get(FEEDBACK)
@@ -165,13 +165,14 @@ class RGLFObjective:
         stored = batch.get(FEEDBACK)
         with torch.no_grad():
             encoded = flex.encode({key: value for key, value in batch.items() if key != FEEDBACK})
-            if encoded.images:
-                rows = [image.row for image in encoded.images]
-                feedback = (level_feedback(flex, batch, encoded) if stored is None else stored)[rows]
         if not encoded.images:
             return ModelOutput(loss=sum(p.sum() for p in flex.compressor.parameters()) * 0.0)
         scores = flex.scores(encoded)
         flex.compressor.require_judged(scores, encoded.images)
+        encoded.made["judged"] = True
+        with torch.no_grad():
+            losses = level_feedback(flex, batch, encoded) if stored is None else stored
+        feedback = losses[[image.row for image in encoded.images]]
         loss = rglf_loss(
             scores,
             feedback,

@@ -212,7 +212,7 @@ def test_a_step_of_the_gate_is_a_mean_over_all_its_images(fresh, training_batch)
     assert objective.count(flex, batch) == 4
     labels = batch["labels"].clone()
     labels[0] = -100
-    lost = sum(row == 0 for row in flex.adapter.rows(batch))
+    lost = sum(row == 0 for row in flex.adapter.read(batch).rows)
     assert objective.count(flex, {**batch, "labels": labels}) == 4 - lost
     scores, targets = torch.randn(5, 2), torch.tensor([0.0, 1.0, float("nan"), 1.0, 0.0])
     parts = [gate_loss(scores[a:b], targets[a:b], torch.tensor(4)) for a, b in ((0, 1), (1, 3), (3, 5))]

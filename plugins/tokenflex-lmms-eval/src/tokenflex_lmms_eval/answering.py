@@ -105,7 +105,7 @@ class Answerer:
         counts = [len(sample.images) for sample in samples]
         if sum(counts) == decisions:
             return counts
-        return [len(self.flex.adapter.grids(self.inputs([sample]))) for sample in samples]
+        return [len(self.flex.adapter.read(self.inputs([sample])).grids) for sample in samples]
 
 
 def _answer(found: Ending, decisions: Sequence[Decision], length: int) -> Answer:

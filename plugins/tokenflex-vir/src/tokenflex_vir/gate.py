@@ -38,7 +38,7 @@ class GateObjective:
     def count(self, flex: FlexModel, batch: Mapping[str, Any]) -> int:
         """How many images of a batch can have a label, those of rows with answers, before anything is encoded."""
         answered = (shifted(batch["labels"]) != IGNORE).any(-1)
-        return sum(bool(answered[row]) for row in flex.adapter.rows(batch))
+        return sum(bool(answered[row]) for row in flex.adapter.read(batch).rows)
 
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``, and per image ``targets`` and ``scores``, ``(images, levels)``.
