@@ -43,7 +43,8 @@ def moved(image: VisualTokens, scaled: ScaledTokens, depth: int) -> Tensor:
     """``(views, kept, dim)``: the kept features (depth 0), or plane ``depth``, averaged over the same source tokens."""
     if depth == 0:
         return scaled.features
-    return mean_of_sources(image.planes[depth - 1], scaled.assignment, scaled.features.shape[-2], scaled.frames)
+    kept = scaled.features.shape[-2]
+    return mean_of_sources(image.planes[depth - 1], scaled.assignment, kept, scaled.frames, scaled.averages)
 
 
 def read(output: Any, units: Sequence[Unit], spans: Sequence[Span], mark_field: str | None) -> list[VisualTokens]:

@@ -110,7 +110,7 @@ def _pooled(
     """
     kept = scaled.features.shape[-2]
     tokens, marks = unit.unpack(at)
-    pooled = mean_of_sources(tokens, assignment, kept, scaled.frames).flatten(1, 2)
+    pooled = mean_of_sources(tokens, assignment, kept, scaled.frames, scaled.averages).flatten(1, 2)
     if marks is None:
         return pooled
     layout = scaled.grid if scaled.grid is not None else kept

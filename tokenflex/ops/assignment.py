@@ -35,6 +35,7 @@ def mean_of_sources(
     assignment: Int[Tensor, "*batch views tokens"],
     kept: int,
     frames: Int[Tensor, " views"] | None = None,
+    complete: bool = False,
 ) -> Float[Tensor, "*batch kept_views kept dim"]:
     """For each kept token the mean of ``values`` over the source tokens that went into it, in the type of ``values``.
 
@@ -42,8 +43,11 @@ def mean_of_sources(
 
     Args:
         frames: kept view of every source view; None: its own.
+        complete: whether every kept token is known to have a source.
     """
     source = values.float()
+    if complete and frames is None:
+        return average(source, assignment, kept).to(values.dtype)
     views = source.shape[-3]
     into = torch.arange(views, device=source.device) if frames is None else frames.to(source.device)
     kept_views = views if frames is None else int(into[-1]) + 1
