@@ -101,9 +101,7 @@ class Arithmetic:
             told = Instruction(embeddings, torch.ones(words, dtype=torch.bool))
             return parts.scores((VisualTokens(tokens, self.grid, row=0),), (told,))
 
-        return self._cost(
-            parts, run, (self.views, self.grid.tokens, self.adapter.dim), (words, self.adapter.dim)
-        )
+        return self._cost(parts, run, (self.views, self.grid.tokens, self.adapter.dim), (words, self.adapter.dim))
 
     @cached_property
     def published_router(self) -> Cost:
@@ -151,7 +149,6 @@ class Arithmetic:
     def _layers(self, cost: Cost) -> int:
         """Training of layers, which may be computed again in the backward pass."""
         return cost.trained + (cost.forward if self.size.checkpointing else 0)
-
 
     def _parts(self, rows: str) -> Compressor:
         """The default parts, with a router for these rows."""

@@ -48,10 +48,10 @@ with router inputs, the baseline our own stage 4 with the model in the loop; the
 epochs, the spread that of single epochs; both runs have to end with the same router. Rows on the number of levels
 compare `low` (ours) with `joint` (baseline).
 
-Arithmetic: `benchmarks/arithmetic.py` counts the same steps module by module, for this size and for the 7B model (LLaVA-NeXT
-on Vicuna 7B, pictures of 672 x 672 pixels, 200 text tokens, 100 of them supervised, layers computed again in the backward
-pass). What the tower and the logits weigh depends on the size: with 7B parameters the ratios of FLOPs, and so of time
-wherever arithmetic is what takes it, are those of the last column, however small the measured ones are.\
+Arithmetic: `benchmarks/arithmetic.py` counts the same steps module by module, for this size and for the 7B model
+(LLaVA-NeXT on Vicuna 7B, pictures of 672 x 672 pixels, 200 text tokens, 100 of them supervised, layers computed again
+in the backward pass). What the tower and the logits weigh depends on the size: with 7B parameters the ratios of FLOPs,
+and so of time wherever arithmetic is what takes it, are those of the last column, however small the measured ones are.\
 """
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import paper_speed
+from benchmarks import arithmetic, paper_speed
 
 SHARES = (0.0625, 0.125, 0.25, 0.5, 1.0)
 
@@ -36,6 +36,21 @@ def test_speedups_round_by_round():
     assert found[0].measured_speedup == pytest.approx(sum(both) / 2)
     assert found[0].spread[0] <= found[0].measured_speedup <= found[0].spread[1]
     assert paper_speed.overheads(seconds)["routed"]["ratio"] == 1.0
+
+
+def test_the_small_size_has_the_shares_of_the_7b_model_and_the_protocol_names_them():
+    """By FLOPs, at the coarsest level: what the router adds, and what the tower takes."""
+    shares = {}
+    for name in ("small", "7b"):
+        made = arithmetic.Arithmetic(paper_speed.SIZES[name])
+        forced = made.request(0, None, 5)
+        added = [made.request(0, router, 5) / forced - 1 for router in ("routed", "pooled")]
+        shares[name] = (*added, made.tower.forward / forced)
+    assert shares["small"] == pytest.approx(shares["7b"], abs=0.01)
+    routed, pooled, _ = shares["7b"]
+    told = " ".join(paper_speed.PROTOCOL.split())
+    assert f"a router adds {100 * routed:.0f} %" in told
+    assert f"`pooled` {100 * pooled:.0f} %" in told
 
 
 def test_it_runs_in_its_smallest_size(capsys, tmp_path):
