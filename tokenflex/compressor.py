@@ -32,27 +32,38 @@ STEP = 1e18
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """Every level of a stack of images.
+
+    Attributes:
+        levels: coarse to fine, in the images' own type and without gradients.
+        readable: which images hold finite numbers only; the others' levels are made of zeros.
+        attention: `VisualTokens.attention` of the stack.
+    """
+
+    levels: Pyramid
+    readable: Bool[Tensor, " images"]
+    attention: Tensor | None
+
+
+@dataclass(frozen=True)
 class Pyramids:
     """Every level of every image of a batch, made once: the router looks at them, and the host gets one of each.
 
     Attributes:
         groups: numbers of the images in each stack of equal geometry.
-        levels: of each stack, coarse to fine, in the images' own type and without gradients.
-        readable: of each stack, which images hold finite numbers only; the others' levels are made of zeros.
-        attention: `VisualTokens.attention` of each stack.
+        stacks: one per group.
     """
 
     groups: list[list[int]]
-    levels: list[Pyramid]
-    readable: list[Bool[Tensor, " images"]]
-    attention: list[Tensor | None]
+    stacks: list[Stacked]
 
     def at(self, levels: Sequence[int]) -> list[ScaledTokens]:
         """Every image at its level, in batch order."""
         found: dict[int, ScaledTokens] = {}
-        for members, pyramid in zip(self.groups, self.levels, strict=True):
+        for members, stack in zip(self.groups, self.stacks, strict=True):
             for level in sorted({levels[i] for i in members}):
-                items = _unstack(pyramid[level])
+                items = _unstack(stack.levels[level])
                 found |= {i: items[place] for place, i in enumerate(members) if levels[i] == level}
         return [found[i] for i in range(len(found))]
 
@@ -126,20 +137,6 @@ class Compressor(nn.Module):
                 scaled[i] = item
         return [item for item in scaled if item is not None]
 
-    @torch.no_grad()
-    def pyramids(self, images: Sequence[VisualTokens]) -> Pyramids:
-        """Every image at every level, without gradients.
-
-        An image whose features, or what else is read of it, aren't finite is kept from the scaler.
-        """
-        found = Pyramids(_groups(_geometry(image) for image in images), [], [], [])
-        for members in found.groups:
-            stack = _stack([images[i] for i in members], detach=True)
-            found.readable.append(_finite(stack))
-            found.levels.append(tuple(self.scaler.pyramid(_blanked(stack, found.readable[-1]))))
-            found.attention.append(None if stack.attention is None else _blank(stack.attention, found.readable[-1]))
-        return found
-
     def scores(
         self,
         images: Sequence[VisualTokens],
@@ -155,21 +152,47 @@ class Compressor(nn.Module):
             instructions: one per image.
             pyramids: of the images, where they are made already.
         """
-        made = self.pyramids(images) if pyramids is None else pyramids
-        rows: list[Tensor] = []
+        return self.judged(images, instructions, pyramids)[0]
+
+    def judged(
+        self, images: Sequence[VisualTokens], instructions: Sequence[Instruction], pyramids: Pyramids | None = None
+    ) -> tuple[Float[Tensor, "images levels"], Pyramids]:
+        """(`scores`, the images at every level); arguments as for `scores`."""
+        groups = _groups(_geometry(image) for image in images) if pyramids is None else pyramids.groups
+        known: Sequence[Stacked | None] = [None] * len(groups) if pyramids is None else pyramids.stacks
         dtype = next((p.dtype for p in self.router.parameters()), torch.float32)
-        for members, levels, readable, attention in zip(
-            made.groups, made.levels, made.readable, made.attention, strict=True
-        ):
-            words = _stack_words([instructions[i] for i in members], dtype)
-            ballots = self.router(self._shown(levels, attention, dtype), words)
-            judged = readable & _counted(ballots).flatten(1).all(-1)
-            rows.append(self.voter(ballots).float().masked_fill(~judged[:, None], torch.nan))
-        if len(made.groups) == 1:
-            return rows[0]
+        stacks, rows = list[Stacked](), list[Tensor]()
+        for members, made in zip(groups, known, strict=True):
+            stack = made or _stack([images[i] for i in members], detach=True)
+            made, scores = self(stack, _stack_words([instructions[i] for i in members], dtype))
+            stacks.append(made)
+            rows.append(scores)
+        pyramids = pyramids or Pyramids(groups, stacks)
+        if len(groups) == 1:
+            return rows[0], pyramids
         table = torch.cat(rows)
-        places = torch.tensor([i for members in made.groups for i in members]).argsort()
-        return table.index_select(0, beside(places, table))
+        places = torch.tensor([i for members in groups for i in members]).argsort()
+        return table.index_select(0, beside(places, table)), pyramids
+
+    def forward(
+        self, stack: VisualTokens | Stacked, words: Instruction | None = None
+    ) -> tuple[Stacked, Float[Tensor, "images levels"] | None]:
+        """(A stack at every level, its scores); tensor operations only, which `FlexModel.compile` makes one graph of.
+
+        Args:
+            stack: images without gradients, or their levels where they are made already.
+            words: in the router's type, one instruction per image; None: no scores are wanted.
+        """
+        if isinstance(stack, VisualTokens):
+            with torch.no_grad():
+                readable = _finite(stack)
+                clean = _blanked(stack, readable)
+                stack = Stacked(tuple(self.scaler.pyramid(clean)), readable, clean.attention)
+        if words is None:
+            return stack, None
+        ballots = self.router(self._shown(stack.levels, stack.attention, words.embeddings.dtype), words)
+        judged = stack.readable & _counted(ballots).flatten(1).all(-1)
+        return stack, self.voter(ballots).float().masked_fill(~judged[:, None], torch.nan)
 
     def _shown(self, levels: Pyramid, attention: Tensor | None, dtype: torch.dtype) -> Pyramid:
         """The levels as the router sees them: in its type, with what it needs of their source."""

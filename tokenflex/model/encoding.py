@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.compressor import Pyramids
 from tokenflex.contracts import (
     READ_OFF,
     Decision,
@@ -76,16 +75,11 @@ def encode(flex: FlexModel, inputs: HostInputs, words: bool = True) -> Encoded:
     return Encoded(images, instructions, counts, batch)
 
 
-def pyramids(flex: FlexModel, encoded: Encoded) -> Pyramids:
-    """Every level of the images, without gradients; made once per encoded batch."""
-    if "pyramids" not in encoded.made:
-        encoded.made["pyramids"] = flex.compressor.pyramids(encoded.images)
-    return encoded.made["pyramids"]
-
-
 def scores(flex: FlexModel, encoded: Encoded) -> Float[Tensor, "images levels"]:
     """The voter's scores, with gradients to router and voter."""
-    return flex.compressor.scores(encoded.images, encoded.instructions, pyramids(flex, encoded))
+    table, made = flex.compressor.judged(encoded.images, encoded.instructions, encoded.made.get("pyramids"))
+    encoded.made["pyramids"] = made
+    return table
 
 
 def decide(

@@ -29,7 +29,7 @@ from tokenflex.contracts.levels import spread
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
 from tokenflex.hosts import stock
 from tokenflex.hosts.turns import say_what_is_read
-from tokenflex.model import callbacks, continuing, door, encoding, generation, peft_hosts, request, saving
+from tokenflex.model import callbacks, compiling, continuing, door, encoding, generation, peft_hosts, request, saving
 from tokenflex.model.config import FlexConfig
 from tokenflex.model.encoding import Encoded
 from tokenflex.model.request import Budgets, Level
@@ -390,6 +390,16 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             generation.add_compact(output, output["sequences"], mask, batch["input_ids"].shape[1])
             output["decisions"] = ()
         return output
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile what decides each image's level: scaler, router and voter, as one graph; see `compile_parts`.
+
+        The host keeps its own ways: ``flex.host.compile()``, or ``generate`` with ``cache_implementation="static"``.
+
+        Args:
+            options: of ``torch.compile``; ``disable=True`` undoes it.
+        """
+        compiling.compile_parts(self.compressor, *args, **options)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write host and parts as one transformers model.
