@@ -6,6 +6,7 @@ a matter of shape. Only the host's public ``get_image_features`` is called, so w
 its own business, and the tower runs once.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,12 @@ def square(config: Any) -> Grid:
 
 def canvas_size(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) in pixels of the canvas that a picture of (height, width) pixels is fitted into."""
-    height, width = select_best_resolution(size, config.image_grid_pinpoints)
+    return _canvas(size, tuple((height, width) for height, width in config.image_grid_pinpoints))
+
+
+@functools.lru_cache(maxsize=4096)
+def _canvas(size: tuple[int, int], known: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    height, width = select_best_resolution(size, list(known))
     return height, width
 
 

@@ -82,6 +82,7 @@ def kept_spans(tiles: Grid, grid: Grid, kept: Grid, image_size: tuple[int, int],
     return _pooled_span(rows, grid.rows, kept.rows), _pooled_span(cols, grid.cols, kept.cols)
 
 
+@functools.lru_cache(maxsize=4096)
 def anyres_count(
     tiles: Grid, grid: Grid, kept: Grid | int, image_size: tuple[int, int], unpad: Unpad, most: int | None = None
 ) -> int:
