@@ -157,6 +157,51 @@ def test_against_a_loop(image, kept, grid, seed, theta):
         assert kept(level) == [loop(rows, words[view // 2], count, theta) for view, rows in views]
 
 
+def step_by_step(similarity, log_weights, count):
+    """Pick by pick, with a mask of what is taken, and every token's order of merit spelled out."""
+    left = similarity.diagonal(dim1=-2, dim2=-1)
+    enough = 1e-5 * left
+    taken = torch.zeros_like(left, dtype=torch.bool)
+    factors, picks = [], []
+    for _ in range(count):
+        score = torch.where(left > enough, left.clamp(min=1e-30).log() + log_weights, -1e30).clamp(min=-1e30)
+        score = score.masked_fill(taken, float("-inf"))
+        pick = (score >= score.amax(-1, keepdim=True) - 1e-6).int().argmax(-1, keepdim=True)
+        picks.append(pick)
+        taken = taken.scatter(-1, pick, True)
+        factor = similarity.gather(-2, pick[..., None].expand(*pick.shape, left.shape[-1])).squeeze(-2)
+        for earlier in factors:
+            factor = factor - earlier * earlier.gather(-1, pick)
+        room, needed = left.gather(-1, pick), enough.gather(-1, pick)
+        factors.append(torch.where(room > needed, factor / room.clamp(min=1e-30).sqrt(), 0.0))
+        left = left - factors[-1].square()
+    return torch.cat(picks, dim=-1)
+
+
+@pytest.mark.parametrize("theta", [None, 0.0, 0.5])
+@pytest.mark.parametrize(("grid", "dim"), [(Grid(6, 7), 40), (Grid(16, 18), 160)], ids=str)
+@pytest.mark.parametrize("kind", ["random", "alike", "zero rows", "palette"])
+def test_the_order_is_that_of_the_step_by_step_form(image, kind, grid, dim, theta):
+    picture, scaler = image(grid, 3, dim=dim), Config(theta=theta).build()
+    features = picture.features
+    if kind == "alike":
+        features = features + 3 * features[..., :1, :]
+    elif kind == "zero rows":
+        features = features * (torch.arange(grid.tokens) % 5 > 0)[:, None]
+    elif kind == "palette":
+        features = features[..., torch.arange(grid.tokens) * 7 % 11, :]
+    picture = replace(picture, features=features)
+    count = grid.tokens // 4
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    words = torch.nn.functional.normalize(picture.instruction.embeddings[:, None, :-1], dim=-1)
+    mean = (unit @ words.mT).mean(-1)
+    low, high = mean.amin(-1, keepdim=True), mean.amax(-1, keepdim=True)
+    relevance = (mean - low) / (high - low)
+    weights = 2 * (relevance.log() if theta is None else theta / (2 * (1 - theta)) * relevance)
+    expected = step_by_step(unit @ unit.mT, weights, count)
+    assert torch.equal(scaler._order(picture, count), expected)
+
+
 @pytest.mark.parametrize("theta", [-0.1, 1.0, math.nan])
 def test_refusals(tiny, theta):
     with pytest.raises(ConfigError, match=r"must be at least 0 and below 1|must be a finite number or None"):

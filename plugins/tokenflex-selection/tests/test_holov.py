@@ -146,6 +146,52 @@ def test_against_a_loop(image, kept, grid, seed, config):
         assert kept(level) == [loop(*view, grid, count, config) for view in views]
 
 
+def all_pairs(picture, config, count):
+    """The same choice from the cosines of all tokens with all."""
+    grid, attention = picture.grid, picture.attention
+    high, wide = math.ceil(grid.rows / config.crops[0]), math.ceil(grid.cols / config.crops[1])
+    place = torch.arange(grid.tokens)
+    crop = place // grid.cols // high * math.ceil(grid.cols / wide) + place % grid.cols // wide
+    together = crop[:, None] == crop
+    others = together & ~torch.eye(grid.tokens, dtype=torch.bool)
+    unit = torch.nn.functional.normalize(picture.features, dim=-1)
+    mean = torch.where(others, unit @ unit.mT, 0.0).sum(-1) / others.sum(-1).clamp(min=1)
+    scores = attention / attention.amax(-1, keepdim=True) + config.diversity * (1 - mean)
+    members = crop[:, None] == crop.unique()
+    totals = torch.where(members, scores[..., None], 0.0).sum(-2) / config.temperature
+    quota = apportion(totals.softmax(-1), members.sum(0), count)
+    other, own = scores[..., None, :], scores[..., None]
+    before = together & ((other > own) | ((other == own) & (place < place[:, None])))
+    return before.sum(-1) < quota[..., crop]
+
+
+@pytest.mark.parametrize(
+    "config", [Config(), Config(crops=(2, 3), diversity=0.3, temperature=4.0), Config(crops=(99, 99))], ids=str
+)
+@pytest.mark.parametrize(("grid", "dim"), [(Grid(5, 7), 6), (Grid(13, 12), 64), (Grid(24, 24), 96)], ids=str)
+@pytest.mark.parametrize("kind", ["random", "alike", "zero rows"])
+def test_the_choice_is_that_of_all_pairs(image, kind, grid, dim, config):
+    picture, scaler = image(grid, 5, dim=dim), config.build()
+    features = picture.features
+    if kind == "alike":
+        features = features + 3 * features[..., :1, :]
+    elif kind == "zero rows":
+        features = features * (torch.arange(grid.tokens) % 5 > 0)[:, None]
+    picture = replace(picture, features=features)
+    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(picture), strict=False):
+        expected = all_pairs(picture, config, kept_count(ratio, grid.tokens))
+        assert torch.equal(level.assignment >= 0, expected)
+
+
+def test_equal_tokens_of_a_crop_go_by_index(tiny, kept):
+    # Two crops of eight, each with two colours and equal attention: in each, the first of the rarer colour.
+    rare, common = [1.0, 0.3, 0.7], [0.2, -0.9, 0.4]
+    image = tiny([common] * 3 + [rare] * 2 + [common] * 6 + [rare] * 2 + [common] * 3, attention=[0.3] * 16)
+    scaler = Config(ratios=(2 / 16, 6 / 16, 1.0), crops=(1, 2)).build()
+    assert kept(scaler.scale(image, 0)) == [[3, 11]]
+    assert kept(scaler.scale(image, 1)) == [[0, 3, 4, 8, 11, 12]]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

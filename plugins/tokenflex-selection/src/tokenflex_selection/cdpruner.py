@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
@@ -11,12 +11,10 @@ from tokenflex.errors import ConfigError
 from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, cosines, kept_layouts
 from tokenflex_selection.inputs import word_count, words_of
 from tokenflex_selection.levels import nested
-from tokenflex_selection.spread import ROUNDING, first_best, picked_once, row
+from tokenflex_selection.spread import ROUNDING, own_cosines, picks_at, rows_of
 
 EXHAUSTED = 1e-5
-"""Share of a token's own weight that kept tokens leave unexplained, below which it counts as a combination of them."""
-LAST = -1e30
-"""Log-score of a token that adds nothing, above that of a token already kept."""
+"""Variance that kept tokens leave of a token's own, which is 1; up to it a token counts as a combination of them."""
 
 
 class CDPrunerScaler(Scaler):
@@ -72,7 +70,8 @@ class CDPrunerScaler(Scaler):
     def _order(self, tokens: VisualTokens, count: int) -> Int[Tensor, "*batch views count"]:
         relevance = _relevance(tokens)
         log_weights = relevance.log() if self.alpha is None else self.alpha * relevance
-        return _greedy_map(cosines(tokens.features, tokens.features), 2 * log_weights, count)
+        with torch.autocast(tokens.features.device.type, enabled=False):
+            return _greedy_map(own_cosines(tokens.features), 2 * log_weights, count)
 
 
 def _relevance(tokens: VisualTokens) -> Float[Tensor, "*batch views tokens"]:
@@ -89,22 +88,42 @@ def _greedy_map(
     """Picks in the order in which they enlarge the determinant most.
 
     Weights multiply a token's conditional variance whatever is kept, so they stay out of the decomposition. Tokens that
-    are combinations of kept ones come last, by index.
+    add nothing, combinations of kept ones and those of weight 0, come last, by index.
     """
-    variance = similarity.diagonal(dim1=-2, dim2=-1)
-    enough = EXHAUSTED * variance
-    taken = torch.zeros_like(variance, dtype=torch.bool)
-    factors = variance.new_zeros(count, *variance.shape)
-    picks: list[Tensor] = []
+    leading, tokens = log_weights.shape[:-1], log_weights.shape[-1]
+    rows, first = rows_of(similarity)
+    weights = log_weights.reshape(-1, tokens).clone()
+    variance = _above_nothing(similarity.diagonal(dim1=-2, dim2=-1).reshape(-1, tokens))
+    factors = rows.new_zeros(count, *variance.shape)
+    at = factors.view(count, -1)
+    best: list[Tensor] = []
+    places: list[Tensor] = []
     for step in range(count):
-        score = torch.where(variance > enough, variance.clamp(min=1e-30).log() + log_weights, LAST).clamp(min=LAST)
-        pick = first_best(score.masked_fill(taken, float("-inf")), ROUNDING)
-        picks.append(pick)
-        taken = taken | picked_once(variance, pick)
-        here = pick[..., None]
-        before = factors[:step].gather(-1, here.expand(step, *here.shape))
-        factor = row(similarity, pick) - (factors[:step] * before).sum(0)
-        left = variance.gather(-1, here)
-        factors[step] = torch.where(left > enough.gather(-1, here), factor / left.clamp(min=1e-30).sqrt(), 0.0)
-        variance = variance - factors[step].square()
-    return torch.stack(picks, dim=-1)
+        score = variance.log() + weights
+        best.append(score.amax(-1, keepdim=True))
+        place = (score >= best[-1] - ROUNDING).view(torch.uint8).argmax(-1) + first
+        places.append(place)
+        weights.view(-1).index_fill_(0, place, float("-inf"))
+        before = at[:step].index_select(1, place).mT[:, None]
+        given = rows.index_select(0, place)[:, None]
+        explained = torch.baddbmm(given, before, factors[:step].transpose(0, 1), alpha=-1)[:, 0]
+        scale = variance.view(-1).index_select(0, place).rsqrt()
+        factor = torch.mul(explained, scale[:, None], out=factors[step])
+        variance = _above_nothing(torch.addcmul(variance, factor, factor, value=-1))
+    picks = picks_at(places, first, first.shape)
+    return _rest_by_index(picks, torch.cat(best, dim=-1) > float("-inf"), tokens).reshape(*leading, count)
+
+
+def _above_nothing(variance: Float[Tensor, "views tokens"]) -> Float[Tensor, "views tokens"]:
+    """The conditional variances, 0 where a token is a combination of kept ones, but for rounding."""
+    return torch.threshold(variance, EXHAUSTED, 0.0)
+
+
+def _rest_by_index(
+    picks: Int[Tensor, "views count"], chosen: Bool[Tensor, "views count"], tokens: int
+) -> Int[Tensor, "views count"]:
+    """``picks`` as far as they were ``chosen``, which is a prefix; then the other tokens, by index."""
+    taken = picks.new_zeros(len(picks), tokens).scatter_add(-1, picks, chosen.to(picks.dtype))
+    others = taken.argsort(dim=-1, stable=True)
+    number = torch.arange(picks.shape[-1], device=picks.device) - chosen.sum(-1, keepdim=True)
+    return torch.where(chosen, picks, others.gather(-1, number.clamp(min=0)))

@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
 from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, kept_layouts
 from tokenflex_selection.levels import nested
-from tokenflex_selection.spread import ROUNDING, cosine_distances, first_best, spread
+from tokenflex_selection.spread import ROUNDING, first_best, own_cosine_distances, spread
 
 
 class DivPruneScaler(Scaler):
@@ -43,7 +43,7 @@ class DivPruneScaler(Scaler):
 
 
 def _order(tokens: VisualTokens, count: int) -> Int[Tensor, "*batch views count"]:
-    distances = cosine_distances(tokens.features, tokens.features)
+    distances = own_cosine_distances(tokens.features)
     itself = torch.eye(distances.shape[-1], dtype=torch.bool, device=distances.device)
     isolation = distances.masked_fill(itself, float("inf")).amin(-1)
     return spread(distances, first_best(isolation, ROUNDING), count)

@@ -1,17 +1,17 @@
 """Every part of the picture gets its share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
 from tokenflex.errors import ConfigError
 from tokenflex.ops.assignment import beside
-from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, cosines, kept_layouts
-from tokenflex.ops.pooling import pooled_grid, window_assignment
+from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, kept_layouts
+from tokenflex.ops.pooling import window_assignment
 from tokenflex_selection.apportion import apportion
 from tokenflex_selection.inputs import attention_of
 from tokenflex_selection.levels import separate
@@ -73,39 +73,74 @@ class HoloVScaler(Scaler):
         return separate(tokens, self.granularities(tokens.grid), self._prepare)
 
     def _prepare(self, tokens: VisualTokens) -> Callable[[int], Tensor]:
-        grid = tokens.grid
-        window = (-(-grid.rows // self.crops[0]), -(-grid.cols // self.crops[1]))
-        crop = beside(window_assignment(grid, window), tokens.features)
-        members = crop[:, None] == torch.arange(pooled_grid(grid, window).tokens, device=crop.device)
-        together = crop[:, None] == crop
         attention = attention_of(tokens)
-        scores = attention / attention.amax(-1, keepdim=True).clamp(min=1e-30)
-        scores = scores + self.diversity * _local_diversity(tokens.features, together)
-        totals = torch.where(members, scores[..., None], 0.0).sum(-2)
+        order, sizes = _crops(tokens.grid, self.crops)
+        order = beside(order, attention)
+        held = beside(torch.tensor(sizes), attention)
+        crop = torch.arange(len(sizes), device=held.device).repeat_interleave(held, output_size=len(order))
+        # From here on tokens are in the order of their crops.
+        shares = (attention / attention.amax(-1, keepdim=True).clamp(min=1e-30)).index_select(-1, order)
+        scores = shares + self.diversity * _local_diversity(tokens.features, order, sizes)
+        totals = torch.stack([part.sum(-1) for part in scores.split(sizes, dim=-1)], dim=-1)
         weights = (totals / self.temperature).softmax(-1)
-        place = _rank(scores, together)
+        rank = _rank(scores, crop, held)
 
         def pick(count: int) -> Int[Tensor, "*batch views count"]:
-            quotas = apportion(weights, members.sum(0), count)
-            kept = place < quotas.gather(-1, crop.expand(place.shape))
-            return kept.int().argsort(dim=-1, descending=True, stable=True)[..., :count]
+            kept = rank < apportion(weights, held, count).index_select(-1, crop)
+            return order[kept.int().argsort(dim=-1, descending=True, stable=True)[..., :count]]
 
         return pick
 
 
+def _crops(grid: Grid, crops: tuple[int, int]) -> tuple[Int[Tensor, " tokens"], list[int]]:
+    """(places of the tokens of the first crop, of the second, ..., how many tokens each crop has).
+
+    Args:
+        crops: rows and columns of crops.
+    """
+    window = (-(-grid.rows // crops[0]), -(-grid.cols // crops[1]))
+    heights = [min(window[0], grid.rows - row) for row in range(0, grid.rows, window[0])]
+    widths = [min(window[1], grid.cols - col) for col in range(0, grid.cols, window[1])]
+    sizes = [height * width for height in heights for width in widths]
+    return window_assignment(grid, window).argsort(stable=True), sizes
+
+
 def _local_diversity(
-    features: Float[Tensor, "*batch tokens dim"], together: Bool[Tensor, "tokens tokens"]
+    features: Float[Tensor, "*batch tokens dim"], order: Int[Tensor, " tokens"], sizes: Sequence[int]
 ) -> Float[Tensor, "*batch tokens"]:
-    """1 - mean cosine with the others of the crop; 1 where there are none."""
-    others = together & ~torch.eye(len(together), dtype=torch.bool, device=together.device)
-    found = torch.where(others, cosines(features, features), 0.0).sum(-1)
-    return 1 - found / others.sum(-1).clamp(min=1)
+    """1 - mean cosine with the others of the crop, 1 where there are none; crop after crop.
+
+    A token's cosines add up to its product with the sum of the crop's unit vectors: no two tokens are compared.
+
+    Args:
+        order: places of the first crop's tokens, of the second's, ...
+        sizes: tokens of each crop.
+    """
+    lengths = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32).index_select(-1, order)
+    to_unit = 1 / lengths.clamp(min=1e-12)
+    found: list[Tensor] = []
+    with torch.autocast(features.device.type, enabled=False):
+        # Crop by crop, so that a crop's tokens stay near at hand.
+        parts = (order.split(sizes), lengths.split(sizes, dim=-1), to_unit.split(sizes, dim=-1))
+        for places, length, weights in zip(*parts, strict=True):
+            crop = features.index_select(-2, places).float()
+            cosines = weights * (crop * (weights[..., None, :] @ crop)).sum(-1)
+            others = (cosines - (weights * length).square()) / max(len(places) - 1, 1)
+            found.append(1 - others if len(places) > 1 else torch.ones_like(others))
+    return torch.cat(found, dim=-1)
 
 
 def _rank(
-    scores: Float[Tensor, "*batch tokens"], together: Bool[Tensor, "tokens tokens"]
+    scores: Float[Tensor, "*batch tokens"], crop: Int[Tensor, " tokens"], sizes: Int[Tensor, " crops"]
 ) -> Int[Tensor, "*batch tokens"]:
-    """How many tokens of its crop come before a token: better ones, and equal ones of lower index."""
-    other, own = scores[..., None, :], scores[..., None]
-    earlier = torch.ones_like(together).tril(-1)
-    return (together & ((other > own) | ((other == own) & earlier))).sum(-1)
+    """How many tokens of its crop come before a token: better ones, and equal ones of lower index.
+
+    Args:
+        scores: of the tokens, crop after crop.
+        crop: the crop of every token, ascending.
+        sizes: tokens of each crop.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    best_first = order.gather(-1, crop[order].argsort(dim=-1, stable=True))
+    numbers = torch.arange(len(crop), device=crop.device) - (sizes.cumsum(0) - sizes)[crop]
+    return torch.empty_like(order).scatter(-1, best_first, numbers.expand(order.shape))

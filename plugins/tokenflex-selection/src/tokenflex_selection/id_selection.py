@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, kept_layouts
 from tokenflex_selection.inputs import attention_of
 from tokenflex_selection.levels import nested
 from tokenflex_selection.settings import share
-from tokenflex_selection.spread import cosine_distances, first_best, picked_once, row
+from tokenflex_selection.spread import own_cosine_distances, picks_at, rows_of
 
 LEAST = 1e-6
 """Least share of its score a token is left with when a kept one resembles it."""
@@ -66,11 +65,13 @@ class IDSelectionScaler(Scaler):
     def _order(self, tokens: VisualTokens, count: int) -> Int[Tensor, "*batch views count"]:
         # Products of hundreds of shares leave float32; their logarithms don't.
         score = attention_of(tokens).log().clamp(min=NOTHING)
-        likeness = (1 - cosine_distances(tokens.features, tokens.features)).clamp(min=0)
+        likeness = (1 - own_cosine_distances(tokens.features)).clamp(min=0)
         damped = (1 - self.damping * likeness).clamp(min=LEAST).log()
-        picks: list[Tensor] = []
+        rows, first = rows_of(damped)
+        score = score.reshape(len(first), -1)
+        places: list[Tensor] = []
         for _ in range(count):
-            pick = first_best(score)
-            picks.append(pick)
-            score = (score + row(damped, pick)).masked_fill(picked_once(score, pick), float("-inf"))
-        return torch.stack(picks, dim=-1)
+            places.append(score.argmax(-1) + first)
+            score = score + rows.index_select(0, places[-1])
+            score.view(-1).index_fill_(0, places[-1], float("-inf"))
+        return picks_at(places, first, damped.shape[:-2])

@@ -11,7 +11,7 @@ from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, cosines, kept_la
 from tokenflex_selection.inputs import words_of
 from tokenflex_selection.levels import nested
 from tokenflex_selection.settings import at_least_zero
-from tokenflex_selection.spread import ROUNDING, first_best, picked_once, row
+from tokenflex_selection.spread import ROUNDING, first_best, own_cosines, picks_at, rows_of
 
 
 class MMTokScaler(Scaler):
@@ -61,25 +61,26 @@ class MMTokScaler(Scaler):
 
     def _order(self, tokens: VisualTokens, count: int) -> Int[Tensor, "*batch views count"]:
         words, _ = words_of(tokens)
-        image = self.coverage * cosines(tokens.features, tokens.features)
+        image = self.coverage * own_cosines(tokens.features)
         worth = torch.cat([cosines(tokens.features, words), image], dim=-1)
-        return _greedy_cover(worth, count)
+        return _greedy_cover(torch.where(worth > 0, worth, 0.0), count)
 
 
 def _greedy_cover(worth: Float[Tensor, "*batch tokens targets"], count: int) -> Int[Tensor, "*batch count"]:
     """Picks in the order in which they add most.
 
     Args:
-        worth: how well a token covers each target; below 0 is as good as not at all.
+        worth: how well a token covers each target, 0 or more.
     """
-    covered = torch.zeros_like(worth[..., 0, :])
-    taken = torch.zeros_like(worth[..., 0], dtype=torch.bool)
-    picks: list[Tensor] = []
+    leading = worth.shape[:-2]
+    rows, first = rows_of(worth)
+    worth = rows.view(len(first), -1, rows.shape[-1])
+    covered = torch.zeros_like(worth[:, 0])
+    taken = torch.zeros_like(worth[..., 0])
+    places: list[Tensor] = []
     for _ in range(count):
-        more = worth - covered[..., None, :]
-        gain = torch.where(more > ROUNDING, more, 0.0).sum(-1)
-        pick = first_best(gain.masked_fill(taken, float("-inf")), ROUNDING)
-        picks.append(pick)
-        taken = taken | picked_once(gain, pick)
-        covered = torch.maximum(covered, row(worth, pick))
-    return torch.stack(picks, dim=-1)
+        more = torch.threshold_(worth - covered[:, None], ROUNDING, 0.0).sum(-1)
+        places.append(first_best(more + taken, ROUNDING) + first)
+        taken.view(-1).index_fill_(0, places[-1], float("-inf"))
+        covered = torch.maximum(covered, rows.index_select(0, places[-1]))
+    return picks_at(places, first, leading)

@@ -12,14 +12,16 @@ from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, kept_layouts
 from tokenflex_selection.inputs import attention_of
 from tokenflex_selection.levels import separate
 from tokenflex_selection.settings import share, whole
-from tokenflex_selection.spread import cosine_distances
+from tokenflex_selection.spread import ROUNDING, own_cosines
 
 
 class VisPrunerScaler(Scaler):
     """Part of the tokens by attention, the others by diversity (VisPruner, arXiv 2412.01818).
 
     The diverse ones are what remains when, round by round, the tokens that aren't important are split into every first
-    and every second one, and the first ones that are most similar to a second one are dropped.
+    and every second one, and the first ones that are most similar to a second one are dropped. As released, the first
+    round splits them in the order of their attention, the next one takes the first ones that are left, the most similar
+    first, and then the second ones. Decisions are made on the projected tokens.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class VisPrunerScaler(Scaler):
 
         Attributes:
             ratios: share of a view's tokens kept per level, coarse to fine.
-            important: share of the kept tokens that are chosen by attention.
+            important: share of the kept tokens that are chosen by attention, rounded down.
             per_round: tokens dropped in a round.
         """
 
@@ -60,33 +62,35 @@ class VisPrunerScaler(Scaler):
         return separate(tokens, self.granularities(tokens.grid)[level:][:1], self._prepare)[0]
 
     def pyramid(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
-        """Every level, from one matrix of distances."""
+        """Every level, from one matrix of cosines."""
         return separate(tokens, self.granularities(tokens.grid), self._prepare)
 
     def _prepare(self, tokens: VisualTokens) -> Callable[[int], Tensor]:
         order = attention_of(tokens).argsort(dim=-1, descending=True, stable=True)
-        distances = cosine_distances(tokens.features, tokens.features)
+        # Cosines tell more apart than distances from 1 do; those of equal tokens are 1 exactly.
+        likeness = own_cosines(tokens.features)
+        likeness = torch.where(likeness < 1 - ROUNDING, likeness, 1.0)
 
         def pick(count: int) -> Int[Tensor, "*batch views count"]:
-            important = int(count * self.important + 0.5)
-            rest = order[..., important:].sort(-1).values
-            diverse = _without_doubles(distances, rest, count - important, self.per_round)
+            important = int(count * self.important)
+            diverse = _without_doubles(likeness, order[..., important:], count - important, self.per_round)
             return torch.cat([order[..., :important], diverse], dim=-1)
 
         return pick
 
 
 def _without_doubles(
-    distances: Float[Tensor, "*batch tokens tokens"], rest: Int[Tensor, "*batch rest"], kept: int, per_round: int
+    likeness: Float[Tensor, "*batch tokens tokens"], rest: Int[Tensor, "*batch rest"], kept: int, per_round: int
 ) -> Int[Tensor, "*batch kept"]:
-    """``kept`` of the tokens ``rest``, which are in ascending order."""
+    """``kept`` of the tokens ``rest``, of which the first round's first ones are number 0, 2, 4, ..."""
     if kept == 0:
         return rest[..., :0]
+    pairs, tokens = likeness.flatten(-2), likeness.shape[-1]
     while rest.shape[-1] > kept:
         first, second = rest[..., ::2], rest[..., 1::2]
-        among = distances.gather(-2, first[..., None].expand(*first.shape, distances.shape[-1]))
-        among = among.gather(-1, second[..., None, :].expand(*first.shape, second.shape[-1]))
-        unlike = among.amin(-1).argsort(dim=-1, descending=True, stable=True)
+        among = (tokens * first[..., None] + second[..., None, :]).flatten(-2)
+        nearest = pairs.gather(-1, among).unflatten(-1, (first.shape[-1], -1)).amax(-1)
         left = first.shape[-1] - min(per_round, first.shape[-1], rest.shape[-1] - kept)
-        rest = torch.cat([first.gather(-1, unlike[..., :left]), second], dim=-1).sort(-1).values
+        unlike = nearest.argsort(dim=-1, stable=True)[..., :left].flip(-1)
+        rest = torch.cat([first.gather(-1, unlike), second], dim=-1)
     return rest
