@@ -254,7 +254,7 @@ def _tensors(samples: Sequence[Scored]) -> tuple[dict[str, Tensor], dict[str, li
     for sample in samples:
         assert sample.instruction is not None
         tensors[f"{sample.id}/words"] = sample.instruction.embeddings.contiguous()
-        tensors[f"{sample.id}/mask"] = sample.instruction.mask.contiguous()
+        tensors[f"{sample.id}/mask"] = sample.instruction.mask.clone()  # rows of one batch may share theirs
         for n, image in enumerate(sample.images):
             tensors[f"{sample.id}/{n}"] = image.features.contiguous()
             read = {name: getattr(image, name) for name in READ_OFF}
