@@ -129,11 +129,11 @@ def jobs() -> tuple[Job, ...]:
         Job("throughput", "images a second by batch, answer and mix of levels",
             _module("throughput", "--size", "{size}", "--json"), {"tiny": 40, "small": 200, "7b": 120}, "both",
             more={"small": ("--batches", "1", "8", "--answers", "1", "16")}),
-        _rglf("router", "router alone", {"tiny": 15, "small": 60, "7b": 30}),
-        _rglf("stage4", "stage 4", {"tiny": 40, "small": 90, "7b": 150}),
-        _rglf("stage3", "stage 3", {"tiny": 80, "small": 240, "7b": 300}),
-        _rglf("store", "stage 4 from a store", {"tiny": 15, "small": 90, "7b": 150}),
-        _rglf("levels", "memory by number of levels", {"tiny": 80, "small": 120, "7b": 200}),
+        _rglf("router", "router alone", {"tiny": 30, "small": 60, "7b": 30}),
+        _rglf("stage4", "stage 4", {"tiny": 90, "small": 90, "7b": 150}),
+        _rglf("stage3", "stage 3", {"tiny": 180, "small": 240, "7b": 300}),
+        _rglf("store", "stage 4 from a store", {"tiny": 30, "small": 90, "7b": 150}),
+        _rglf("levels", "memory by number of levels", {"tiny": 180, "small": 120, "7b": 200}),
     )  # fmt: skip
 
 
