@@ -98,6 +98,13 @@ class Comparing(GridAdapter):
         return tuple(replace(image, attention=image.attention / most) for image in found)
 
 
+class Disordered(GridAdapter):
+    """Gives rows that are asked for apart in another order."""
+
+    def splice(self, batch, images, scaled, padding_side=None, rows=None):
+        return super().splice(batch, images, scaled, padding_side, rows and rows[::-1])
+
+
 BROKEN = {
     **dict.fromkeys(
         ("logits", "greedy", "beams", "samples", "static-cache", "prompt-lookup", "assisted", "chunked-prefill"),
@@ -116,6 +123,7 @@ BROKEN = {
     "videos": BackwardsInTime,
     "answers": Unlabelling,
     "packed": Misplaced,
+    "ragged": Disordered,
     "attention": Comparing,
 }
 READABLE = "paligemma"

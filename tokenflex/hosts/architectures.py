@@ -21,7 +21,11 @@ UNPACKABLE: Mapping[str, str] = {
     "paligemma": BLOCKS,
     "hunyuan_vl": "the host numbers pictures through the whole row",
 }
-
+COLUMNS = "its generate counts padding into positions"
+UNGROUPABLE: Mapping[str, str] = {
+    "exaone4_5": COLUMNS,
+    "hyperclovax_vision_v2": COLUMNS,
+}
 
 READABLE = (
     "aya_vision", "cohere2_vision", "deepseek_vl", "gemma3", "idefics3", "internvl", "janus", "llava", "paligemma",
@@ -40,3 +44,10 @@ def unpackable(config: Any) -> str | None:
     if carrying:
         return f"its {', '.join(carrying)} layers carry what they have seen across packed rows"
     return UNPACKABLE.get(config.model_type)
+
+
+def ungroupable(config: Any) -> str | None:
+    """Why a host's rows can't be read in groups (measured by the law ``ragged``); None when they can."""
+    if getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
+        return "words attend to words behind them"
+    return UNGROUPABLE.get(config.model_type)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from tokenflex.contracts import READ_OFF, Decision, HostInputs
-from tokenflex.hosts import stock
+from tokenflex.hosts import grouped, stock
 from tokenflex.measure.plan import Setting
 from tokenflex.measure.timing import Call
 from tokenflex.model import FlexModel
+from tokenflex.model.encoding import in_rows
 from tokenflex.model.flex import Encoded
 
 STAGES = ("vision_tower", "decision", "scaler", "splice", "prefill")
@@ -39,8 +40,8 @@ def stages(
 
     ``vision_tower`` is the adapter's ``encode``; ``decision`` runs router, voter and policy, and the scaler for all
     levels, which the router looks at; ``scaler`` makes the chosen levels; ``splice`` shortens the batch; ``prefill`` is
-    the host's forward on it, with a cache and the logits of the last position. The vanilla host's ``prefill`` has its
-    vision tower inside.
+    the host's forward on it, in groups of rows as the model's ``batching`` says, with a cache and the logits of the
+    last position. The vanilla host's ``prefill`` has its vision tower inside.
 
     Args:
         encoded: of ``inputs``.
@@ -54,25 +55,30 @@ def stages(
         policy = setting.budget.build(num_levels=parts.num_levels) if setting.budget else None
         parts.choose(parts.scores(encoded.images, encoded.instructions), encoded.counts, encoded.images, policy)
 
-    batch = adapter.read(inputs)
+    batch, way = adapter.read(inputs), flex.batching
     with torch.no_grad():
         scaled = parts.scale(encoded.images, levels)
-        spliced = adapter.splice(batch, encoded.images, scaled, "left")
+        rows = in_rows(flex, inputs, encoded, levels, "left")
     attention = {"attention": True} if parts.needs.intersection(READ_OFF) else {}
     return {
         "vision_tower": _without_gradients(lambda: adapter.encode(adapter.read(inputs), **attention)),
         **({"decision": _without_gradients(decide)} if setting.decides else {}),
         "scaler": _without_gradients(lambda: parts.scale(encoded.images, levels)),
         "splice": _without_gradients(lambda: adapter.splice(batch, encoded.images, scaled, "left")),
-        "prefill": prefill(flex.host, spliced.inputs),
+        "prefill": _without_gradients(lambda: grouped.forward(rows, last_logits(flex.host, rows.whole.inputs), way)),
     }
 
 
 def prefill(host: Any, inputs: HostInputs) -> Call:
     """The host's forward on a batch, with a new cache."""
+    given = last_logits(host, inputs)
+    return _without_gradients(lambda: host(**given))
+
+
+def last_logits(host: Any, inputs: HostInputs) -> dict[str, Any]:
+    """Inputs of ``forward`` for a cache and the logits of the last position, where a host can leave out the others."""
     last_only = "logits_to_keep" in inspect.signature(stock.base_of(host).forward).parameters
-    options = {"use_cache": True, **({"logits_to_keep": 1} if last_only else {})}
-    return _without_gradients(lambda: host(**inputs, **options))
+    return {**inputs, "use_cache": True, **({"logits_to_keep": 1} if last_only else {})}
 
 
 def _without_gradients(call: Call) -> Call:

@@ -16,10 +16,13 @@ from tokenflex.contracts import (
     Instruction,
     PaddingSide,
     Policy,
+    ScaledTokens,
     Spliced,
     VisualTokens,
 )
 from tokenflex.contracts.levels import read_levels, spread
+from tokenflex.hosts import placeholders
+from tokenflex.hosts.grouped import Rows
 from tokenflex.model import door, generation
 
 if TYPE_CHECKING:
@@ -119,17 +122,42 @@ def at_levels(
     rows: Sequence[int] | None = None,
 ) -> Spliced:
     """The batch with each image at its level; see `FlexModel.at_levels`."""
-    parts, batch = flex.compressor, encoded.batch
+    batch, scaled = _read_again(flex, inputs, encoded), _scaled(flex, encoded, levels)
+    given: Mapping[str, Any] = {} if rows is None else {"rows": rows}
+    return flex.adapter.splice(batch, encoded.images, scaled, padding_side, **given)
+
+
+def in_rows(
+    flex: FlexModel, inputs: HostInputs, encoded: Encoded, levels: Sequence[int], side: PaddingSide | None
+) -> Rows:
+    """The batch with each image at its level, and any of its rows apart.
+
+    Args:
+        side: where shortened rows are padded; None keeps the side the batch has.
+    """
+    batch, scaled = _read_again(flex, inputs, encoded), _scaled(flex, encoded, levels)
+    whole = flex.adapter.splice(batch, encoded.images, scaled, side)
+    kept = side or placeholders.padding_side(batch.attended)
+
+    def splice(rows: Sequence[int]) -> Spliced:
+        return flex.adapter.splice(batch, encoded.images, scaled, kept, rows)
+
+    return Rows(flex.host, flex.adapter, batch, whole, kept, splice)
+
+
+def _read_again(flex: FlexModel, inputs: HostInputs, encoded: Encoded) -> HostBatch:
+    """What was read of the batch that was encoded; that of another one with the same images."""
+    batch = encoded.batch
+    return batch if batch is not None and _same(inputs, batch.inputs) else flex.adapter.read(inputs)
+
+
+def _scaled(flex: FlexModel, encoded: Encoded, levels: Sequence[int]) -> list[ScaledTokens]:
+    parts = flex.compressor
     levels = spread(read_levels(levels, parts.num_levels), len(encoded.images))
     made = encoded.made.get("pyramids") if encoded.made.get("judged") else None
     if made is not None and not _trains(encoded.images):
-        scaled = made.at(levels)
-    else:
-        scaled = parts.scale(encoded.images, levels)
-    if batch is None or not _same(inputs, batch.inputs):
-        batch = flex.adapter.read(inputs)
-    given: Mapping[str, Any] = {} if rows is None else {"rows": rows}
-    return flex.adapter.splice(batch, encoded.images, scaled, padding_side, **given)
+        return made.at(levels)
+    return list(parts.scale(encoded.images, levels))
 
 
 def _same(inputs: HostInputs, read: HostInputs) -> bool:

@@ -4,11 +4,10 @@ import copy
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -20,16 +19,14 @@ from tokenflex.contracts import (
     Decision,
     HostAdapter,
     HostInputs,
-    Instruction,
     PaddingSide,
     Spliced,
-    VisualTokens,
 )
 from tokenflex.contracts.levels import spread
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
-from tokenflex.hosts import stock
+from tokenflex.hosts import continuing, grouped, stock
 from tokenflex.hosts.turns import say_what_is_read
-from tokenflex.model import callbacks, compiling, continuing, door, encoding, generation, peft_hosts, request, saving
+from tokenflex.model import callbacks, compiling, door, encoding, generation, peft_hosts, request, saving
 from tokenflex.model.config import FlexConfig
 from tokenflex.model.encoding import Encoded
 from tokenflex.model.request import Budgets, Level
@@ -76,6 +73,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         self.adapter = adapter or checkpoint.adapter_for(self.host, spec["host"]["options"])
         self.compressor = compressor or checkpoint.assemble(spec, self.adapter)
         _require_served(self.compressor, self.adapter)
+        self.batching = "auto"
         self.accepts_loss_kwargs = _accepts_loss_kwargs(self.host)
         for name in ("loss_type", "input_modalities"):
             setattr(self, name, getattr(stock.base_of(self.host), name, getattr(self, name)))
@@ -91,6 +89,28 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         placed = getattr(stock.base_of(self.host), "hf_device_map", None)
         if placed is not None:
             self.hf_device_map = {".".join(filter(None, (self._inner, path))): to for path, to in placed.items()}
+
+    @property
+    def batching(self) -> str:
+        """How rows of different length go through the host; a setting of the session, which isn't saved.
+
+        - ``"auto"``, the default: in groups of similar length where images were shortened and that costs less than
+          padding rows to the longest.
+        - ``"padded"``: all rows padded to the longest, in one call.
+        - ``"grouped"``: every length by itself, whatever a call costs.
+
+        Outputs are those of the padded call. Where they couldn't be, rows are padded all the same (docs/hosts.md).
+
+        Raises:
+            ConfigError: it is set to something else.
+        """
+        return self._batching
+
+    @batching.setter
+    def batching(self, value: str) -> None:
+        if value not in grouped.BATCHING:
+            raise ConfigError(f"batching={value!r:.200}; use one of {', '.join(map(repr, grouped.BATCHING))}.")
+        self._batching = value
 
     @property
     def _inner(self) -> str:
@@ -222,16 +242,17 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         """
         request.check(self, inputs, level, budget)
         door.check(inputs, self.adapter)
-        return self._prepared(inputs, level, padding_side, budget)
+        rows, decisions = self._prepared(inputs, level, padding_side, budget)
+        return rows.whole, decisions
 
     def _prepared(
         self, inputs: HostInputs, level: Level, padding_side: PaddingSide | None, budget: Budgets
-    ) -> tuple[Spliced, tuple[Decision, ...]]:
+    ) -> tuple[grouped.Rows, tuple[Decision, ...]]:
         levels, policy = request.read(level, budget, self.compressor.num_levels)
         encoded = encoding.encode(self, inputs, words=levels is None)
         decisions = encoding.decide(self, encoded, levels, policy)
         chosen = [decision.level for decision in decisions]
-        return self.at_levels(inputs, encoded, chosen, padding_side), decisions
+        return encoding.in_rows(self, inputs, encoded, chosen, padding_side), decisions
 
     @torch.no_grad()
     def decide(self, *, level: Level = None, budget: Budgets = None, **inputs: Any) -> list[Decision]:
@@ -296,10 +317,10 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             return objective(self, batch)
         if input_ids is None or held or not door.shortens(batch):
             return self._unshortened(batch, held, level, budget)
-        spliced, decisions = self._prepared(batch, level, None, budget)
-        output = self.host(**generation.with_logits(spliced, batch))
+        rows, decisions = self._prepared(batch, level, None, budget)
+        output = grouped.forward(rows, generation.with_logits(rows.whole, batch), self.batching)
         if isinstance(output, ModelOutput):
-            continuing.remember(continuing.cache_of(output), spliced.inputs, self.adapter)
+            continuing.remember(continuing.cache_of(output), rows.whole.inputs, self.adapter)
             output["decisions"] = decisions
         return output
 
@@ -367,11 +388,11 @@ class FlexModel(PreTrainedModel, GenerationMixin):
             return self.host.generate(**batch, **options)
         if held:
             return self._continue(batch, held, level, budget, options)
-        spliced, decisions = self._prepared(batch, level, "left", budget)
-        ids = spliced.inputs["input_ids"]
+        rows, decisions = self._prepared(batch, level, "left", budget)
+        spliced, ids = rows.whole, rows.whole.inputs["input_ids"]
         options = generation.lengths(options, own, batch["input_ids"].shape[1] - ids.shape[1])
         options = callbacks.in_the_callers_prompt(options, batch["input_ids"], ids, own)
-        output = self.host.generate(**generation.with_logits(spliced, batch), **options)
+        output = grouped.generate(rows, generation.with_logits(spliced, batch), options, self.batching)
         for found in (batch, output if isinstance(output, ModelOutput) else {}):
             continuing.remember(continuing.cache_of(found), spliced.inputs, self.adapter)
         return generation.restore(output, batch["input_ids"], spliced, decisions)

@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 
 from tokenflex.contracts import Decision, Spliced
 from tokenflex.errors import InputError
-from tokenflex.model.continuing import CACHES
+from tokenflex.hosts.continuing import CACHES
 
 OPTIONS = {
     "generation_config",

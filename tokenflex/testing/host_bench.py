@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenflex.contracts import HostAdapter, Spliced
+from tokenflex.contracts import HostAdapter, HostBatch, ScaledTokens, Spliced, VisualTokens
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing.bench import Skip
 from tokenflex.testing.zoo.recipe import PICTURE, WORD, Row, TinyHost
@@ -37,12 +37,18 @@ class HostBench:
 
     def shortened(self, inputs: Mapping[str, Any], levels: Sequence[int] | int, side: Any = None) -> Spliced:
         """The batch with every unit at its level."""
+        batch, images, scaled = self.scaled(inputs, levels)
+        return self.adapter.splice(batch, images, scaled, side)
+
+    def scaled(
+        self, inputs: Mapping[str, Any], levels: Sequence[int] | int
+    ) -> tuple[HostBatch, tuple[VisualTokens, ...], list[ScaledTokens]]:
+        """(the batch as it is read, its images, what every unit keeps at its level)."""
         batch = self.adapter.read(inputs)
         images = self.adapter.encode(batch)
         each = [levels] * len(images) if isinstance(levels, int) else list(levels)
         each = [each[i % len(each)] for i in range(len(images))] if images else []
-        scaled = [SCALER.scale(image, level) for image, level in zip(images, each, strict=True)]
-        return self.adapter.splice(batch, images, scaled, side)
+        return batch, images, [SCALER.scale(image, level) for image, level in zip(images, each, strict=True)]
 
     def plainly(self, call: Callable[[], Any]) -> Any:
         """What the plain host gives.

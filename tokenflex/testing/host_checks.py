@@ -27,6 +27,7 @@ from tokenflex.testing.host_bench import (
     labels_of,
     off,
 )
+from tokenflex.testing.ragged_checks import groups_give_what_padding_gives
 from tokenflex.testing.report import Report, Result
 from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP, Row, TinyHost
 
@@ -218,6 +219,7 @@ CHECKS = (
     HostCheck("groups", "parameter groups are disjoint and complete", groups_are_complete),
     HostCheck("answers", "logits at answer positions, and their loss, are the host's", answers_only),
     HostCheck("packed", "rows packed into one keep apart", packed_rows_keep_apart),
+    HostCheck("ragged", "rows read in groups give what the padded batch gives", groups_give_what_padding_gives),
     HostCheck("attention", "the tower's attention belongs to the picture's tokens", attention_belongs_to_the_picture),
     HostCheck("videos", "clips keep the laws", videos_too),
 )

@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from tokenflex.contracts import VisualTokens
+from tokenflex.hosts import grouped
 from tokenflex.hosts.answers import answer_losses, chunked_losses, shifted
 from tokenflex.hosts.packed import pack
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import Encoded, FlexModel
+from tokenflex.model.encoding import in_rows
 
 Batch = Mapping[str, Any]
 Backward = Callable[[Tensor], None]
@@ -108,13 +110,11 @@ def level_feedback(
     """
     columns: list[Tensor] = []
     for level in reversed(range(flex.compressor.num_levels)):
-        inputs = at_level(flex, batch, encoded, level)
-        targets = shifted(inputs["labels"])
-        predicts = targets != IGNORE
-        losses = _answer_losses(flex, inputs, chunk)
-        rows = predicts.nonzero()[:, 0]
-        total = losses.new_zeros(len(targets)).index_add(0, rows, losses)
-        columns.append(total / predicts.sum(-1))
+        rows = in_rows(flex, batch, encoded, [level] * len(encoded.images), "right")
+        parts = grouped.apart(rows, flex.batching)
+        means = torch.cat([_row_means(flex, inputs, chunk) for _, inputs in parts])
+        places = torch.tensor([row for group, _ in parts for row in group], device=means.device)
+        columns.append(means[places.argsort()])
     return torch.stack(columns[::-1], dim=-1)
 
 
@@ -122,6 +122,14 @@ def at_level(flex: FlexModel, batch: Batch, encoded: Encoded, level: int) -> dic
     """The shortened batch, padded on the right, with all images at one level."""
     level %= flex.compressor.num_levels
     return dict(flex.at_levels(batch, encoded, [level] * len(encoded.images), "right").inputs)
+
+
+def _row_means(flex: FlexModel, inputs: Batch, chunk: int | None) -> Float[Tensor, " rows"]:
+    targets = shifted(inputs["labels"])
+    predicts = targets != IGNORE
+    losses = _answer_losses(flex, inputs, chunk)
+    rows = predicts.nonzero()[:, 0]
+    return losses.new_zeros(len(targets)).index_add(0, rows, losses) / predicts.sum(-1)
 
 
 def _answer_losses(flex: FlexModel, inputs: Batch, chunk: int | None = None) -> Float[Tensor, " answers"]:

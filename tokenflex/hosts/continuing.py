@@ -46,6 +46,11 @@ def cache_of(values: Any) -> Any:
     return next((values[name] for name in there if values[name] is not None), None)
 
 
+def name_of_cache(values: Any) -> str:
+    """The name that a cache has in an output."""
+    return next(name for name in CACHES if name in values.keys())  # noqa: SIM118 (as above)
+
+
 def held_by(batch: Mapping[str, Any]) -> int:
     """Tokens that the batch's cache holds; 0 without a cache, or with an empty one."""
     cache = cache_of(batch)
