@@ -47,7 +47,7 @@ class Scale:
     size: sizes.Size
     batches: tuple[int, ...] = (1, 8, 32)
     answers: tuple[int, ...] = (1, 16, 64)
-    rounds: Mapping[int, int] = field(default_factory=lambda: {1: 9, 2: 5, 9: 3})
+    rounds: Mapping[int, int] = field(default_factory=lambda: {1: 7, 2: 4, 9: 3})
     cut: str = "Nothing was cut."
 
     def times(self, batch: int) -> int:
@@ -60,17 +60,18 @@ SCALES = {
     "small": Scale(
         replace(
             sizes.SMALL,
-            vision={**sizes.SMALL.vision, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
-                    "num_attention_heads": 2},
-            text={"vocab_size": 2100, "hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 10,
-                  "num_attention_heads": 5, "num_key_value_heads": 5},
-            picture=(168, 336), words=40,
+            vision={**sizes.SMALL.vision, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 5,
+                    "num_attention_heads": 4},
+            text={"vocab_size": 2100, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 14,
+                  "num_attention_heads": 4, "num_key_value_heads": 4},
+            picture=(168, 336), words=56,
         ),
-        cut="So that a run takes minutes the language model is narrow and has 10 layers and a small vocabulary, a "
+        cut="So that a run takes minutes the language model is narrow and has 14 layers and a small vocabulary, a "
         "picture has two tiles, and larger batches have fewer rounds.",
     ),
     "7b": Scale(paper_speed.SIZES["7b"], (1, 8), rounds={1: 10}, cut="A batch of 32 needs about 80 GB: --batches 32."),
 }  # fmt: skip
+"""``small`` has at the coarsest level the shares of the 7B model, by FLOPs: vision tower and router to the whole."""
 PROTOCOL = """\
 {model}; {tokens} visual tokens at the levels.
 Requests of one picture of {picture[0]} x {picture[1]} pixels and {words} text tokens each, greedy, the end token never
@@ -85,8 +86,8 @@ Settings take turns, each round begins with another and every second goes backwa
 untimed, before every further one the host. A round's ratio is the setting's images a second by the host's; figures are
 medians over n rounds, spreads their least and greatest. The FLOP limit is the host's FLOPs on all tokens by those of
 vision tower, scaler, router and language model on exactly the tokens kept, each picture for itself, without padding,
-decoding included; forced levels run no router. `of the limit` is the ratio by it. The vision tower has {tower:.1f} % of
-the host's FLOPs for an answer of one token, and the router adds {router:.1f} %. {cut}\
+decoding included; forced levels run no router. `of the limit` is the ratio by it. For one token at the coarsest
+level the vision tower is {tower:.0f} % of a request's FLOPs, and the router adds {router:.0f} %. {cut}\
 """
 PADDED = "`routed, padded` pads the rows of a batch to the longest; `routed` does what the model does by itself."
 UNPADDED = "Rows of a batch are padded to the longest."
@@ -301,7 +302,8 @@ def measured(scale: Scale, options: argparse.Namespace, mixes: Mapping[str, floa
         encoded = counter(lambda: flex.encode(alone))
         counter(lambda: flex.scores(encoded))
     counter(call(flex, alone, 1, HOST))
-    tower, router, host = counter.counts
+    counter(call(flex, alone, 1, Run("forced", (0,))))
+    tower, router, host, coarsest = counter.counts
     tokens = encoded.counts[0].tolist()
     found = []
     for one in rows(flex, scale, options, mixes, alone):
@@ -310,7 +312,7 @@ def measured(scale: Scale, options: argparse.Namespace, mixes: Mapping[str, floa
     return {
         "rows": found,
         "tokens": tokens,
-        "flops_of_one_token": {"host": host, "tower": tower, "router": router},
+        "flops_of_one_token": {"host": host, "coarsest": coarsest, "tower": tower, "router": router},
         "threads": torch.get_num_threads(),
         "minutes": (time.perf_counter() - start) / 60,
         "protocol": PROTOCOL.format(
@@ -321,8 +323,8 @@ def measured(scale: Scale, options: argparse.Namespace, mixes: Mapping[str, floa
             dtype=str(size.dtype).removeprefix("torch."),
             attention=flex.host.config._attn_implementation,
             mixes=", ".join(f"{name} {100 * share:.1f} %" for name, share in mixes.items()),
-            tower=100 * tower / host,
-            router=100 * router / host,
+            tower=100 * tower / coarsest,
+            router=100 * router / coarsest,
             padding=PADDED if hasattr(flex, "batching") else UNPADDED,
             cut=scale.cut,
         ),

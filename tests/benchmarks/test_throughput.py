@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import throughput
+from benchmarks import arithmetic, throughput
 from benchmarks.throughput import AGAIN, HOST, Case, Run
 
 SHARES = (0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -29,6 +29,16 @@ def test_a_batch_mixes_levels_and_single_requests_mix_over_time():
 def test_the_mixes_are_the_published_ones():
     published = {name: kept for name, kept, _ in throughput.paper_speed.PUBLISHED}
     assert throughput.MIXES.items() <= published.items()
+
+
+def test_the_small_size_has_the_shares_of_paper_speeds_which_are_those_of_the_7b_model():
+    """By FLOPs, at the coarsest level: what the router adds, and what the tower takes."""
+    shares = []
+    for size in (throughput.SCALES["small"].size, throughput.paper_speed.SIZES["small"]):
+        made = arithmetic.Arithmetic(size)
+        forced = made.request(0, None, 1)
+        shares.append((made.request(0, "routed", 1) / forced - 1, made.tower.forward / forced))
+    assert shares[0] == pytest.approx(shares[1], abs=0.03)
 
 
 def test_a_row_is_compared_with_the_host_round_by_round():
