@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenflex.ops.keeping import cosines
-from tokenflex_matching.likeness import likeness
+from tokenflex_matching.likeness import ROUNDING, first_best, largest, likeness
 
 
 def test_worked_example():
@@ -28,3 +28,21 @@ def test_cosines_up_to_a_step(seed, left, right):
 def test_equal_rows_are_exactly_alike(tokens, dim):
     rows = torch.randn(dim, generator=torch.Generator().manual_seed(dim)).expand(2, tokens, dim)
     assert bool((likeness(rows[:, 0::2], rows[:, 1::2]) == 1).all())
+
+
+def test_the_first_of_the_best():
+    values = torch.tensor([[0.1, 0.5, 0.5 + ROUNDING / 2, 0.2], [0.1, 0.5, 0.5 + 2 * ROUNDING, 0.2]])
+    assert first_best(values).tolist() == [1, 2]
+
+
+def test_the_largest_go_by_index_where_they_are_equal():
+    values = torch.tensor([[0.5, 0.9, 0.5 + ROUNDING / 2, 0.5, 0.1], [0.5, 0.5, 0.5 + 2 * ROUNDING, 0.9, 0.9]])
+    assert largest(values, 2).tolist() == [[True, True, False, False, False], [False, False, False, True, True]]
+    assert largest(values, 3).tolist() == [[True, True, True, False, False], [False, False, True, True, True]]
+
+
+@given(seed=st.integers(0, 99), count=st.integers(1, 12), levels=st.sampled_from([2, 5, 1000]))
+def test_the_largest_are_so_many_and_the_first_of_a_stable_order(seed, count, levels):
+    values = torch.randint(0, levels, (3, 12), generator=torch.Generator().manual_seed(seed)) / levels
+    order = values.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    assert torch.equal(largest(values, count), torch.zeros(3, 12, dtype=torch.bool).scatter(-1, order, True))

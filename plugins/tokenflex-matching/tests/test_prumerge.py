@@ -21,6 +21,8 @@ CONFIGS = [
     PruMergePlusScaler.Config(),
     PruMergePlusScaler.Config(append=False, ratios=(0.1, 0.35, 0.6, 0.9, 1.0), neighbours=1),
     PruMergePlusScaler.Config(spatial=1.0),
+    PruMergeScaler.Config(metric="keys", weights="attention"),
+    PruMergePlusScaler.Config(weights="attention", append=False),
 ]
 
 
@@ -31,7 +33,7 @@ def build(config):
 def cosine(a, b):
     dot = sum(x * y for x, y in zip(a, b, strict=True))
     lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
-    return round(dot / lengths * 65536) / 65536
+    return dot / lengths
 
 
 def transcribed(features, attention, vectors, kept, config, grid):
@@ -43,7 +45,7 @@ def transcribed(features, attention, vectors, kept, config, grid):
         if i not in places and len(places) < own:
             places.append(i)
     places.sort()
-    total = sum(attention)
+    total = sum(attention) if config.weights == "shares" else 1.0
     given_out = []
     for i in places:
         others = sorted((j for j in tokens if j != i), key=lambda j: (-cosine(vectors[i], vectors[j]), j))
@@ -52,7 +54,7 @@ def transcribed(features, attention, vectors, kept, config, grid):
     assignment = [places.index(i) if i in places else kept - 1 if config.append else -1 for i in tokens]
     if config.append:
         rest = [j for j in tokens if j not in places]
-        left = sum(attention[j] for j in rest)
+        left = sum(attention[j] for j in rest) if config.weights == "shares" else 1.0
         given_out.append([sum(attention[j] / left * features[j][d] for j in rest) for d in dim])
     return assignment, given_out
 
@@ -85,6 +87,55 @@ def test_one_token_is_the_appended_one():
     scaled = PruMergeScaler(PruMergeScaler.Config(ratios=(0.25, 1.0))).scale(IMAGE, 0)
     assert scaled.assignment.tolist() == [[0, 0, 0, 0]]
     assert torch.allclose(scaled.features, torch.tensor([[[0.8, -0.2]]]))
+
+
+def test_attention_as_it_is_is_the_released_form():
+    # Half of the attention is the class token's own. Released: (1, 0) + 0.1 (2, 0), appended the bare sum
+    # 0.05 (0, 1) + 0.1 (2, 0) + 0.15 (0, -1) = (0.2, -0.1). By shares, the same as if it were the patches' alone.
+    image = replace(IMAGE, attention=IMAGE.attention / 2)
+    settings = {"ratios": (0.5, 1.0), "neighbours": 1}
+    scaled = PruMergeScaler(PruMergeScaler.Config(**settings, weights="attention")).scale(image, 0)
+    assert torch.allclose(scaled.features, torch.tensor([[[1.2, 0.0], [0.2, -0.1]]]))
+    scaled = PruMergeScaler(PruMergeScaler.Config(**settings)).scale(image, 0)
+    assert torch.allclose(scaled.features, torch.tensor([[[1.4, 0.0], [2 / 3, -1 / 3]]]))
+
+
+def released(features, attention, keys, kept, neighbours):
+    """The released procedure on one view, plainly; kept tokens in the order of the grid, the appended one last."""
+    order = attention.topk(kept - 1).indices
+    unit = torch.nn.functional.normalize(keys, dim=-1)
+    rows = []
+    for i in sorted(order.tolist()):
+        others = torch.tensor([j for j in range(len(attention)) if j != i])
+        near = others[(unit[others] @ unit[i]).topk(neighbours).indices]
+        rows.append(features[i] + (attention[near, None] * features[near]).sum(0))
+    left = torch.ones(len(attention)).scatter(0, order, 0.0)
+    return torch.stack([*rows, ((left * attention)[:, None] * features).sum(0)])
+
+
+@pytest.mark.parametrize("leading", [(1, 1), (8, 1)], ids=str)
+def test_as_released(make_image, leading):
+    image = make_image(Grid(12, 12), 2, leading=leading, dim=32)
+    image = replace(image, attention=image.attention.softmax(-1))
+    config = PruMergeScaler.Config(ratios=(0.25, 1.0), metric="keys", weights="attention")
+    found = PruMergeScaler(config).scale(image, 0).features
+    for item in range(leading[0]):
+        one = (image.features[item, 0], image.attention[item, 0], image.keys[item, 0])
+        assert torch.allclose(found[item, 0], released(*one, 36, 32), atol=1e-5)
+
+
+@pytest.mark.parametrize(("gap", "near"), [(2e-6, 2), (2e-7, 1)])
+def test_what_float32_cannot_tell_apart_goes_by_index(gap, near):
+    # A difference from the released form: there the last digit of a product decides. 2 is more like 0 than 1 is.
+    angle = math.pi / 4
+    features = torch.tensor(
+        [[[1.0, 0.0], [math.cos(angle), math.sin(angle)], [math.cos(angle) + 2 * gap, -math.sin(angle)], [-1.0, 0.0]]]
+    )
+    config = PruMergeScaler.Config(ratios=(0.25, 1.0), neighbours=1, append=False)
+    scaled = PruMergeScaler(config).scale(
+        VisualTokens(features, Grid(2, 2), attention=torch.tensor([[0.4, 0.2, 0.2, 0.2]])), 0
+    )
+    assert torch.allclose(scaled.features[0, 0], features[0, 0] + 0.2 * features[0, near])
 
 
 def test_without_any_attention_all_tokens_weigh_the_same():
@@ -186,6 +237,8 @@ def test_refusals(make_image, owner):
         owner(owner.Config(neighbours=0))
     with pytest.raises(ConfigError, match="metric='values' is none of"):
         owner(owner.Config(metric="values"))
+    with pytest.raises(ConfigError, match="weights='sums' is none of 'shares', 'attention'; use one"):
+        owner(owner.Config(weights="sums"))
     with pytest.raises(ConfigError, match="from coarse to fine"):
         owner(owner.Config(ratios=(0.5, 0.25, 1.0)))
     with pytest.raises(InputError, match="PruMerge reads the vision tower's attention, and this image has none"):

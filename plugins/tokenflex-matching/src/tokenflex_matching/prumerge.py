@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
 from tokenflex.ops.assignment import beside
-from tokenflex.ops.keeping import RATIOS, check_ratios, everything, kept_layouts
+from tokenflex.ops.keeping import RATIOS, check_ratios, cosines, everything, kept_layouts
 from tokenflex_matching.inputs import (
     METRICS,
     attention_of,
@@ -21,8 +21,10 @@ from tokenflex_matching.inputs import (
     rows_at,
     strongest,
 )
-from tokenflex_matching.likeness import likeness
+from tokenflex_matching.likeness import largest
 from tokenflex_matching.spatial_sample import spread
+
+WEIGHTS = ("shares", "attention")
 
 
 class PruMergeScaler(Scaler):
@@ -30,8 +32,9 @@ class PruMergeScaler(Scaler):
 
     With the attention a of a view divided by its sum, a kept token x becomes x + sum of a_j x_j over its nearest other
     tokens, so it stays within twice the size of tokens. The appended token is the mean of all tokens that aren't kept,
-    weighted by a: their bare sum would shrink with the attention that is left for them. Kept tokens are in the order
-    of the grid; the appended one comes last. In ``assignment`` the tokens that aren't kept belong to the appended one,
+    weighted by a: their bare sum would shrink with the attention that is left for them. ``weights="attention"`` is the
+    released form: attention isn't divided, and the appended token is the bare sum. Kept tokens are in the order of the
+    grid; the appended one comes last. In ``assignment`` the tokens that aren't kept belong to the appended one,
     and count as dropped where none is appended.
     """
 
@@ -45,6 +48,7 @@ class PruMergeScaler(Scaler):
             neighbours: how many tokens each kept one takes in; all others where a view has fewer.
             append: one of the kept tokens is the appended one; False: all are tokens kept by attention.
             metric: vectors compared: ``features``, or ``keys`` of the vision tower's attention as published.
+            weights: ``shares`` of the attention, or ``attention`` as the tower gives it, as released.
         """
 
         ratios: tuple[float, ...] = RATIOS
@@ -52,12 +56,12 @@ class PruMergeScaler(Scaler):
         neighbours: int = 32
         append: bool = True
         metric: str = "features"
+        weights: str = "shares"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        _check(config.spatial, config.neighbours, config.metric)
-        self.ratios, self.metric, self.append = check_ratios(config.ratios), config.metric, config.append
-        self.spatial, self.neighbours = config.spatial, config.neighbours
+        _check(config.spatial, config.neighbours, config.metric, config.weights)
+        self.ratios, self.metric, self.settings = check_ratios(config.ratios), config.metric, config
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -74,8 +78,7 @@ class PruMergeScaler(Scaler):
         Raises:
             InputError: there is no attention, or keys are to be compared and there are none.
         """
-        kept = self.granularities(tokens.grid)[level]
-        return _pruned(tokens, kept, self.spatial, self.neighbours, self.append, self.metric)
+        return _pruned(tokens, self.granularities(tokens.grid)[level], self.settings)
 
 
 class PruMergePlusScaler(Scaler):
@@ -90,12 +93,12 @@ class PruMergePlusScaler(Scaler):
         neighbours: int = 32
         append: bool = True
         metric: str = "features"
+        weights: str = "shares"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        _check(config.spatial, config.neighbours, config.metric)
-        self.ratios, self.metric, self.append = check_ratios(config.ratios), config.metric, config.append
-        self.spatial, self.neighbours = config.spatial, config.neighbours
+        _check(config.spatial, config.neighbours, config.metric, config.weights)
+        self.ratios, self.metric, self.settings = check_ratios(config.ratios), config.metric, config
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -108,61 +111,47 @@ class PruMergePlusScaler(Scaler):
 
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
         """Keep, take in, append; raises what `PruMergeScaler.scale` raises."""
-        kept = self.granularities(tokens.grid)[level]
-        return _pruned(tokens, kept, self.spatial, self.neighbours, self.append, self.metric)
+        return _pruned(tokens, self.granularities(tokens.grid)[level], self.settings)
 
 
-def _check(spatial: float, neighbours: int, metric: str) -> None:
+def _check(spatial: float, neighbours: int, metric: str, weights: str) -> None:
     check_share("spatial", spatial)
     check_count("neighbours", neighbours)
     check_choice("metric", metric, METRICS)
+    check_choice("weights", weights, WEIGHTS)
 
 
-def _pruned(
-    tokens: VisualTokens, kept: int, spatial: float, neighbours: int, append: bool, metric: str
-) -> ScaledTokens:
+def _pruned(tokens: VisualTokens, kept: int, config: PruMergeScaler.Config | PruMergePlusScaler.Config) -> ScaledTokens:
     count = tokens.grid.tokens
     if kept == count:
         return everything(tokens)
     attention = attention_of(tokens.attention, "PruMerge")
-    own = kept - 1 if append else kept
-    sample = torch.tensor(spread(tokens.grid, min(int(spatial * kept + 0.5), own)), dtype=torch.long)
+    own = kept - 1 if config.append else kept
+    sample = torch.tensor(spread(tokens.grid, min(int(config.spatial * kept + 0.5), own)), dtype=torch.long)
     places = strongest(attention.index_fill(-1, beside(sample, attention), float("inf")), own).sort(-1).values
-    weights = taken_in(attention, metric_vectors(tokens, metric), places, neighbours)
+    near = taken_in(metric_vectors(tokens, config.metric), places, config.neighbours)
+    left = torch.ones_like(attention).scatter(-1, places, 0.0)
+    if config.weights == "shares":
+        of_all, of_left = shares(attention, torch.ones_like(attention)), shares(attention, left)
+    else:
+        of_all, of_left = attention, attention * left
     with torch.autocast(attention.device.type, enabled=False):
         source = tokens.features.float()
-        features = rows_at(source, places) + weights @ source
-        if append:
-            others = of_others(attention, places)[..., None, :] @ source
-            features = torch.cat([features, others], dim=-2)
+        features = rows_at(source, places) + (near * of_all[..., None, :]) @ source
+        if config.append:
+            features = torch.cat([features, of_left[..., None, :] @ source], dim=-2)
     numbers = numbering(places, count)
-    assignment = torch.where(numbers < 0, kept - 1, numbers) if append else numbers
+    assignment = torch.where(numbers < 0, kept - 1, numbers) if config.append else numbers
     return ScaledTokens(features.to(tokens.features.dtype), assignment, None)
 
 
 @torch.no_grad()
 def taken_in(
-    attention: Float[Tensor, "*batch views tokens"],
-    metric: Float[Tensor, "*batch views tokens width"],
-    places: Int[Tensor, "*batch views own"],
-    neighbours: int,
-) -> Float[Tensor, "*batch views own tokens"]:
-    """How much of every token goes into each kept one: the attention's shares of its nearest others, else 0.
-
-    Ties: lower index first.
-    """
-    alike = likeness(rows_at(metric, places), metric).scatter(-1, places[..., None], float("-inf"))
-    nearest = strongest(alike, min(neighbours, metric.shape[-2] - 1))
-    share = shares(attention, torch.ones_like(attention))[..., None, :].expand(alike.shape)
-    return torch.zeros_like(alike).scatter(-1, nearest, share.gather(-1, nearest))
-
-
-@torch.no_grad()
-def of_others(
-    attention: Float[Tensor, "*batch views tokens"], places: Int[Tensor, "*batch views own"]
-) -> Float[Tensor, "*batch views tokens"]:
-    """The attention's shares among the tokens that aren't at ``places``; 0 at ``places``."""
-    return shares(attention, torch.ones_like(attention).scatter(-1, places, 0.0))
+    metric: Float[Tensor, "*batch views tokens width"], places: Int[Tensor, "*batch views own"], neighbours: int
+) -> Bool[Tensor, "*batch views own tokens"]:
+    """Which tokens go into each kept one: its ``neighbours`` most similar others; ties: lower index first."""
+    alike = cosines(rows_at(metric, places), metric).scatter(-1, places[..., None], float("-inf"))
+    return largest(alike, min(neighbours, metric.shape[-2] - 1))
 
 
 def shares(

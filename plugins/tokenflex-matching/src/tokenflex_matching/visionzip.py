@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
 from tokenflex.ops.assignment import average
-from tokenflex.ops.keeping import RATIOS, check_ratios, everything, kept_layouts, merged
+from tokenflex.ops.keeping import RATIOS, check_ratios, cosines, everything, kept_layouts, merged
 from tokenflex_matching.inputs import (
     METRICS,
     attention_of,
@@ -20,7 +20,7 @@ from tokenflex_matching.inputs import (
     rows_at,
     strongest,
 )
-from tokenflex_matching.likeness import likeness
+from tokenflex_matching.likeness import first_best
 
 MERGES = ("mean", "add")
 
@@ -28,9 +28,9 @@ MERGES = ("mean", "add")
 class VisionZipScaler(Scaler):
     """Dominant tokens by attention, contextual tokens for the rest (VisionZip, arXiv 2412.04467).
 
-    Among the tokens that aren't dominant, targets are taken at uniform stride in the order of the grid; every other
-    token goes to its most similar target. Kept tokens are in the order of the grid, a contextual token at the place of
-    its target.
+    Among the tokens that aren't dominant, targets are taken at uniform stride in the order of the grid, a whole number
+    of tokens as released; every other token goes to its most similar target, the first of those that are equally
+    similar but for rounding. Kept tokens are in the order of the grid, a contextual token at the place of its target.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -98,17 +98,17 @@ def zipped(
 
     Args:
         dominant: tokens kept by attention.
-        targets: tokens kept at uniform stride among the others: number j * others // targets for j = 0, 1, ...
+        targets: tokens kept at uniform stride among the others: number j * (others // targets) for j = 0, 1, ...
     """
     count = attention.shape[-1]
     order = strongest(attention, count)
     rest = order[..., dominant:].sort(-1).values
-    strides = torch.arange(targets, device=rest.device) * rest.shape[-1] // max(targets, 1)
+    strides = torch.arange(targets, device=rest.device) * (rest.shape[-1] // max(targets, 1))
     target = rest[..., strides]
     places = torch.cat([order[..., :dominant], target], dim=-1).sort(-1).values
     numbers = numbering(places, count)
     if targets == 0:
         return places, numbers
-    nearest = likeness(metric, rows_at(metric, target)).argmax(-1)
+    nearest = first_best(cosines(metric, rows_at(metric, target)))
     into = numbers.gather(-1, target.gather(-1, nearest))
     return places, torch.where(numbers >= 0, numbers, into)
