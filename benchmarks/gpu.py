@@ -120,7 +120,7 @@ def jobs() -> tuple[Job, ...]:
             more={"tiny": ("--hosts", "internvl", "qwen2_5_vl", "--attention", "sdpa", "flex_attention")}),
         Job("launches", "kernel launches, before and after flex.compile()",
             _module("gpu_launches", "--size", "{size}"), {"tiny": 10, "small": 150, "7b": 110},
-            more={"tiny": ("--eager", "--warm", "1", "--runs", "1"), "small": ("--warm", "1", "--runs", "3")}),
+            more={"tiny": ("--eager", "--warm", "1", "--runs", "1"), "small": ("--warm", "1", "--runs", "1")}),
         Job("paper_speed", "speed at the published shares of tokens",
             _module("paper_speed", "--size", "{size}", "--json"), {"tiny": 20, "small": 150, "7b": 120}, "both"),
         Job("steps", "a step of stage 3 and of stage 4, and requests: time and peak memory",
