@@ -117,6 +117,14 @@ class Recipe:
             "choices": ["auto", "float32", "bfloat16", "float16"],
         },
     )
+    levels_cache_at: str = field(
+        default="auto",
+        metadata={
+            "help": "Keep visual tokens after the vision tower, and run the projector when they are used, or after the "
+            "projector; auto: after the tower where that is smaller and gives the same to the last bit.",
+            "choices": ["auto", "tower", "projector"],
+        },
+    )
     part_size: int = field(default=512, metadata={"help": "Samples per file of stored feedback."})
     vocabulary_chunk: int | None = field(
         default=None, metadata={"help": "Score so many words of the vocabulary at a time, to save memory."}
@@ -151,7 +159,16 @@ class Recipe:
 
 OF_STAGE = {
     3: ("memory", "levels"),
-    4: ("margin", "rank_weight", "ce_weight", "tolerance", "guard", "levels_cache", "levels_cache_dtype"),
+    4: (
+        "margin",
+        "rank_weight",
+        "ce_weight",
+        "tolerance",
+        "guard",
+        "levels_cache",
+        "levels_cache_dtype",
+        "levels_cache_at",
+    ),
 }
 """Keys that say something in one stage only."""
 

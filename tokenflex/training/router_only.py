@@ -17,19 +17,24 @@ from tokenflex.contracts import READ_OFF, ComponentConfig, Grid, Instruction, Sc
 from tokenflex.errors import ConfigError
 from tokenflex.model import Encoded
 from tokenflex.training.objectives import FEEDBACK
-from tokenflex.training.store import FeedbackStore
+from tokenflex.training.store import FeedbackStore, StoredProjector
 
 Part = str | ComponentConfig
 
 
 @dataclass(frozen=True)
 class StoredHost:
-    """The facts of the host that a store was scored with."""
+    """The facts of the host that a store was scored with.
+
+    Attributes:
+        projector: the host's own, where the store keeps tokens from before it.
+    """
 
     model_type: str
     dim: int
     grid: Grid
     options: dict[str, Any]
+    projector: StoredProjector | None = None
 
 
 class RouterModel(nn.Module):
@@ -86,6 +91,8 @@ class RouterModel(nn.Module):
         for features, (rows, cols, clip), row, read in each:
             words.append(Instruction(batch["words"][row], batch["masks"][row]))
             told = words[-1] if "instruction" in self.compressor.needs else None
+            if self.facts.projector is not None and features.shape[-1] != self.facts.dim:
+                features = self.facts.projector(features)
             image = VisualTokens(features, Grid(rows, cols), row=row, clip=bool(clip), instruction=told, **read)
             images.append(image)
         counts = torch.zeros(len(images), self.compressor.num_levels, dtype=torch.long)
@@ -114,17 +121,22 @@ class StoredRow:
 
 
 class StoredRows(Dataset[StoredRow]):
-    """A store with router inputs as a data set: item ``i`` is what was row ``i`` of the data that was scored."""
+    """A store with router inputs as a data set: item ``i`` is what was row ``i`` of the data that was scored.
 
-    def __init__(self, store: FeedbackStore) -> None:
+    Args:
+        projected: whether tokens that were kept before the projector go through it here; `RouterModel` does that
+            itself, on its own device, for those of the store it was made from.
+    """
+
+    def __init__(self, store: FeedbackStore, projected: bool = False) -> None:
         store.require_complete()
-        self.store = store
+        self.store, self.projected = store, projected
 
     def __len__(self) -> int:
         return len(self.store)
 
     def __getitem__(self, index: int) -> StoredRow:
-        images, instruction = self.store.inputs(index)
+        images, instruction = self.store.inputs(index) if self.projected else self.store.kept(index)
         return StoredRow(self.store.feedback(index), images, instruction)
 
 
@@ -206,4 +218,4 @@ def facts_of(store: FeedbackStore) -> StoredHost:
             "with 'tokenflex feedback RECIPE --levels-cache', or give RGLFTrainer the FlexModel."
         )
     host = store.manifest["fingerprint"]["host"]
-    return StoredHost(host["model_type"], host["dim"], Grid(*host["grid"]), host["options"])
+    return StoredHost(host["model_type"], host["dim"], Grid(*host["grid"]), host["options"], store.projector)

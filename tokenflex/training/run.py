@@ -83,6 +83,7 @@ def feedback(recipe: Recipe, arguments: FlexTrainingArguments, say: Say = lambda
         batch_size=arguments.per_device_eval_batch_size,
         part_size=recipe.part_size,
         router_inputs=recipe.levels_cache_dtype if recipe.levels_cache else None,
+        router_inputs_at=recipe.levels_cache_at,
         vocabulary_chunk=recipe.vocabulary_chunk,
         precision=precision_of(arguments),
         workers=arguments.dataloader_num_workers,

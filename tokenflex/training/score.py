@@ -4,10 +4,12 @@ Each process takes its own share of the samples, so the pass runs unchanged unde
 launch``; what is finished already, by whichever process, isn't done again.
 """
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,23 @@ from tokenflex.contracts import Instruction, VisualTokens
 from tokenflex.contracts.host import no_words
 from tokenflex.errors import ConfigError
 from tokenflex.files import locked
+from tokenflex.hosts import before_projector
 from tokenflex.hosts.answers import agrees_in_chunks, shifted
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import Encoded, FlexModel
-from tokenflex.training.fingerprint import fingerprint
+from tokenflex.training.fingerprint import fingerprint, of_tensors
 from tokenflex.training.levels import at_level, level_feedback
-from tokenflex.training.store import FeedbackStore, PartWriter, Scored, begin
+from tokenflex.training.store import (
+    AT,
+    AUTOCAST,
+    MANIFEST,
+    PLACES,
+    FeedbackStore,
+    PartWriter,
+    Scored,
+    StoredProjector,
+    begin,
+)
 
 WINDOW = 16
 """Batches' worth of samples that are sorted by length before they are cut into batches."""
@@ -34,7 +47,10 @@ PROBES = 8
 """Samples that the size of router inputs is measured on."""
 PART_BYTES = 1 << 30
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AT_TOLD = {
+    "tower": "before the projector, which will run when they are used",
+    "projector": "after the projector",
+}
 
 
 def score(
@@ -46,6 +62,7 @@ def score(
     batch_size: int = 8,
     part_size: int = 512,
     router_inputs: str | None = None,
+    router_inputs_at: str = "auto",
     vocabulary_chunk: int | None = None,
     precision: str = "no",
     workers: int = 0,
@@ -64,6 +81,10 @@ def score(
         part_size: samples per file.
         router_inputs: keep what a router sees too, as ``float32``, ``bfloat16``, ``float16`` or, with ``auto``, as
             the host computes it, which loses nothing.
+        router_inputs_at: keep visual tokens after the vision ``tower``, to run the projector when they are used, or
+            after the ``projector``. ``auto``: after the tower where that is less and gives the same to the last bit in
+            the type they are kept in; a folder that is gone on with keeps what it has. After the tower costs the pass
+            one more run of it.
         vocabulary_chunk: compute the normaliser over so many words of the vocabulary at a time.
         precision: of autocast, ``no``, ``bf16`` or ``fp16``: that of the training run the feedback is for.
         workers: processes that read and prepare samples.
@@ -73,18 +94,24 @@ def score(
         ConfigError: the folder holds feedback of something else, a setting isn't known, or the disk is too small.
         DataError: at the end a sample isn't there, as when another machine wrote into the folder at the same time.
     """
-    _check(router_inputs, precision, batch_size, part_size)
+    _check(router_inputs, router_inputs_at, precision, batch_size, part_size)
     state = PartialState()
     flex.eval()
     kept = None if router_inputs is None else DTYPES.get(router_inputs, flex.host.dtype)
     with _alone(folder, state, say):
         if state.is_main_process:
-            begin(folder, _manifest(flex, dataset, collator, precision, kept), flex.compressor.scaler.state_dict())
+            at = _at(router_inputs_at, folder, _Pass(flex, kept, None, AUTOCAST[precision]), dataset, collator)
+            projector = before_projector.weights(flex.adapter) if at == "tower" else {}
+            manifest = _manifest(flex, dataset, collator, precision, kept, at, projector)
+            begin(folder, manifest, flex.compressor.scaler.state_dict(), projector)
+            if at is not None:
+                say(f"router inputs: visual tokens are kept {AT_TOLD[at]}")
         state.wait_for_everyone()
+        store = FeedbackStore(Path(folder))
         mine = range(state.process_index, len(dataset), state.num_processes)
-        done = set(FeedbackStore(Path(folder)).ids.tolist())
+        done = set(store.ids.tolist())
         todo = [place for place in mine if place not in done]
-        run = _Pass(flex, kept, vocabulary_chunk, AUTOCAST[precision])
+        run = _Pass(flex, kept, vocabulary_chunk, AUTOCAST[precision], before=store.kept_at == "tower")
         if kept is not None and todo:
             _require_space(folder, run, dataset, collator, todo, state.num_processes, say)
         state.wait_for_everyone()
@@ -144,6 +171,7 @@ class _Pass:
         kept: type in which what a router sees is kept; None: it isn't.
         chunk: words of the vocabulary at a time.
         precision: of autocast; None for none.
+        before: keep visual tokens from before the projector.
     """
 
     def __init__(
@@ -152,8 +180,10 @@ class _Pass:
         kept: torch.dtype | None,
         chunk: int | None,
         precision: torch.dtype | None,
+        before: bool = False,
     ) -> None:
         self.flex, self.device, self.kept, self.chunk, self.precision = flex, flex.device, kept, chunk, precision
+        self.before = before
         self._agrees = chunk is None
 
     @torch.no_grad()
@@ -168,18 +198,21 @@ class _Pass:
         tokens = torch.zeros(len(places), losses.shape[1], dtype=torch.long)
         if encoded.images:
             tokens.index_add_(0, torch.tensor([image.row for image in encoded.images]), encoded.counts.cpu())
-        seen = self.seen(encoded, len(places)) if self.kept is not None else [((), None)] * len(places)
+        seen = self.seen(inputs, encoded, len(places)) if self.kept is not None else [((), None)] * len(places)
         rows = zip(places, losses.tolist(), answers, tokens.tolist(), seen, strict=True)
         return [Scored(place, nll, count, cost, *views) for place, nll, count, cost, views in rows]
 
-    def seen(self, encoded: Encoded, rows: int) -> list[tuple[tuple[VisualTokens, ...], Instruction]]:
+    def seen(
+        self, inputs: dict[str, Tensor], encoded: Encoded, rows: int
+    ) -> list[tuple[tuple[VisualTokens, ...], Instruction]]:
         """What a router sees, row by row, in the type it is kept in, on the CPU."""
         assert self.kept is not None
+        images = self._before(inputs, encoded) if self.before else encoded.images
         found: list[tuple[tuple[VisualTokens, ...], Instruction]] = []
         nothing = no_words(self.flex.adapter.dim, torch.empty(0, dtype=self.kept))
         for row in range(rows):
             mine = [i for i, image in enumerate(encoded.images) if image.row == row]
-            views = tuple(_seen(encoded.images[i], self.kept) for i in mine)
+            views = tuple(_seen(images[i], self.kept) for i in mine)
             words = encoded.instructions[mine[0]] if mine else nothing
             found.append((views, Instruction(words.embeddings.to("cpu", self.kept), words.mask.cpu())))
         return found
@@ -188,8 +221,33 @@ class _Pass:
         """Bytes of what a router sees of a batch."""
         inputs = {key: value.to(self.device) for key, value in batch.items()}
         with torch.no_grad(), self._autocast():
-            seen = self.seen(self.flex.encode(inputs), len(inputs["input_ids"]))
+            seen = self.seen(inputs, self.flex.encode(inputs), len(inputs["input_ids"]))
         return sum(Scored(0, (), 0, (), *views).bytes for views in seen)
+
+    @torch.no_grad()
+    def same_before(self, batch: dict[str, Tensor]) -> bool | None:
+        """Whether the projector makes what is kept from before it into the batch's visual tokens, to the last bit.
+
+        None for a batch without pictures.
+        """
+        assert self.kept is not None
+        adapter, inputs = self.flex.adapter, {key: value.to(self.device) for key, value in batch.items()}
+        with self._autocast():
+            encoded = self.flex.encode(inputs)
+            tokens = [image.features.to(self.kept) for image in self._before(inputs, encoded)]
+        if not tokens:
+            return None
+        alone = before_projector.rebuilt(before_projector.described(adapter), before_projector.weights(adapter))
+        projector = StoredProjector(alone, self.precision, self.kept)
+        pairs = zip(tokens, encoded.images, strict=True)
+        return all(torch.equal(projector(each), image.features.to(self.kept)) for each, image in pairs)
+
+    def _before(self, inputs: dict[str, Tensor], encoded: Encoded) -> tuple[VisualTokens, ...]:
+        """The images with what the projector was given in place of what it made."""
+        adapter, views = self.flex.adapter, [len(image.features) for image in encoded.images]
+        with self._autocast():
+            tokens = before_projector.tower_tokens(adapter, adapter.read(inputs), views)
+        return tuple(replace(image, features=each) for image, each in zip(encoded.images, tokens, strict=True))
 
     def _autocast(self) -> Any:
         return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
@@ -266,12 +324,51 @@ def _require_space(
         )
 
 
-def _manifest(flex: FlexModel, dataset: Any, collator: Any, precision: str, kept: torch.dtype | None) -> dict[str, Any]:
-    return {
+def _at(asked: str, folder: str | os.PathLike[str], run: _Pass, dataset: Any, collator: Any) -> str | None:
+    """After what visual tokens are kept; None where they aren't.
+
+    Raises:
+        ConfigError: they can't be had before the projector, and that was asked for.
+    """
+    if run.kept is None:
+        return None
+    if asked == "auto" and (Path(folder) / MANIFEST).exists():
+        return FeedbackStore(Path(folder)).kept_at
+    reason = before_projector.refusal(run.flex.adapter)
+    if asked == "tower" and reason:
+        raise ConfigError(f"router_inputs_at='tower' can't be had here: {reason}. Use 'projector'.")
+    if asked != "auto" or reason:
+        return "projector" if reason else asked
+    every = max(1, len(dataset) // PROBES)
+    found = [run.same_before(collator([dataset[place]])) for place in range(0, len(dataset), every)]
+    pictured = [same for same in found if same is not None]
+    return "tower" if pictured and all(pictured) else "projector"
+
+
+def _manifest(
+    flex: FlexModel,
+    dataset: Any,
+    collator: Any,
+    precision: str,
+    kept: torch.dtype | None,
+    at: str | None,
+    projector: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """What a store says of itself.
+
+    Args:
+        at: after what visual tokens are kept.
+        projector: its weights, where they are kept before it.
+    """
+    made = {**before_projector.described(flex.adapter), "weights": of_tensors(projector)} if projector else None
+    told = {
         "fingerprint": fingerprint(flex, dataset, collator, precision),
         "levels": flex.compressor.num_levels,
         "router_inputs": None if kept is None else str(kept).removeprefix("torch."),
+        AT: at,
+        **({"projector": made} if made else {}),
     }
+    return json.loads(json.dumps(told, default=str))
 
 
 def _seen(image: VisualTokens, kept: torch.dtype) -> VisualTokens:
@@ -283,9 +380,11 @@ def _seen(image: VisualTokens, kept: torch.dtype) -> VisualTokens:
     )
 
 
-def _check(router_inputs: str | None, precision: str, batch_size: int, part_size: int) -> None:
+def _check(router_inputs: str | None, at: str, precision: str, batch_size: int, part_size: int) -> None:
     if router_inputs not in (None, "auto", *DTYPES):
         raise ConfigError(f"router_inputs={router_inputs!r}; use auto, {', '.join(DTYPES)}, or leave it out.")
+    if at not in ("auto", *PLACES):
+        raise ConfigError(f"router_inputs_at={at!r}; use auto, {', '.join(PLACES)}.")
     if precision not in AUTOCAST:
         raise ConfigError(f"precision={precision!r}; use {', '.join(AUTOCAST)}.")
     for name, value in (("batch_size", batch_size), ("part_size", part_size)):

@@ -6,35 +6,44 @@
 ``part-*.safetensors``  what a router sees of the same samples, where that was asked for: the visual tokens before
                         scaling, from which all levels follow, and the embeddings of the instruction's words
 ``scaler.safetensors``  the scaler's weights, if it has any
+``projector.safetensors``  the projector's weights, where visual tokens are kept as the vision tower made them: the
+                        projector runs when they are used
 
 A part appears as a whole or not at all, its Parquet file last; so a pass that was killed loses what it hadn't written
 and nothing else. Parts are numbered, so passes with processes of the same rank take turns (see
 `tokenflex.training.score`).
 """
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenflex import checkpoint
 from tokenflex.contracts import READ_OFF, Grid, Instruction, VisualTokens
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.files import locked, sweep, whole, write_whole
-from tokenflex.training.fingerprint import Fingerprint, differences
+from tokenflex.hosts import before_projector
+from tokenflex.training.fingerprint import Fingerprint, differences, of_tensors
 
 FORMAT = 1
-MANIFEST, SCALER = "manifest.json", "scaler.safetensors"
+MANIFEST, SCALER, PROJECTOR = "manifest.json", "scaler.safetensors", "projector.safetensors"
+AT = "router_inputs_at"
+PLACES = ("tower", "projector")
+"""After which of them visual tokens are kept; stores from before there was a choice have them after the projector."""
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,42 @@ class Scored:
         return sum(t.nbytes for t in (*seen, *words) if t is not None)
 
 
-def begin(folder: str | os.PathLike[str], manifest: Mapping[str, Any], scaler: Mapping[str, Tensor]) -> None:
+class StoredProjector:
+    """The host's projector without the host: makes of a store's tokens what the host made of them.
+
+    It isn't part of the model that is trained, and goes where the tokens are. They are given to it as the host gives
+    them, as what lies behind a class token: how linear layers round depends on the layout in memory.
+
+    Args:
+        projector: frozen.
+        precision: of autocast when the store was scored; None for none.
+        dtype: of the projected tokens.
+    """
+
+    def __init__(self, projector: nn.Module, precision: torch.dtype | None, dtype: torch.dtype) -> None:
+        self.projector, self.precision, self.dtype = projector, precision, dtype
+
+    @torch.no_grad()
+    def __call__(self, tokens: Float[Tensor, "views tokens width"]) -> Float[Tensor, "views tokens dim"]:
+        """The tokens after the projector."""
+        weight = next(self.projector.parameters())
+        if weight.device != tokens.device:
+            self.projector.to(tokens.device)
+        behind_class_token = F.pad(tokens.to(weight.dtype), (0, 0, 1, 0))[:, 1:]
+        with torch.autocast(tokens.device.type, self.precision, enabled=self.precision is not None):
+            return self.projector(behind_class_token).to(self.dtype)
+
+
+def begin(
+    folder: str | os.PathLike[str],
+    manifest: Mapping[str, Any],
+    scaler: Mapping[str, Tensor],
+    projector: Mapping[str, Tensor] | None = None,
+) -> None:
     """Start a store, or make sure that the one in ``folder`` can be gone on with.
+
+    Args:
+        scaler, projector: weights, where there are any to keep.
 
     Raises:
         ConfigError: it was scored with something else; the message says what differs.
@@ -73,14 +116,15 @@ def begin(folder: str | os.PathLike[str], manifest: Mapping[str, Any], scaler: M
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
-        for name in (MANIFEST, SCALER):
+        for name in (MANIFEST, SCALER, PROJECTOR):
             sweep(target, name)
         if (target / MANIFEST).exists():
             _same(target, _manifest(target), manifest)
             return
-        if scaler:
-            with whole(target / SCALER) as scratch:
-                save_file({k: v.detach().cpu().contiguous() for k, v in scaler.items()}, scratch)
+        for name, weights in ((SCALER, scaler), (PROJECTOR, projector)):
+            if weights:
+                with whole(target / name) as scratch:
+                    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, scratch)
         write_whole(target / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
 
 
@@ -208,8 +252,44 @@ class FeedbackStore:
             raise DataError(f"{self.folder} holds no feedback for row {place}. Finish it with 'tokenflex feedback'.")
         return self.nll[self._place[place]]
 
+    @property
+    def kept_at(self) -> str:
+        """After what visual tokens are kept: ``tower``, before the projector, or ``projector``."""
+        return self.manifest.get(AT) or "projector"
+
+    @functools.cached_property
+    def projector(self) -> StoredProjector | None:
+        """What makes the tokens of a store that keeps them before the projector into what a router sees; else None.
+
+        Raises:
+            DataError: its weights aren't those that the store was scored with, or are missing.
+        """
+        if self.kept_at != "tower":
+            return None
+        path, told = self.folder / PROJECTOR, self.manifest["projector"]
+        weights = load_file(path) if path.is_file() else {}
+        if of_tensors(weights) != told["weights"]:
+            raise DataError(
+                f"{path} {'has other weights than' if weights else 'is missing, and holds the projector'} "
+                f"{self.folder} was scored with. Score into another folder."
+            )
+        precision = AUTOCAST[self.manifest["fingerprint"]["precision"]]
+        dtype = getattr(torch, self.manifest["router_inputs"])
+        return StoredProjector(before_projector.rebuilt(told, weights), precision, dtype)
+
     def inputs(self, place: int) -> tuple[tuple[VisualTokens, ...], Instruction]:
         """What a router sees of the sample at ``place``; rows of the images are 0.
+
+        Raises:
+            ConfigError: the store was made without them.
+        """
+        images, instruction = self.kept(place)
+        if self.projector is not None:
+            images = tuple(replace(image, features=self.projector(image.features)) for image in images)
+        return images, instruction
+
+    def kept(self, place: int) -> tuple[tuple[VisualTokens, ...], Instruction]:
+        """What is kept of it; as `inputs`, but for features from before the projector where `kept_at` says so.
 
         Raises:
             ConfigError: the store was made without them.
@@ -245,7 +325,7 @@ class FeedbackStore:
         return weights
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**{key: value for key, value in self.__dict__.items() if key != "projector"}, "_open": {}}
 
 
 def _tensors(samples: Sequence[Scored]) -> tuple[dict[str, Tensor], dict[str, list[list[int]]]]:
@@ -279,6 +359,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     def flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
+        manifest = {AT: manifest.get("router_inputs") and "projector", **manifest}
         return {**manifest.get("fingerprint", {}), **{key: manifest.get(key) for key in now if key != "fingerprint"}}
 
     found = differences(flat(stored), flat(now))

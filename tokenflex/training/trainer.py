@@ -356,7 +356,7 @@ def _of_stores(feedback: FeedbackStore | None, others: Mapping[str, Any]) -> dic
                 f"a RouterModel has no host to encode a {type(data).__name__} with; pass a FeedbackStore with router "
                 "inputs as eval_dataset."
             )
-        return StoredRows(data) if isinstance(data, FeedbackStore) else data
+        return StoredRows(data, projected=data is not feedback) if isinstance(data, FeedbackStore) else data
 
     data = {"train_dataset": rows(feedback), "eval_dataset": rows(others.get("eval_dataset"))}
     return {**others, **data, "data_collator": stored_batch}
