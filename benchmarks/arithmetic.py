@@ -2,8 +2,8 @@
 
     python -m benchmarks.arithmetic                 # ratios of the 7B model, under a minute on any computer
 
-The modules are the host's own, without memory for their weights; each is counted once for every length it is given, and a step is the
-sum of what it runs. Linear layers, convolutions and attention count; sums, norms and activations don't.
+The modules are the host's own, without memory for their weights; each is counted once for every length it is given, and
+a step is the sum of what it runs. Linear layers, convolutions and attention count; sums, norms and activations don't.
 """
 
 import sys
@@ -57,8 +57,9 @@ class Arithmetic:
         inputs = sizes.batch(plain, 0)
         self.views = int(inputs["pixel_values"].shape[1])
         self.grid: Grid = self.adapter.grid
-        layouts = self.parts["routed"].scaler.layouts(self.grid)
-        self.positions = sum(Grid(one.rows, one.cols).tokens for one in layouts)
+        scaler: Any = self.parts["routed"].scaler
+        layouts: list[Grid] = list(scaler.layouts(self.grid))
+        self.positions = sum(one.tokens for one in layouts)
         self.visual: list[int] = self.adapter.count(self.adapter.read(inputs), [layouts])[0].tolist()
         """Visual tokens at each level, coarse to fine."""
 
@@ -106,7 +107,7 @@ class Arithmetic:
     @cached_property
     def published_router(self) -> Cost:
         """The published router on one picture: all rows of all levels and the words, in every view."""
-        router = self.parts["routed"].router
+        router: Any = self.parts["routed"].router
         rows = (self.views, self.positions + router.text_tokens, self.adapter.dim)
         return self._cost(router, lambda sequence: router.mlp(router.merger(sequence)), rows)
 

@@ -51,9 +51,9 @@ SIZES = {
     ),
     "7b": replace(sizes.VICUNA_7B, words=64, checkpointing=False, pairs=20),
 }  # fmt: skip
-"""``small`` has the shares of the 7B model at the coarsest level, by FLOPs: the router adds 19 % to a request, the vision
-tower is 35 % of one without it. A router is as wide as the language model, and its share grows with that width, so the
-small language model is wide for its number of layers: 512 and 17."""
+"""``small`` has the shares of the 7B model at the coarsest level, by FLOPs: the router adds 19 % to a request, and the
+vision tower is 35 % of one without it. A router is as wide as the language model, and its share grows with that width,
+so the small language model is wide for its number of layers: 512 and 17."""
 PROTOCOL = """\
 {model}. One request at a time (batch 1): one picture of {picture[0]} x {picture[1]} pixels, {words} text tokens,
 {answers} new tokens, greedy, the end token never written; {dtype}, attention {attention}. Vanilla is the stock host on
