@@ -21,7 +21,9 @@ class CDPrunerScaler(Scaler):
     """Greedy MAP of a DPP whose kernel is similarity weighted by relevance (CDPruner, arXiv 2506.10967).
 
     Relevance r is a token's mean cosine with the words, scaled to 0..1 per view; the kernel is r_i * c_ij * r_j, or,
-    with ``theta``, r is replaced by exp(alpha * r), alpha = theta / (2 * (1 - theta)). Without words r is 1.
+    with ``theta``, r is replaced by exp(alpha * r), alpha = theta / (2 * (1 - theta)). Without words r is 1. The
+    released code takes the negative cosine in CLIP's space, scaled over the whole batch; with the same r, the same
+    tokens are kept.
     """
 
     @dataclass(frozen=True, kw_only=True)

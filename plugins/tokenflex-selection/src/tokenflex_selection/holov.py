@@ -22,7 +22,9 @@ class HoloVScaler(Scaler):
     """Shares the kept tokens out over crops of the grid, and keeps the best of each (HoloV, arXiv 2510.02912).
 
     A token's score is its attention, as a share of the view's largest, plus ``diversity`` times 1 - its mean cosine
-    with the other tokens of its crop. A crop's number of tokens is proportional to the softmax of its total score.
+    with the other tokens of its crop. A crop's number of tokens is proportional to the softmax of its total score. The
+    released code differs: its crops are stretches of the row-major order, their scores hold the variance of the cosines
+    and enter linearly, and inside a crop attention alone decides.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class HoloVScaler(Scaler):
         self.ratios = check_ratios(config.ratios)
         if len(config.crops) != 2:
             raise ConfigError(f"crops={config.crops!r} must be a pair, e.g. (4, 4): rows and columns of crops.")
-        self.crops = tuple(whole(f"crops[{axis}]", config.crops[axis]) for axis in (0, 1))
+        self.crops = (whole("crops[0]", config.crops[0]), whole("crops[1]", config.crops[1]))
         self.diversity = at_least_zero("diversity", config.diversity)
         self.temperature = positive("temperature", config.temperature)
 
