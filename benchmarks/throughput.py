@@ -80,7 +80,7 @@ would choose at random, so the router is run in full and its choice is then repl
 share of visual tokens that AVG-LLaVA keeps on a benchmark ({mixes}), by
 the two levels next to it: in a batch its pictures differ, as many of each level as come nearest to the share; at batch
 1 requests come one after another, so the mix's time is the weighted mean of its levels' times. `kept` is what a row
-came to. {padding}
+came to. `routed` lets the model group a batch's rows (`batching="auto"`), `routed, padded` pads them to the longest.
 The host runs twice in every round, once to be compared with and once as `plain host`, whose ratio is 1 but for noise.
 Settings take turns, each round begins with another and every second goes backwards; before the first batch all run
 untimed, before every further one the host. A round's ratio is the setting's images a second by the host's; figures are
@@ -89,8 +89,6 @@ vision tower, scaler, router and language model on exactly the tokens kept, each
 decoding included; forced levels run no router. `of the limit` is the ratio by it. For one token at the coarsest
 level the vision tower is {tower:.0f} % of a request's FLOPs, and the router adds {router:.0f} %. {cut}\
 """
-PADDED = "`routed, padded` pads the rows of a batch to the longest; `routed` does what the model does by itself."
-UNPADDED = "Rows of a batch are padded to the longest."
 
 
 @dataclass(frozen=True)
@@ -151,14 +149,11 @@ class Row:
     of_limit: float
 
 
-def cases(
-    batch: int, mixes: Mapping[str, float], shares: Sequence[float], settings: Sequence[str], pads: bool
-) -> list[Case]:
+def cases(batch: int, mixes: Mapping[str, float], shares: Sequence[float], settings: Sequence[str]) -> list[Case]:
     """What is measured at a batch.
 
     Args:
         shares: of tokens, by level, the last one 1.
-        pads: whether the model can be told to pad.
     """
     found = [Case("plain host", None, {AGAIN: 1.0})]
     for name, level in (("finest", len(shares) - 1), ("coarsest", 0)):
@@ -170,7 +165,7 @@ def cases(
             given = {(level,): weight for level, weight in paper_speed.mix(share, shares).items() if weight > 0}
         differ = any(len(set(levels)) > 1 for levels in given)
         for kind, setting in (("routed", "routed"), ("padded", "routed, padded")):
-            if kind in settings and (kind == "routed" or (pads and differ)):
+            if kind in settings and (kind == "routed" or differ):
                 found.append(Case(setting, name, {Run(kind, levels): weight for levels, weight in given.items()}))
     return found
 
@@ -280,7 +275,7 @@ def rows(
     shares, work = [count / counts[-1] for count in counts], Work(flex, alone)
     for place, batch in enumerate(options.batches):
         inputs = requests(scale.size, options.seed, batch)
-        asked = cases(batch, mixes, shares, options.settings, hasattr(flex, "batching"))
+        asked = cases(batch, mixes, shares, options.settings)
         runs = list(dict.fromkeys([HOST, *(run for case in asked for run in case.runs)]))
         rounds = options.rounds[min(place, len(options.rounds) - 1)] if options.rounds else scale.times(batch)
         for run in runs if place == 0 else [HOST]:
@@ -325,7 +320,6 @@ def measured(scale: Scale, options: argparse.Namespace, mixes: Mapping[str, floa
             mixes=", ".join(f"{name} {100 * share:.1f} %" for name, share in mixes.items()),
             tower=100 * tower / coarsest,
             router=100 * router / coarsest,
-            padding=PADDED if hasattr(flex, "batching") else UNPADDED,
             cut=scale.cut,
         ),
         **report.surroundings(size.device),

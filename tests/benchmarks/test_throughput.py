@@ -14,16 +14,14 @@ SHARES = (0.0625, 0.125, 0.25, 0.5, 1.0)
 
 def test_a_batch_mixes_levels_and_single_requests_mix_over_time():
     mixes = {"AI2D": 0.147, "all": 1.0}
-    (one,) = throughput.cases(1, {"AI2D": 0.147}, SHARES, ["routed", "padded"], pads=True)[1:]
+    (one,) = throughput.cases(1, {"AI2D": 0.147}, SHARES, ["routed", "padded"])[1:]
     assert one.runs == {Run("routed", (1,)): pytest.approx(0.824), Run("routed", (2,)): pytest.approx(0.176)}
-    plain, finest, coarsest, routed, padded, whole = throughput.cases(8, mixes, SHARES, throughput.SETTINGS, pads=True)
+    plain, finest, coarsest, routed, padded, whole = throughput.cases(8, mixes, SHARES, throughput.SETTINGS)
     assert plain == Case("plain host", None, {AGAIN: 1.0})
     assert (finest.runs, coarsest.runs) == ({Run("forced", (4,) * 8): 1.0}, {Run("forced", (0,) * 8): 1.0})
     assert (routed.setting, routed.mix, routed.runs) == ("routed", "AI2D", {Run("routed", (1,) * 7 + (2,)): 1.0})
     assert (padded.setting, padded.runs) == ("routed, padded", {Run("padded", (1,) * 7 + (2,)): 1.0})
     assert whole.setting == "routed", "nothing is padded where all levels are the same"
-    names = [case.setting for case in throughput.cases(8, mixes, SHARES, throughput.SETTINGS, pads=False)]
-    assert "routed, padded" not in names
 
 
 def test_the_mixes_are_the_published_ones():
@@ -107,6 +105,18 @@ def test_flops_of_a_batch_are_those_of_its_pictures():
             counter(throughput.call(flex, inputs, 2, run))
     alone, batch = counter.counts[:3], counter.counts[3:]
     assert batch == [3 * count for count in alone]
+
+
+def test_padding_computes_more_than_groups_do():
+    size = throughput.SCALES["tiny"].size
+    flex = throughput.paper_speed.built(size, 0)[0]["routed"]
+    flex.batching = "grouped"
+    inputs, counter, levels = throughput.requests(size, 0, 3), throughput.Flops(), (0, 0, 4)
+    answers = [counter(throughput.call(flex, inputs, 1, Run(kind, levels))).tolist() for kind in ("routed", "padded")]
+    assert answers[0] == answers[1]
+    work = throughput.Work(flex, throughput.requests(size, 0, 1))
+    exact, (grouped, padded) = sum(work(1, "routed", level) for level in levels), counter.counts
+    assert exact <= grouped < 1.05 * exact < padded
 
 
 @pytest.mark.parametrize(
