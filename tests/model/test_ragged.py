@@ -16,6 +16,7 @@ from tokenflex.errors import ConfigError
 from tokenflex.hosts import continuing, grouped
 from tokenflex.testing.host_bench import labels_of
 from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.training.levels import level_feedback
 
 HOSTS = [
     ("llava_next", "span"),
@@ -408,3 +409,18 @@ def test_auto_groups_what_is_worth_it():
     shapes.clear()
     assert torch.equal(flex(**inputs, level="finest").logits, flex.host(**inputs).logits)
     assert shapes == [tuple(inputs["input_ids"].shape)] * 2, "the finest level is the plain host's call"
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "paligemma"])
+@torch.no_grad()
+def test_feedback_at_every_level(name):
+    """Mean losses of every row; rows without targets are NaN either way."""
+    flex, batch = model(name)
+    inputs = batch("right")
+    inputs["labels"] = labels_of(inputs)
+    inputs["labels"][1] = -100
+    encoded = flex.encode(inputs)
+    padded, found, calls = both(flex, lambda: level_feedback(flex, inputs, encoded))
+    assert (len(calls) > flex.compressor.num_levels) == (name != "paligemma")
+    torch.testing.assert_close(found, padded, atol=2e-4, rtol=1e-4, equal_nan=True)
+    assert found[1].isnan().all()

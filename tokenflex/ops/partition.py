@@ -7,9 +7,9 @@ import numpy as np
 CALL = 64
 """What one more call of a language model costs, in tokens: whatever a call takes besides the work on its tokens.
 
-On a CPU of two cores it was measured as 10 to 40 tokens (docs/hosts.md, "Rows of different length"). On a GPU a call
-can't be faster than its weights are read, which are as many tokens as the GPU does operations per byte, over two:
-78 to 150 for an A100 or H100 in bfloat16 at the usual half of their peak. Groups that save less aren't worth it.
+On one core of a CPU about ten were measured (a model of 8 layers and width 640, float32). A GPU can't run a call faster
+than it reads the weights, which in bfloat16 takes as long as the arithmetic of as many tokens as it does operations per
+byte read: some 75 to 150 on an A100 or H100 at half of their peak. Groups that save less aren't worth a call.
 """
 
 
