@@ -76,8 +76,8 @@ def measured(name: str, other: Callable[..., object], batch: int, side: Grid, ar
         "words": torch.randn(batch, 12, args.width, generator=generator),
     }
     words = Instruction(given["words"], torch.ones(batch, 12, dtype=torch.bool))
-    one_view = {key: given[key][:, None] for key in ("features", "attention", "keys")}
-    image = VisualTokens(grid=side, instruction=words, **one_view)
+    features, attention, keys = (given[key][:, None] for key in ("features", "attention", "keys"))
+    image = VisualTokens(features, side, attention=attention, keys=keys, instruction=words)
     calls = (partial(scaler.scale, image, level), partial(other, **given, kept=counts[level]))
     seconds: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
