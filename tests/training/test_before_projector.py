@@ -12,7 +12,8 @@ from tests.training.conftest import ROWS
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.hosts import before_projector
 from tokenflex.testing.tiny_hosts import tiny_llava_next
-from tokenflex.training import ChatDataset, FeedbackStore, RGLFTrainer, RouterModel, score
+from tokenflex.training import ChatDataset, FeedbackStore, RGLFTrainer, RouterModel, run, score
+from tokenflex.training.recipe import Recipe
 from tokenflex.training.router_only import StoredRows, stored_batch
 
 WIDE = 64
@@ -155,3 +156,15 @@ def test_the_router_model_projects_on_its_own(collator, tmp_path):
     assert torch.equal(model.scores(kept), model.scores(seen))
     assert all(image.features.shape[-1] == WIDE for image in kept.images)
     assert torch.equal(model.scores(replace(kept, images=seen.images)), model.scores(seen))
+
+
+@pytest.mark.parametrize("at", ["auto", "projector"])
+def test_a_recipe_says_after_what_tokens_are_kept(fresh, collator, arguments, tmp_path, monkeypatch, at):
+    told = {}
+    monkeypatch.setattr(run, "load", lambda *args: (fresh(), collator.processor))
+    monkeypatch.setattr(run, "_data", lambda *args: (ROWS, collator))
+    monkeypatch.setattr(run, "score", lambda *args, **settings: told.update(settings))
+    settings = {} if at == "auto" else {"levels_cache_at": at}
+    recipe = Recipe(stage=4, host="host", data="data", feedback=str(tmp_path), levels_cache=True, **settings)
+    run.feedback(recipe, arguments())
+    assert (told["router_inputs"], told["router_inputs_at"]) == ("auto", at)

@@ -82,9 +82,7 @@ def score(
         router_inputs: keep what a router sees too, as ``float32``, ``bfloat16``, ``float16`` or, with ``auto``, as
             the host computes it, which loses nothing.
         router_inputs_at: keep visual tokens after the vision ``tower``, to run the projector when they are used, or
-            after the ``projector``. ``auto``: after the tower where that is less and gives the same to the last bit in
-            the type they are kept in; a folder that is gone on with keeps what it has. After the tower costs the pass
-            one more run of it.
+            after the ``projector``; ``auto``: the tower where that is less and as exact. The tower then runs twice.
         vocabulary_chunk: compute the normaliser over so many words of the vocabulary at a time.
         precision: of autocast, ``no``, ``bf16`` or ``fp16``: that of the training run the feedback is for.
         workers: processes that read and prepare samples.
@@ -100,27 +98,18 @@ def score(
     kept = None if router_inputs is None else DTYPES.get(router_inputs, flex.host.dtype)
     with _alone(folder, state, say):
         if state.is_main_process:
-            at = _at(router_inputs_at, folder, _Pass(flex, kept, None, AUTOCAST[precision]), dataset, collator)
-            projector = before_projector.weights(flex.adapter) if at == "tower" else {}
-            manifest = _manifest(flex, dataset, collator, precision, kept, at, projector)
-            begin(folder, manifest, flex.compressor.scaler.state_dict(), projector)
-            if at is not None:
-                say(f"router inputs: visual tokens are kept {AT_TOLD[at]}")
+            _begun(flex, dataset, collator, folder, kept, router_inputs_at, precision, say)
         state.wait_for_everyone()
         store = FeedbackStore(Path(folder))
         mine = range(state.process_index, len(dataset), state.num_processes)
-        done = set(store.ids.tolist())
-        todo = [place for place in mine if place not in done]
+        todo = sorted({*mine} - {*store.ids.tolist()})
         run = _Pass(flex, kept, vocabulary_chunk, AUTOCAST[precision], before=store.kept_at == "tower")
         if kept is not None and todo:
             _require_space(folder, run, dataset, collator, todo, state.num_processes, say)
         state.wait_for_everyone()
-        writer, batches = (
-            PartWriter(folder, state.process_index),
-            _batches(todo, dataset, collator, batch_size, workers),
-        )
+        writer = PartWriter(folder, state.process_index)
         with _bar(state, len(mine), len(mine) - len(todo), progress) as bar:
-            for count in _scored(run, batches, writer, part_size):
+            for count in _scored(run, _batches(todo, dataset, collator, batch_size, workers), writer, part_size):
                 bar.update(count)
         state.wait_for_everyone()
     return _complete(folder)
@@ -324,8 +313,35 @@ def _require_space(
         )
 
 
+def _begun(
+    flex: FlexModel,
+    dataset: Any,
+    collator: Any,
+    folder: str | os.PathLike[str],
+    kept: torch.dtype | None,
+    asked: str,
+    precision: str,
+    say: Callable[[str], None],
+) -> None:
+    """Start the store, or make sure that it can be gone on with.
+
+    Args:
+        kept: type of what a router sees; None where it isn't kept.
+        asked: after what visual tokens are to be kept.
+    """
+    at = _at(asked, folder, _Pass(flex, kept, None, AUTOCAST[precision]), dataset, collator)
+    projector = before_projector.weights(flex.adapter) if at == "tower" else {}
+    manifest = _manifest(flex, dataset, collator, precision, kept, at, projector)
+    begin(folder, manifest, flex.compressor.scaler.state_dict(), projector)
+    if at is not None:
+        say(f"router inputs: visual tokens are kept {AT_TOLD[at]}")
+
+
 def _at(asked: str, folder: str | os.PathLike[str], run: _Pass, dataset: Any, collator: Any) -> str | None:
     """After what visual tokens are kept; None where they aren't.
+
+    ``auto`` is after the tower where that is less and, for a few samples, gives the same to the last bit in the type
+    they are kept in; a folder that is gone on with keeps what it has.
 
     Raises:
         ConfigError: they can't be had before the projector, and that was asked for.
