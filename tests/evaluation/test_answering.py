@@ -71,8 +71,10 @@ def test_tiles_routed_one_by_one_stay_with_their_question(processor, still):
         ids = torch.cat([given["input_ids"], given["input_ids"][:, -1:]], dim=1)
         return SimpleNamespace(sequences=ids, decisions=decisions)
 
-    grids = SimpleNamespace(grids=lambda inputs: (Grid(2, 2),) * (2 * len(inputs["image_sizes"])))
-    flex = SimpleNamespace(generate=generate, device=torch.device("cpu"), adapter=grids)
+    def read(inputs):
+        return SimpleNamespace(grids=(Grid(2, 2),) * (2 * len(inputs["image_sizes"])))
+
+    flex = SimpleNamespace(generate=generate, device=torch.device("cpu"), adapter=SimpleNamespace(read=read))
     one, two = batch(processor, shown=(0, 1)).answers(Setting("router", "router", flex), [0, 1], 1)
     assert [d.level for d in one.decisions] == [0, 1]
     assert [d.level for d in two.decisions] == [2, 3, 4, 5]
