@@ -1,6 +1,7 @@
 """Answers against ``generate`` called by hand."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,5 +167,6 @@ def test_pictures_take_the_type_of_the_host(processor, samples):
 def test_tiles_that_are_routed_one_by_one_belong_to_their_sample(flex, processor, samples, monkeypatch):
     answerer = Answerer(flex, processor)
     assert answerer._units(samples[2:4], 3) == [2, 1]
-    monkeypatch.setattr(flex.adapter, "grids", lambda inputs: (flex.adapter.grid,) * len(inputs["image_sizes"]) * 2)
+    read = flex.adapter.read
+    monkeypatch.setattr(flex.adapter, "read", lambda inputs: replace(read(inputs), grids=read(inputs).grids * 2))
     assert answerer._units(samples[2:4], 6) == [4, 2]
