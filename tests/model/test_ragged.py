@@ -424,3 +424,17 @@ def test_feedback_at_every_level(name):
     assert (len(calls) > flex.compressor.num_levels) == (name != "paligemma")
     torch.testing.assert_close(found, padded, atol=2e-4, rtol=1e-4, equal_nan=True)
     assert found[1].isnan().all()
+
+
+@pytest.mark.parametrize(("levels", "apart"), [([4] * 7 + [3], False), ([1] * 7 + [4], True)])
+def test_groups_that_save_little_are_not_worth_joining_their_caches(levels, apart, monkeypatch):
+    tiny = served("llava_next")
+    flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
+    row = tiny.batch(flex.host.config, ((1, 2, PICTURE, 3),))
+    inputs = {key: torch.cat([value] * 8) for key, value in row.items()}
+    monkeypatch.setattr(grouped, "CALL", 0)
+    monkeypatch.setattr(grouped, "HEAD", 0)
+    rows, seen = flex.host.generate, []
+    monkeypatch.setattr(flex.host, "generate", lambda **given: seen.append(len(given["input_ids"])) or rows(**given))
+    flex.generate(**inputs, level=levels, max_new_tokens=2)
+    assert (seen[0] < 8) is apart, seen

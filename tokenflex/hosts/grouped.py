@@ -37,6 +37,10 @@ READS = (
 """Options of ``generate`` that read the prompt themselves, or say how it is read."""
 HEAD = 2
 """What the logits of one token cost at most, in tokens of the language model: vocabularies are large, models small."""
+JOINING = 10
+"""Where new tokens follow, groups must save one in so many of the padded batch's tokens, since their caches are copied
+into one, and every row's last token is read by itself. On a CPU a batch of 32 took a tenth longer in groups that saved
+two in a hundred."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def generate(rows: Rows, inputs: Mapping[str, Any], options: Mapping[str, Any], 
         options: of its ``generate``.
     """
     told = Options(rows.host, options)
-    apart = CALL + HEAD * rows.count
+    apart = CALL + HEAD * rows.count + rows.count * rows.length // JOINING
     groups = groups_of(rows, batching, lambda: refusal(rows, inputs) or refused_generate(rows, told), apart)
     key, cache = _prefilled(rows, groups, told) if groups else ("", None)
     if cache is None:
