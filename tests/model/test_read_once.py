@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tokenflex
 from tests.hosts.served import served
 from tests.model.transfers import Transfers
-from tokenflex.hosts import placeholders
+from tokenflex.hosts import grid, placeholders
 from tokenflex.policies.constant import ConstantPolicy
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing.zoo.recipe import PICTURE
@@ -155,3 +155,13 @@ def test_the_levels_that_the_router_saw_are_those_that_the_host_gets():
     shared = flex.at_levels(inputs, encoded, [0, 2, 4]).inputs["mm_encoder_outputs"]["image"].pooler_output
     for one, other in zip(fresh, shared, strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_hosts_positions_are_computed_once_however_often_rows_are_spliced(monkeypatch):
+    flex, inputs = prepared("qwen2_5_vl", 4)
+    calls, plain = [], grid.full_positions
+    monkeypatch.setattr(grid, "full_positions", lambda *args: calls.append(1) or plain(*args))
+    encoded = flex.encode(inputs)
+    for rows in (None, [0, 2], [1, 3]):
+        flex.at_levels(inputs, encoded, [0, 1, 0, 1], rows=rows)
+    assert len(calls) == 1

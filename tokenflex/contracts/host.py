@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -44,6 +44,7 @@ class HostBatch:
         grids: the grid of every image's views.
         frames: frames of every image that is a video whose frames may be merged, else 0; left out: none is.
         items: what else the adapter knows of every image; its own business.
+        made: what the adapter has worked out of the batch since, by name, for further calls; its own business.
     """
 
     inputs: HostInputs
@@ -52,6 +53,7 @@ class HostBatch:
     grids: tuple[Grid, ...]
     frames: tuple[int, ...] = ()
     items: tuple[Any, ...] = ()
+    made: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.frames) != len(self.grids):

@@ -302,15 +302,17 @@ class GridAdapter(HostAdapter):
         typed, device = self._typed(batch.cpu), inputs["input_ids"].device
         told = {} if types is None else {types: placeholders.gathered(plan, typed[types], 0).to(device)}
         if self.positions == "span":
-            full = full_positions(self._model, {**inputs, **typed}).to(device)
+            if placeholders.POSITIONS not in batch.made:  # rows may be spliced group by group
+                batch.made[placeholders.POSITIONS] = full_positions(self._model, {**inputs, **typed}).to(device)
+            full = batch.made[placeholders.POSITIONS]
             spans, units = [span for _, _, span in items], [unit for _, unit, _ in items]
             return told | {"position_ids": span_positions(full, plan, spans, units, scaled, kept)}
         for modality in self.architecture.modalities:
             mine = [i for i, (its, _, _) in enumerate(items) if its is modality]
             if modality.grids in grids and mine:
-                given, numbers = batch.cpu[modality.grids], [chosen[i] for i in mine]
-                picked = self._numbers(batch, modality, numbers), [items[i][1] for i in mine], [scaled[i] for i in mine]
-                grids[modality.grids] = compact_grids(given[picked[0]], *picked[1:]).to(device)
+                given = batch.cpu[modality.grids][self._numbers(batch, modality, [chosen[i] for i in mine])]
+                units, kept_of = [items[i][1] for i in mine], [scaled[i] for i in mine]
+                grids[modality.grids] = compact_grids(given, units, kept_of).to(device)
         return grids | told
 
     def _grids(self, batch: HostBatch, chosen: Sequence[int]) -> dict[str, Any]:
