@@ -27,9 +27,10 @@ from benchmarks import report, sizes
 from tokenflex.files import write_whole
 from tokenflex.hosts import varlen
 from tokenflex.model import FlexModel
+from tokenflex.testing.host_bench import LEVELS as MIXED
+from tokenflex.testing.host_bench import ROWS
 from tokenflex.testing.hosts_table import architectures, refusal
 from tokenflex.testing.zoo.hosts import ZOO
-from tokenflex.testing.zoo.recipe import PICTURE
 
 HOSTS = ("llava_next", "llava", "llava_onevision", "internvl", "qwen2_5_vl", "qwen3_vl", "mistral3", "idefics3",
          "gemma3", "glm4v")  # fmt: skip
@@ -38,10 +39,6 @@ WIDE = "llava_next, heads of 64"
 """What flex_attention on CUDA asks for: the other hosts' heads have 8 to 12 entries."""
 ATTENTION = ("sdpa", "varlen", "flash_attention_2", "eager", "flex_attention")
 """What is compiled first comes last."""
-ROWS = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12))
-"""One picture, none, two; of different lengths."""
-MIXED = (1, 3, 0)
-"""Levels that pictures take in turn."""
 LEVELS = {"coarsest": 0, "finest": -1, "mixed": MIXED, "routed": None}
 CALLS = ("forward", "generate", "decide")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}

@@ -175,21 +175,19 @@ class Compressor(nn.Module):
         return table.index_select(0, beside(places, table)), pyramids
 
     def forward(
-        self, stack: VisualTokens | Stacked, words: Instruction | None = None
-    ) -> tuple[Stacked, Float[Tensor, "images levels"] | None]:
+        self, stack: VisualTokens | Stacked, words: Instruction
+    ) -> tuple[Stacked, Float[Tensor, "images levels"]]:
         """(A stack at every level, its scores); tensor operations only, which `FlexModel.compile` makes one graph of.
 
         Args:
             stack: images without gradients, or their levels where they are made already.
-            words: in the router's type, one instruction per image; None: no scores are wanted.
+            words: in the router's type, one instruction per image.
         """
         if isinstance(stack, VisualTokens):
             with torch.no_grad():
                 readable = _finite(stack)
                 clean = _blanked(stack, readable)
                 stack = Stacked(tuple(self.scaler.pyramid(clean)), readable, clean.attention)
-        if words is None:
-            return stack, None
         ballots = self.router(self._shown(stack.levels, stack.attention, words.embeddings.dtype), words)
         judged = stack.readable & _counted(ballots).flatten(1).all(-1)
         return stack, self.voter(ballots).float().masked_fill(~judged[:, None], torch.nan)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from tokenflex.contracts import HostAdapter, HostBatch, PaddingSide, Spliced
+from tokenflex.contracts import HostAdapter, HostBatch, PaddingSide, ScaledTokens, Spliced, VisualTokens
 from tokenflex.hosts import continuing, joining, stock
 from tokenflex.hosts.architectures import ungroupable
-from tokenflex.hosts.placeholders import IGNORE, POSITIONS, SEQUENCE_KEYS, TOKEN_KEYS
+from tokenflex.hosts.placeholders import IGNORE, POSITIONS, SEQUENCE_KEYS, TOKEN_KEYS, padding_side
 from tokenflex.ops.partition import CALL, partition
 
 BATCHING = ("auto", "padded", "grouped")
@@ -62,6 +62,29 @@ class Rows:
     whole: Spliced
     side: PaddingSide
     splice: Callable[[Sequence[int]], Spliced]
+
+    @classmethod
+    def of(
+        cls,
+        host: Any,
+        adapter: HostAdapter,
+        batch: HostBatch,
+        images: Sequence[VisualTokens],
+        scaled: Sequence[ScaledTokens],
+        side: PaddingSide | None,
+    ) -> "Rows":
+        """Those of a batch.
+
+        Args:
+            images, scaled: as for `HostAdapter.splice`.
+            side: where shortened rows are padded; None keeps the side the batch has.
+        """
+        kept = side or padding_side(batch.attended)
+
+        def splice(rows: Sequence[int]) -> Spliced:
+            return adapter.splice(batch, images, scaled, kept, rows)
+
+        return cls(host, adapter, batch, adapter.splice(batch, images, scaled, kept), kept, splice)
 
     @property
     def count(self) -> int:

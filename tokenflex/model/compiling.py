@@ -26,7 +26,7 @@ def compile_parts(parts: Compressor, *args: Any, **options: Any) -> None:
         return
     compiled = torch.compile(parts._call_impl, *args, **{"dynamic": False, **options})
 
-    def call(stack: VisualTokens | Stacked, words: Instruction | None = None) -> Any:
+    def call(stack: VisualTokens | Stacked, words: Instruction) -> Any:
         for tensor, axes in _stacked(stack, words):
             for axis in range(axes):
                 torch._dynamo.maybe_mark_dynamic(tensor, axis)
@@ -36,9 +36,9 @@ def compile_parts(parts: Compressor, *args: Any, **options: Any) -> None:
     parts._compiled_call_impl = call
 
 
-def _stacked(stack: VisualTokens | Stacked, words: Instruction | None) -> Iterator[tuple[Tensor, int]]:
+def _stacked(stack: VisualTokens | Stacked, words: Instruction) -> Iterator[tuple[Tensor, int]]:
     """Every tensor, and how many of its leading axes differ from request to request: images, and views or words."""
-    said = [words]
+    said: list[Instruction | None] = [words]
     if isinstance(stack, Stacked):
         yield stack.readable, 1
         for level in stack.levels:

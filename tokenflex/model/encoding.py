@@ -21,7 +21,6 @@ from tokenflex.contracts import (
     VisualTokens,
 )
 from tokenflex.contracts.levels import read_levels, spread
-from tokenflex.hosts import placeholders
 from tokenflex.hosts.grouped import Rows
 from tokenflex.model import door, generation
 
@@ -136,13 +135,7 @@ def in_rows(
         side: where shortened rows are padded; None keeps the side the batch has.
     """
     batch, scaled = _read_again(flex, inputs, encoded), _scaled(flex, encoded, levels)
-    whole = flex.adapter.splice(batch, encoded.images, scaled, side)
-    kept = side or placeholders.padding_side(batch.attended)
-
-    def splice(rows: Sequence[int]) -> Spliced:
-        return flex.adapter.splice(batch, encoded.images, scaled, kept, rows)
-
-    return Rows(flex.host, flex.adapter, batch, whole, kept, splice)
+    return Rows.of(flex.host, flex.adapter, batch, encoded.images, scaled, side)
 
 
 def _read_again(flex: FlexModel, inputs: HostInputs, encoded: Encoded) -> HostBatch:

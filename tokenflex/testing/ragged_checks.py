@@ -1,16 +1,15 @@
 """The law of rows of different length: read in groups of similar length, they give what the padded batch gives."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenflex.contracts import PaddingSide, Spliced
+from tokenflex.contracts import PaddingSide
 from tokenflex.hosts import continuing
 from tokenflex.hosts.grouped import Options, Rows, forward, generate, refusal, refused_forward, refused_generate
-from tokenflex.hosts.placeholders import padding_side
 from tokenflex.testing.bench import Skip
 from tokenflex.testing.host_bench import LEVELS, NEW, HostBench, close, labels_of
 from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
@@ -45,12 +44,7 @@ def groups_give_what_padding_gives(bench: HostBench) -> None:
 def _rows(bench: HostBench, inputs: Mapping[str, Any], side: PaddingSide | None) -> Rows:
     """The batch at mixed levels."""
     batch, images, scaled = bench.scaled(inputs, LEVELS)
-    side = side or padding_side(batch.attended)
-
-    def splice(rows: Sequence[int]) -> Spliced:
-        return bench.adapter.splice(batch, images, scaled, side, rows)
-
-    return Rows(bench.host, bench.adapter, batch, bench.adapter.splice(batch, images, scaled, side), side, splice)
+    return Rows.of(bench.host, bench.adapter, batch, images, scaled, side)
 
 
 def _require_groups(bench: HostBench, rows: Rows) -> None:
