@@ -8,7 +8,6 @@ device, in the same type, with the same implementation; other levels have to giv
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 import tokenflex
 from benchmarks import report, sizes
-from tokenflex.files import write_whole
 from tokenflex.hosts import varlen
 from tokenflex.model import FlexModel
 from tokenflex.testing.host_bench import LEVELS as MIXED
@@ -172,7 +169,7 @@ def page(rows: Sequence[Row], told: Mapping[str, Any]) -> str:
     lines = [
         "# Hosts on a device",
         "",
-        f"{told['hardware']}; torch {told['torch']}, transformers {told['transformers']}, Python {told['python']}. "
+        f"{told['hardware']}; {report.versions(told)}. "
         + ", ".join(f"{sum(row.outcome == name for row in rows)} {name}" for name in order)
         + f" of {len(rows)}.",
         "",
@@ -190,8 +187,7 @@ def page(rows: Sequence[Row], told: Mapping[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Check, write as rows come, and exit with 1 if any failed."""
     options = _options(argv)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    report.quiet()
     told = report.surroundings(options.device)
     rows: list[Row] = []
     # sdpa of every host comes before the next implementation of any.
@@ -199,10 +195,7 @@ def main(argv: list[str] | None = None) -> None:
         for host in options.hosts:
             rows.append(row(host, attention, getattr(torch, options.dtype), options.device))
             sys.stderr.write(f"{rows[-1].host}, {rows[-1].attention}: {rows[-1].outcome} {rows[-1].detail}\n")
-            if options.out:
-                write_whole(options.out, page(rows, told))
-                data = {"rows": [asdict(row) for row in rows], **told}
-                write_whole(options.out.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
+            report.keep(options.out, page(rows, told), {"rows": [asdict(row) for row in rows], **told})
     sys.stdout.write(page(rows, told))
     sys.exit(any(row.outcome == "failed" for row in rows))
 

@@ -7,7 +7,6 @@ At batch 1 a GPU waits for its launches, so their number says more than FLOPs do
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -18,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measure, paper_speed, report, sizes
-from tokenflex.files import write_whole
 from tokenflex.model import FlexModel
 from tokenflex.policies.constant import ConstantPolicy
 
@@ -151,8 +148,7 @@ def page(rows: Sequence[Row], told: Mapping[str, Any]) -> str:
     lines = [
         "# What a request asks of the device",
         "",
-        f"{told['hardware']}; torch {told['torch']}, transformers {told['transformers']}, Python {told['python']}; "
-        f"size {told['size']}, seed {told['seed']}.",
+        f"{told['hardware']}; {report.versions(told)}; size {told['size']}, seed {told['seed']}.",
         "",
         told["protocol"],
         "",
@@ -174,8 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     if size.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"--size {options.size} needs a CUDA device with about 20 GB, and torch sees none; use --size small.")
     torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    report.quiet()
     models, inputs = paper_speed.built(size, options.seed)
     flex = models["routed"]
     told = {
@@ -204,10 +199,7 @@ def main(argv: list[str] | None = None) -> None:
         for what, call in settings(flex, inputs).items():
             rows.append(counted(what, call, options, size.device, compiled))
             sys.stderr.write(f"{rows[-1]}\n")
-            if options.out:
-                write_whole(options.out, page(rows, told))
-                data = {"rows": [asdict(row) for row in apart(rows)], **told}
-                write_whole(options.out.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
+            report.keep(options.out, page(rows, told), {"rows": [asdict(row) for row in apart(rows)], **told})
     sys.stdout.write(page(rows, told))
 
 

@@ -8,7 +8,6 @@ Every row is written as it is known.
 
 import argparse
 import gc
-import json
 import os
 import statistics
 import sys
@@ -19,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from benchmarks import measure, paper_speed, report, sizes, steps
-from tokenflex.files import write_whole
 from tokenflex.measure.memory import LiveBytes
 
 STEPS = ("stage4/ours", "stage3/low", "stage3/packed", "stage3/joint")
@@ -108,8 +105,7 @@ def page(rows: Sequence[Row], told: Mapping[str, Any]) -> str:
     lines = [
         "# Training steps and requests: time and peak memory",
         "",
-        f"{told['hardware']}; torch {told['torch']}, transformers {told['transformers']}, Python {told['python']}; "
-        f"size {told['size']}, seed {told['seed']}.",
+        f"{told['hardware']}; {report.versions(told)}; size {told['size']}, seed {told['seed']}.",
         "",
         told["protocol"],
         "",
@@ -132,8 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     if size.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"--size {options.size} needs a CUDA device with about 60 GB, and torch sees none; use --size small.")
     torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    report.quiet()
     rows: list[Row] = []
     told = {"size": options.size, "seed": options.seed, **report.surroundings(size.device)}
 
@@ -147,10 +142,7 @@ def main(argv: list[str] | None = None) -> None:
             memory="as CUDA's allocator counts it" if size.device == "cuda" else "in storages of live tensors",
         )
         sys.stderr.write(f"{row}\n")
-        if options.out:
-            write_whole(options.out, page(rows, told))
-            data = {"rows": [asdict(one) for one in rows], **told}
-            write_whole(options.out.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
+        report.keep(options.out, page(rows, told), {"rows": [asdict(one) for one in rows], **told})
 
     calls(options, size, tell)
     sys.stdout.write(page(rows, told))

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 import tokenflex
 from benchmarks import measure, report, sizes
@@ -236,8 +235,8 @@ def table(found: Mapping[str, Any]) -> str:
 def page(found: Mapping[str, Any], command: str) -> str:
     """The table with what is needed to judge it."""
     about = (
-        f"{datetime.date.today()}; {found['hardware']}, {found['threads']} threads; torch {found['torch']}, "
-        f"transformers {found['transformers']}, Python {found['python']}; `{command}`."
+        f"{datetime.date.today()}; {found['hardware']}, {found['threads']} threads; "
+        f"{report.versions(found)}; `{command}`."
     )
     title = "# Speed at the published shares of tokens"
     return "\n\n".join([title, about, found["protocol"], table(found)])
@@ -253,8 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     if size.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"--size {options.size} needs a CUDA device with about 20 GB, and torch sees none; use --size small.")
     torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    report.quiet()
     found = measured(size, options.seed, options.answers)
     if options.out:
         command = " ".join(["python -m benchmarks.paper_speed", *argv])

@@ -1,9 +1,10 @@
 """The figures as one JSON line, and as a Markdown page."""
 
 import datetime
+import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 
 from benchmarks.measure import Row
+from tokenflex.files import write_whole
 
 SCALES = {"seconds": (1.0, "s"), "bytes": (2.0**20, "MiB"), "FLOPs": (1e12, "TFLOP")}
 
@@ -23,6 +25,24 @@ def surroundings(device: str) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
+
+
+def versions(told: Mapping[str, Any]) -> str:
+    """Those of `surroundings`, in words."""
+    return f"torch {told['torch']}, transformers {told['transformers']}, Python {told['python']}"
+
+
+def quiet() -> None:
+    """Keep transformers from writing between the figures."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def keep(out: Path | None, written: str, data: Mapping[str, Any]) -> None:
+    """Write a page and, beside it, its figures as JSON; nothing where no file is named."""
+    if out:
+        write_whole(out, written)
+        write_whole(out.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
 
 
 def hardware(device: str) -> str:
@@ -70,8 +90,8 @@ def page(rows: Sequence[Row], told: dict[str, Any], command: str) -> str:
         [
             "# Training and routing against the published procedure",
             "",
-            f"{datetime.date.today()}; {told['hardware']}, {told['threads']} threads; torch {told['torch']}, "
-            f"transformers {told['transformers']}, Python {told['python']}; seed {told['seed']}; `{command}`; "
+            f"{datetime.date.today()}; {told['hardware']}, {told['threads']} threads; "
+            f"{versions(told)}; seed {told['seed']}; `{command}`; "
             f"{told['seconds'] / 60:.1f} minutes in all.",
             "",
             told["protocol"],

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from benchmarks import arithmetic, memory, report, routers, sizes, step_time, stored
 from benchmarks.measure import Row
@@ -153,8 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     options = _options(argv)
     if sizes.SIZES[options.size].device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"--size {options.size} needs a CUDA device with about 80 GB, and torch sees none; use --size small.")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    report.quiet()
     rows, told = results(options)
     _say("done")
     table = counted_table(told["arithmetic"])

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from benchmarks import paper_speed, report, sizes
 from benchmarks.measure import Flops
@@ -355,8 +354,8 @@ def table(found: Mapping[str, Any]) -> str:
 def page(found: Mapping[str, Any], command: str) -> str:
     """The table with what is needed to judge it."""
     about = (
-        f"{datetime.date.today()}; {found['hardware']}, {found['threads']} threads; torch {found['torch']}, "
-        f"transformers {found['transformers']}, Python {found['python']}; `{command}`; {found['minutes']:.0f} minutes."
+        f"{datetime.date.today()}; {found['hardware']}, {found['threads']} threads; "
+        f"{report.versions(found)}; `{command}`; {found['minutes']:.0f} minutes."
     )
     return "\n\n".join(["# Images a second, and what FLOPs allow", about, found["protocol"], table(found)])
 
@@ -376,8 +375,7 @@ def main(argv: list[str] | None = None) -> None:
     except ConfigError as error:
         sys.exit(f"--mixes: {error}")
     torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    report.quiet()
     found = measured(scale, options, mixes)
     if options.out:
         write_whole(options.out, page(found, " ".join(["python -m benchmarks.throughput", *argv])))
