@@ -26,7 +26,7 @@ from tokenflex.contracts.levels import spread
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
 from tokenflex.hosts import continuing, grouped, stock
 from tokenflex.hosts.turns import say_what_is_read
-from tokenflex.model import callbacks, compiling, door, encoding, generation, peft_hosts, request, saving
+from tokenflex.model import callbacks, compiling, door, encoding, exporting, generation, peft_hosts, request, saving
 from tokenflex.model.config import FlexConfig
 from tokenflex.model.encoding import Encoded
 from tokenflex.model.request import Budgets, Level
@@ -276,6 +276,21 @@ class FlexModel(PreTrainedModel, GenerationMixin):
                 "the processor made them."
             )
         return list(encoding.decide(self, encoded, *request.read(level, budget, self.compressor.num_levels)))
+
+    @torch.no_grad()
+    def export(self, *, level: Level = None, budget: Budgets = None, **inputs: Any) -> tuple[exporting.Request, ...]:
+        """The batch as requests for a serving engine, one per row, without running the language model.
+
+        Args:
+            inputs: the batch as the host's processor made it.
+            level, budget: as for `prepare`.
+
+        Raises:
+            InputError: the engine couldn't be told all that the host is told (see `tokenflex.model.exporting`), or as
+                for `prepare`.
+            ConfigError: as for `prepare`.
+        """
+        return exporting.export(self, inputs, level, budget)
 
     @HostSignature
     def forward(
