@@ -77,8 +77,9 @@ class Front:
                 loaded, options if positions is None else {**options, "positions": positions}
             )
             flex = load_parts(str(parts), host=loaded, adapter=adapter, processor=processor)
+        flex.to(torch.device(device))
         _without_head(flex.host)
-        return cls(flex.to(torch.device(device)), processor)
+        return cls(flex, processor)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's table of word embeddings."""
@@ -167,11 +168,26 @@ def _quietly() -> Iterator[None]:
 
 
 def _without_head(host: Any) -> None:
-    """Free the matrix that predicts words, where it isn't the table of word embeddings itself."""
+    """Free the matrix that predicts words; what asks for a prediction is told where words are predicted."""
     base = stock.base_of(host)
-    head = base.get_output_embeddings()
-    if head is not None and head.weight is not base.get_input_embeddings().weight:
-        base.set_output_embeddings(nn.Linear(head.in_features, head.out_features, bias=False, device="meta"))
+    if base.get_output_embeddings() is None:
+        raise ConfigError(f"{type(base).__name__} doesn't say what predicts its words; load the whole model instead.")
+    base.set_output_embeddings(_InTheEngine())
+
+
+class _InTheEngine(nn.Module):
+    """Stands in place of what predicts words."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Refuse.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "a Front has no language model, so it can't generate or score. Give the requests of Front.export to an "
+            "engine, or load the whole model with AutoModelForImageTextToText.from_pretrained."
+        )
 
 
 def _placed(spec: Any, positions: str) -> Any:
