@@ -28,6 +28,7 @@ from tokenflex.hosts import continuing, grouped, stock
 from tokenflex.hosts.turns import say_what_is_read
 from tokenflex.model import callbacks, compiling, door, encoding, exporting, generation, peft_hosts, request, saving
 from tokenflex.model.config import FlexConfig
+from tokenflex.model.continuous import TextBatching
 from tokenflex.model.encoding import Encoded
 from tokenflex.model.request import Budgets, Level
 from tokenflex.model.signature import HostSignature
@@ -35,7 +36,7 @@ from tokenflex.model.signature import HostSignature
 Objective = Callable[["FlexModel", HostInputs], ModelOutput]
 
 
-class FlexModel(PreTrainedModel, GenerationMixin):
+class FlexModel(TextBatching, PreTrainedModel, GenerationMixin):
     """A host and the parts that shorten its input, as one transformers model.
 
     ``flex.host`` is the host itself and works as before; nothing of it is changed. Make one with
@@ -398,7 +399,7 @@ class FlexModel(PreTrainedModel, GenerationMixin):
         held = continuing.held_by(batch)
         door.check(batch, self.adapter, held)
         batch = dict(generation.with_mask(batch, self.host, options))
-        if "input_ids" not in batch or not door.shortens(batch):
+        if "input_ids" not in batch or not door.shortens(batch) or self._is_paged(batch, options):
             self._nothing_to_choose(batch, level, budget)
             return self.host.generate(**batch, **options)
         if held:
