@@ -157,6 +157,43 @@ def test_against_a_loop(image, kept, grid, seed, theta):
         assert kept(level) == [loop(rows, words[view // 2], count, theta) for view, rows in views]
 
 
+def test_relevance_is_scaled_view_by_view_unlike_the_released_code(tiny, kept):
+    # Two views. By themselves the relevances are scaled to 0..1 each. The released code scales them over all views, so
+    # that the least relevant token of a view needn't have weight 0: what is kept of a view then depends on the others.
+    def released(r, c, count):
+        left, picked = [r[i] ** 2 for i in range(len(r))], []
+        u = [[] for _ in r]
+        while len(picked) < count:
+            j = max((i for i in range(len(r)) if i not in picked), key=lambda i: left[i])
+            picked.append(j)
+            e = [
+                (r[j] * c[j][i] * r[i] - sum(a * b for a, b in zip(u[j], u[i], strict=True))) / math.sqrt(left[j])
+                for i in range(len(r))
+            ]
+            left = [one - x * x for one, x in zip(left, e, strict=True)]
+            u = [[*before, x] for before, x in zip(u, e, strict=True)]
+        return sorted(picked)
+
+    def at(degrees):
+        return [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]
+
+    angles = ([60, 65, 80, 89], [0, 30, 60, 180])  # to the only word, which lies at 0 degrees
+    means = [[math.cos(math.radians(a)) for a in view] for view in angles]
+    low, high = min(map(min, means)), max(map(max, means))
+    cosines = [[[math.cos(math.radians(a - b)) for b in view] for a in view] for view in angles]
+    one, other = (
+        [[(m - lo) / (hi - lo) for m in view] for view, lo, hi in zip(means, *ends, strict=True)]
+        for ends in (([min(v) for v in means], [max(v) for v in means]), ([low] * 2, [high] * 2))
+    )
+    ours = [released(r, c, 2) for r, c in zip(one, cosines, strict=True)]
+    theirs = [released(r, c, 2) for r, c in zip(other, cosines, strict=True)]
+    assert ours != theirs
+    for view, expected in zip(angles, ours, strict=True):
+        assert kept(Config(ratios=(0.5, 1.0)).build().scale(tiny([at(a) for a in view], words=[[1, 0]]), 0)) == [
+            expected
+        ]
+
+
 def step_by_step(similarity, log_weights, count):
     """Pick by pick, with a mask of what is taken, and every token's order of merit spelled out."""
     left = similarity.diagonal(dim1=-2, dim2=-1)

@@ -183,6 +183,18 @@ def test_the_choice_is_that_of_all_pairs(image, kind, grid, dim, config):
         assert torch.equal(level.assignment >= 0, expected)
 
 
+def test_the_released_form_chooses_otherwise(tiny, kept):
+    # 4 x 4 tokens, four crops. The released code's crops are stretches of the row-major order, here the rows: token 0 and
+    # token 3 compete there, and lie in crops of their own here. All tokens are alike but for their attention, so the
+    # stretch of rows has both in one crop, of which one is kept.
+    attention = [0.9, 0.1, 0.1, 0.8] + [0.1] * 4 + [0.5, 0.1, 0.1, 0.4] + [0.1] * 4
+    image = replace(tiny([[1, 0]] * 16, attention=attention), grid=Grid(4, 4))
+    config = Config(ratios=(4 / 16, 1.0), crops=(2, 2), diversity=0.0, temperature=100.0)
+    assert kept(config.build().scale(image, 0)) == [[0, 3, 8, 11]]
+    stretches = sorted(max(range(4 * i, 4 * i + 4), key=lambda place: attention[place]) for i in range(4))
+    assert stretches == [0, 4, 8, 12]
+
+
 def test_equal_tokens_of_a_crop_go_by_index(tiny, kept):
     # Two crops of eight, each with two colours and equal attention: in each, the first of the rarer colour.
     rare, common = [1.0, 0.3, 0.7], [0.2, -0.9, 0.4]
