@@ -184,9 +184,8 @@ def test_the_choice_is_that_of_all_pairs(image, kind, grid, dim, config):
 
 
 def test_the_released_form_chooses_otherwise(tiny, kept):
-    # 4 x 4 tokens, four crops. The released code's crops are stretches of the row-major order, here the rows: token 0 and
-    # token 3 compete there, and lie in crops of their own here. All tokens are alike but for their attention, so the
-    # stretch of rows has both in one crop, of which one is kept.
+    # 4 x 4 tokens, four crops. The released code's crops are stretches of the row-major order, here the rows: tokens 0
+    # and 3 compete there, and lie in crops of their own here. But for their attention all tokens are alike.
     attention = [0.9, 0.1, 0.1, 0.8] + [0.1] * 4 + [0.5, 0.1, 0.1, 0.4] + [0.1] * 4
     image = replace(tiny([[1, 0]] * 16, attention=attention), grid=Grid(4, 4))
     config = Config(ratios=(4 / 16, 1.0), crops=(2, 2), diversity=0.0, temperature=100.0)
