@@ -84,11 +84,7 @@ class Questions:
         Raises:
             DataError: a picture can't be read, or pictures and places for them don't match.
         """
-        row = self.source.row(place)
-        messages = [*_prompt(row, f"row {place}", self.suffix), {"role": "assistant", "content": "its answer"}]
-        pictures = {key: row[key] for key in PICTURES if row.get(key) is not None}
-        read = read_sample({"id": row.get("id"), **pictures, "messages": messages}, place, self.source.image_folder)
-        return Sample(read.name, read.images, read.messages[:-1])
+        return read_question(self.source.row(place), place, self.source.image_folder, self.suffix)
 
     def sizes(self, place: int) -> list[tuple[int, int]]:
         """(height, width) of a question's pictures in pixels, without reading them; those that can be told."""
@@ -110,6 +106,23 @@ def read(path: str | Path, **settings: Any) -> Questions:
         DataError: the path doesn't exist, isn't in one of these formats, or a row can't be used.
     """
     return Questions(read_rows(path), **settings)
+
+
+def read_question(row: Any, place: int, image_folder: Path | None = None, suffix: str = "") -> Sample:
+    """Pictures and messages up to the question of a row; it needs no reference answer.
+
+    Args:
+        place: in the data set, for messages.
+        image_folder, suffix: as for `Questions`.
+
+    Raises:
+        DataError: as for `Questions.sample`.
+    """
+    name = row_name(row, place)
+    messages = [*_prompt(row, name, suffix), {"role": "assistant", "content": "its answer"}]
+    pictures = {key: row[key] for key in PICTURES if row.get(key) is not None}
+    read = read_sample({"id": row.get("id"), **pictures, "messages": messages}, place, image_folder)
+    return Sample(read.name, read.images, read.messages[:-1])
 
 
 def _first(rows: Any, limit: int | None) -> Any:
