@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from tokenflex.cli.device import device
+
 QUICKSTART, QUESTIONS, QUICKSTART_BATCH = "quickstart", 1536, 96
 WAITING = "Another process is answering into {}; waiting for its end."
 
@@ -85,7 +87,7 @@ def _answer(options: argparse.Namespace) -> dict[str, int]:
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     model = options.model if options.model or options.host else _default_model(options)
     flex, processor = load(
-        model, host=options.host, parts=options.parts, dtype=options.dtype, device=_device(options.device)
+        model, host=options.host, parts=options.parts, dtype=options.dtype, device=device(options.device)
     )
     questions, data, metric = _questions(options, processor)
     settings = parse(flex, options.settings or ["levels", *([] if _untrained(options) else ["router"])])
@@ -167,18 +169,6 @@ def _exam(data: str, processor: Any) -> tuple[int, list[dict[str, Any]]]:
         for picture, asked in exam(seed, "test", count)
     ]
     return seed, rows
-
-
-def _device(name: str) -> str:
-    import torch
-
-    from tokenflex.errors import ConfigError
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device; use --device cpu.")
-    if name == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 @contextlib.contextmanager

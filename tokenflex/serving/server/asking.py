@@ -1,0 +1,131 @@
+"""From a request's words to what a model is asked."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from tokenflex.contracts.levels import spread
+from tokenflex.errors import ConfigError, InputError
+from tokenflex.model import request
+from tokenflex.serving.server.limits import Limits
+from tokenflex.serving.server.pictures import Pictures
+from tokenflex.serving.server.protocol import Chat, ImagePart
+from tokenflex.serving.server.refusals import RefusedError
+
+ROLES = {"developer": "system"}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How words are chosen; what is None is left to the model's own settings."""
+
+    new_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """What a model is asked.
+
+    Attributes:
+        messages: in the form of chat templates: contents are lists of ``text`` and ``image`` parts.
+        images: in the order of their parts.
+        levels: of every image; None lets the router decide.
+        budget: that the router keeps to.
+        stop: strings that end the answer, and aren't part of it.
+        stream: whether words are wanted as they come.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    images: tuple[Image.Image, ...]
+    levels: tuple[int | None, ...]
+    budget: Any
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for requests that can be answered in one batch."""
+        kind = {type(level) for level in self.levels}
+        alone = id(self) if self.sampling.seed is not None else None
+        return frozenset(kind), json.dumps(self.budget, sort_keys=True), self.sampling, alone
+
+
+async def read(chat: Chat, pictures: Pictures, limits: Limits, num_levels: int, marks: Sequence[str]) -> Ask:
+    """What a checked request asks, with its images.
+
+    Args:
+        num_levels: that the model has.
+        marks: words that stand for images, which a request may not write itself.
+
+    Raises:
+        RefusedError: a value isn't one for this model, or an image can't be had.
+    """
+    urls, details, messages = list[str](), list[str](), list[dict[str, Any]]()
+    for message in chat.messages:
+        parts: list[dict[str, Any]] = []
+        for part in message.content:
+            if isinstance(part, ImagePart):
+                if message.role != "user":
+                    raise RefusedError(f"A message of role {message.role} has an image; only those of users may.")
+                urls.append(part.image_url.url)
+                details.append(part.image_url.detail)
+                parts.append({"type": "image"})
+                continue
+            for mark in marks:
+                if mark in part.text:
+                    raise RefusedError(
+                        f"A text has {mark!r}, which stands for an image; send images as image_url parts.",
+                        "placeholder_in_text",
+                    )
+            parts.append({"type": "text", "text": part.text})
+        messages.append({"role": ROLES.get(message.role, message.role), "content": parts})
+    characters = sum(len(part["text"]) for message in messages for part in message["content"] if "text" in part)
+    if characters > limits.characters:
+        raise RefusedError(
+            f"The texts have {characters} characters; at most {limits.characters} are taken.", "too_large", 413
+        )
+    levels, budget = _choice(chat, details, num_levels)
+    sampling = _sampling(chat, limits)
+    images = await pictures.read(urls)
+    return Ask(tuple(messages), images, levels, budget, sampling, tuple(chat.stop), chat.stream)
+
+
+def _choice(chat: Chat, details: Sequence[str], num_levels: int) -> tuple[tuple[int | None, ...], Any]:
+    """Levels of the images, and the router's budget."""
+    level, budget = chat.tokenflex.level, chat.tokenflex.budget
+    try:
+        read, _ = request.read(level, budget, num_levels)
+        forced = None if read is None else spread(read, len(details)) if details or not isinstance(read, int) else []
+    except (InputError, ConfigError) as error:
+        raise RefusedError(f"tokenflex: {error}", param="tokenflex") from error
+    named = [{"low": 0, "high": num_levels - 1}.get(detail) for detail in details]
+    if forced is None:
+        return tuple(named), budget if None in named else None
+    if any(one is not None for one in named):
+        raise RefusedError("tokenflex.level and image_url.detail both choose a level; give one of the two.")
+    return tuple(forced), None
+
+
+def _sampling(chat: Chat, limits: Limits) -> Sampling:
+    if chat.max_tokens and chat.max_completion_tokens and chat.max_tokens != chat.max_completion_tokens:
+        raise RefusedError("max_tokens and max_completion_tokens differ; give one of them.")
+    asked = chat.max_completion_tokens or chat.max_tokens or limits.default_new_tokens
+    if asked > limits.new_tokens:
+        raise RefusedError(
+            f"max_completion_tokens={asked}: this server writes at most {limits.new_tokens}.", param="max_tokens"
+        )
+    temperature, top_p = chat.temperature, chat.top_p
+    if top_p is not None and temperature is None and top_p < 1:
+        temperature = 1.0
+    if temperature is None:
+        return Sampling(asked, seed=chat.seed)
+    if temperature == 0:
+        return Sampling(asked, 0.0)
+    return Sampling(asked, temperature, 1.0 if top_p is None else top_p, chat.seed)
