@@ -46,7 +46,10 @@ kind, folder, batch = sys.argv[1:]
 start = time.perf_counter()
 model = Front.from_pretrained(folder) if kind == "front" else AutoModelForImageTextToText.from_pretrained(folder).eval()
 seconds = time.perf_counter() - start
-requests = model.export(**torch.load(batch, weights_only=True))
+inputs = torch.load(batch, weights_only=True)
+requests = model.export(**inputs)
+if kind == "whole":
+    model.generate(**inputs, max_new_tokens=1, level=0)
 flex = model.flex if kind == "front" else model
 print(json.dumps({
     "parameters": sum(p.numel() * p.element_size() for p in flex.parameters()), "peak": peak - before,
@@ -100,8 +103,9 @@ def page(data: dict[str, Any]) -> str:
         f"{data['date']}; {data['hardware']}; {report.versions(data)}; `{data['command']}`.",
         "",
         "A front has the vision tower, the projector, the word embeddings and the parts; not the language model's",
-        "layers and head. Peak: resident memory above what the process held after its imports, through loading and the",
-        f"requests of one batch of {data['batch']} pictures (float32, one thread); least and greatest of",
+        "layers and head. Peak: resident memory above what the process held after its imports, through loading, the",
+        f"requests of one batch of {data['batch']} pictures and, for the whole model, one coarse token for each",
+        "(weights that nobody uses are only mapped, not read); float32, one thread; least and greatest of",
         f"{data['runs']} runs. Both made the same requests.",
         "",
         "| | parameters, MiB | peak, MiB | seconds to load |",
