@@ -41,7 +41,7 @@ def test_a_folder_is_served_under_its_name(model, monkeypatch, capsys):
     assert "small, answered by transformers" in capsys.readouterr().err
 
 
-def test_a_front_is_served(model, monkeypatch):
+def test_a_front_is_served(model, monkeypatch, tmp_path, capsys):
     found = {}
 
     def run(app, **options):
@@ -50,8 +50,12 @@ def test_a_front_is_served(model, monkeypatch):
 
     monkeypatch.setattr(uvicorn, "run", run)
     words = ["serve", model, "--device", "cpu", "--engine", "vllm", "--upstream", "http://127.0.0.1:9"]
-    assert main.main(words) == 0
+    assert main.main([*words, "--upstream-folder", model]) == 0
     assert (found["health"]["engine"], found["health"]["status"]) == ("vllm", "unavailable")
+    host, _ = seeded(1)
+    host.save_pretrained(tmp_path)
+    assert main.main([*words, "--upstream-folder", str(tmp_path)]) == 1
+    assert "doesn't hold this front's projector" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

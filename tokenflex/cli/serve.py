@@ -33,6 +33,8 @@ def register(commands: Any) -> None:
                         help="generate here, or send embeddings to a vLLM server (default: transformers)")  # fmt: skip
     engine.add_argument("--upstream", metavar="URL", help="the vLLM server's address, for --engine vllm")
     engine.add_argument("--upstream-model", metavar="NAME", help="its name there (default: the first it lists)")
+    engine.add_argument("--upstream-folder", metavar="DIR",
+                        help="the checkpoint it serves, to check that the embeddings are made for it")  # fmt: skip
     engine.add_argument("--positions", choices=("compact", "span"), help="of hosts with M-RoPE, for --engine vllm")
     where = parser.add_argument_group("where")
     where.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
@@ -116,6 +118,8 @@ def _engine(options: argparse.Namespace, bounds: Any, metrics: Any) -> Any:
             front = Front.from_pretrained(source, options.parts, device=device(options.device), **given)
         except OSError as error:
             raise ConfigError(f"{source!r} can't be loaded: {error}") from error
+        if options.upstream_folder:
+            front.require_engine(options.upstream_folder)
         return VllmEngine(front, options.upstream, bounds, model=options.upstream_model, seen=metrics.batch)
     from tokenflex.evaluation import load
     from tokenflex.serving.server.transformers_engine import TransformersEngine

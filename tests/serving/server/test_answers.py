@@ -82,6 +82,19 @@ def test_details_of_several_images(start, small, drawn):
     assert levels[1] == flex.decide(**inputs, budget={"ratio": 0.3})[1].level
 
 
+def test_a_prompt_that_fits_only_as_it_is_shortened(start, small, drawn):
+    client, text = start(), "how many " * 225
+    _, length, used, full = direct(small, text.strip(), drawn[0], new=1, level=0)
+    new = 512 - length
+    assert length - used + full + new > 512
+    for level in ({"level": 0}, {"budget": {"ceiling": 0}}):
+        answer = ask(client, question(text.strip(), drawn[0]), new, extra_body={"tokenflex": level})
+        assert told(answer) == direct(small, text.strip(), drawn[0], new=new, level=0)
+    with pytest.raises(openai.BadRequestError, match="the model's context has 512") as caught:
+        ask(client, question(text.strip(), drawn[0]), new, extra_body={"tokenflex": {"level": -1}})
+    assert caught.value.code == "context_length_exceeded"
+
+
 def test_the_form_of_an_answer(start, drawn):
     client = start()
     answer = ask(client, question("which photo", drawn[0]), new=3)

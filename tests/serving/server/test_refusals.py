@@ -114,7 +114,8 @@ def refused(answer, status=400):
 
 
 def post(address, content, **options):
-    return httpx.post(f"{address}/v1/chat/completions", content=content, timeout=60, **options)
+    options = {"timeout": 60, "headers": {"content-type": "application/json"}} | options
+    return httpx.post(f"{address}/v1/chat/completions", content=content, **options)
 
 
 @pytest.mark.parametrize(("given", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
@@ -132,6 +133,13 @@ def test_the_server_has_lived_through_all_that(address):
 )
 def test_what_is_no_json(address, content):
     assert refused(post(address, content)).startswith("The body is no JSON")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_what_web_pages_can_send_to_any_address(address, kind):
+    """Without asking first, they can send these kinds only."""
+    answer = post(address, json.dumps(body()), headers={"content-type": kind})
+    assert "Content-Type: application/json" in refused(answer, 415)
 
 
 def test_another_model_route_and_method(address):
@@ -191,5 +199,7 @@ def test_a_request_that_never_ends(start):
     start(seconds=0.2)
     host, port = start.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as line:
-        line.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        for said in ("POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"):
+            line.sendall(f"{said}\r\n".encode())
+        line.sendall(b"Content-Length: 100\r\n\r\n{")
         assert b" 408 " in line.recv(4096).split(b"\r\n")[0]

@@ -171,6 +171,8 @@ class Served:
                           "model_not_found", 404, "model")  # fmt: skip
 
     async def _body(self, request: Request) -> bytes:
+        if not request.headers.get("content-type", "").lower().startswith("application/json"):
+            raise RefusedError("Send the request with Content-Type: application/json.", "unsupported_media_type", 415)
         found, limit = bytearray(), self.limits.body
         too_large = RefusedError(
             f"The request has more than {limit} bytes; send smaller images, or fewer.", "too_large", 413

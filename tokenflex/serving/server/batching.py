@@ -60,6 +60,7 @@ class Batcher:
     def __init__(self, run: Run, size: int, wait: float, seen: Callable[[int], None] = lambda rows: None) -> None:
         self.run, self.size, self.wait, self.seen = run, size, wait, seen
         self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
         self._arrived = asyncio.Condition()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenflex-serve")
 
@@ -80,11 +81,13 @@ class Batcher:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                batch = await self._next()
-                if batch:
-                    self.seen(len(batch))
-                    await loop.run_in_executor(self._pool, answer, self.run, batch)
+                self._running = await self._next()
+                if self._running:
+                    self.seen(len(self._running))
+                    await loop.run_in_executor(self._pool, answer, self.run, self._running)
         finally:
+            for job in (*self._running, *self._waiting):
+                job.gone = True  # so that the worker's thread ends soon
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _next(self) -> list[Job]:

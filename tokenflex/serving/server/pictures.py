@@ -23,7 +23,8 @@ from tokenflex.images import decode
 from tokenflex.serving.server.limits import Limits
 from tokenflex.serving.server.refusals import RefusedError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""As OpenAI takes them. Others are opened by codecs that few people try to break, or that run programs."""
 DATA = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 REDIRECTS = 3
 MOVED = (301, 302, 303, 307, 308)
