@@ -27,3 +27,8 @@ gpu minutes="8" out="runs/gpu":
 
 ci:
     .ci/run
+
+# vLLM on the CPU: makes an environment for it once (4 GB), then compares what it answers with FlexModel.generate.
+vllm env=".venv-vllm":
+    test -x {{env}}/bin/vllm || plugins/tokenflex-vllm/make_env {{env}}
+    for file in plugins/tokenflex-vllm/tests/test_*.py; do {{env}}/bin/python -m pytest $file -rs -c plugins/tokenflex-vllm/pyproject.toml || exit 1; done

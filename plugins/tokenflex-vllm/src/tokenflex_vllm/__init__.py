@@ -1,0 +1,1 @@
+"""TokenFlex in vLLM: image embeddings of different lengths in one batch."""
