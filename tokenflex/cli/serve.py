@@ -1,6 +1,7 @@
 """``tokenflex serve``: an OpenAI-compatible endpoint for a model."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from tokenflex.cli.device import device
 
 ENGINES = ("transformers", "vllm")
+KEY = "TOKENFLEX_UPSTREAM_KEY"
+"""Environment variable with the vLLM server's key, if it has one."""
 EXTRA = ("starlette", "uvicorn", "prometheus_client", "httpx", "pydantic")
 
 
@@ -31,7 +34,8 @@ def register(commands: Any) -> None:
     engine = parser.add_argument_group("engine")
     engine.add_argument("--engine", choices=ENGINES, default="transformers",
                         help="generate here, or send embeddings to a vLLM server (default: transformers)")  # fmt: skip
-    engine.add_argument("--upstream", metavar="URL", help="the vLLM server's address, for --engine vllm")
+    engine.add_argument("--upstream", metavar="URL",
+                        help=f"the vLLM server's address, for --engine vllm; its key, if any, in {KEY}")  # fmt: skip
     engine.add_argument("--upstream-model", metavar="NAME", help="its name there (default: the first it lists)")
     engine.add_argument("--upstream-folder", metavar="DIR",
                         help="the checkpoint it serves, to check that the embeddings are made for it")  # fmt: skip
@@ -120,7 +124,8 @@ def _engine(options: argparse.Namespace, bounds: Any, metrics: Any) -> Any:
             raise ConfigError(f"{source!r} can't be loaded: {error}") from error
         if options.upstream_folder:
             front.require_engine(options.upstream_folder)
-        return VllmEngine(front, options.upstream, bounds, model=options.upstream_model, seen=metrics.batch)
+        key = os.environ.get(KEY)
+        return VllmEngine(front, options.upstream, bounds, model=options.upstream_model, key=key, seen=metrics.batch)
     from tokenflex.evaluation import load
     from tokenflex.serving.server.transformers_engine import TransformersEngine
 

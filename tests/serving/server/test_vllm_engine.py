@@ -188,6 +188,14 @@ def test_prompts_that_are_read_otherwise_are_logged_once(client, upstream, caplo
     assert "read a prompt of 3 tokens that has 2 here: its chat template" in record.getMessage()
 
 
+def test_the_server_s_key_is_sent(start, small, upstream):
+    given, upstream.reply = [], lambda request: given.append(request.headers.get("authorization"))
+    engine = VllmEngine(Front(*small), UPSTREAM, Limits(), key="k", transport=httpx.MockTransport(upstream))
+    with pytest.raises(openai.InternalServerError):
+        ask(start(engine), question("which wash"))
+    assert given == ["Bearer k"]
+
+
 def test_what_is_no_front_or_no_address(small):
     with pytest.raises(ConfigError, match="'engine:8001' is no address"):
         VllmEngine(Front(*small), "engine:8001", Limits())

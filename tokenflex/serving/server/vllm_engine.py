@@ -36,7 +36,8 @@ class VllmEngine:
     Args:
         front: tower, parts and word embeddings.
         upstream: the server's address, such as ``http://127.0.0.1:8001``.
-        model: as that server calls it; None: the only one it has.
+        model: as that server calls it; None: the first that it lists.
+        key: that it was started with (``--api-key``); None: it has none.
         transport: of httpx, for tests; None: the network.
         seen: called with the size of every batch of images.
 
@@ -53,6 +54,7 @@ class VllmEngine:
         limits: Limits,
         *,
         model: str | None = None,
+        key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         seen: Callable[[int], None] = lambda rows: None,
     ) -> None:
@@ -66,6 +68,7 @@ class VllmEngine:
         self.client = httpx.AsyncClient(
             base_url=upstream.rstrip("/").removesuffix("/v1"),
             transport=transport,
+            headers={"authorization": f"Bearer {key}"} if key else None,
             trust_env=False,
             timeout=httpx.Timeout(SILENT, connect=CONNECT),
             limits=httpx.Limits(max_connections=None),
@@ -96,7 +99,7 @@ class VllmEngine:
         async with aclosing(self.batcher.pieces(ask)) as pieces:  # pyright: ignore[reportArgumentType]
             request = await anext(pieces)
         try:
-            body = {"model": self.model or await self._only(), **asked(ask, request)}
+            body = {"model": self.model or await self._first(), **asked(ask, request)}
             async with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
                 if response.status_code != 200:
                     raise _refused(response.status_code, await response.aread())
@@ -144,8 +147,8 @@ class VllmEngine:
         completion = int(usage.get("completion_tokens") or 0)
         yield reason, Usage(prompt, completion, request.visual_tokens, request.visual_tokens_full, levels)
 
-    async def _only(self) -> str:
-        """The server's name for its model."""
+    async def _first(self) -> str:
+        """The server's name for the first model that it lists."""
         response = await self.client.get("/v1/models", timeout=CONNECT)
         names = [entry.get("id") for entry in _read(response.content).get("data") or ()]
         if not names:
