@@ -1,18 +1,20 @@
 """Makes the Auto classes of transformers know this package's models, without importing transformers or torch early.
 
 ``import tokenflex`` stays light. If transformers' Auto classes are loaded already they are told at once; otherwise
-right after they load. Whichever is imported first, Auto classes or models, the later one's end triggers it.
+right after they have, together with whatever imports them.
 """
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
-AUTO = "transformers.models.auto.modeling_auto"
+AUTO = ("transformers.models.auto.configuration_auto", "transformers.models.auto.modeling_auto")
+WATCHED = ("transformers.", "tokenflex.")
 MODELS = {
     "tokenflex.composed": ("ComposedConfig", "ComposedForConditionalGeneration"),
     "tokenflex.model": ("FlexConfig", "FlexModel"),
@@ -26,8 +28,7 @@ def register_when_loaded() -> None:
         return
     watcher = _Watcher()
     sys.meta_path.insert(0, watcher)
-    if AUTO in sys.modules:
-        watcher.executed(AUTO)
+    watcher.register()
 
 
 def _register(package: str) -> None:
@@ -40,16 +41,20 @@ def _register(package: str) -> None:
 
 
 class _Watcher(MetaPathFinder):
-    """Finds nothing itself; learns when the Auto classes and the models have been executed."""
+    """Finds nothing itself; learns when modules of transformers and of this package have been executed.
+
+    Nothing is registered while one of them is being imported: the models need other modules of both, some of which may
+    have begun and wait for the one that has just ended.
+    """
 
     def __init__(self) -> None:
-        self.done: set[str] = set()
-        self.asking = False
+        self.asking = self.registered = False
+        self.running = 0
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if self.asking or fullname not in (AUTO, *MODELS):
+        if self.asking or self.registered or not fullname.startswith(WATCHED):
             return None
         self.asking = True
         try:
@@ -57,24 +62,30 @@ class _Watcher(MetaPathFinder):
         finally:
             self.asking = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _Then(spec.loader, lambda: self.executed(fullname))
+            spec.loader = _Then(spec.loader, self)
         return spec
 
-    def executed(self, name: str) -> None:
-        """Register what is complete; a model in the middle of its import comes here again at its end."""
-        self.done.add(name)
-        if AUTO not in self.done:
+    def register(self) -> None:
+        """Register, once, if the Auto classes are there and nothing is being imported."""
+        if self.registered or self.running or not any(auto in sys.modules for auto in AUTO):
             return
-        for package in MODELS:
-            if package in self.done or package not in sys.modules:
+        self.registered = True
+        try:
+            for package in MODELS:
                 _register(package)
+        except BaseException:
+            self.registered = False
+            raise
 
 
 class _Then(Loader):
-    """Loads as the module's own loader does, puts that back in place, then makes a call."""
+    """Loads as the module's own loader does, which takes its place for everything else, then tells the watcher."""
 
-    def __init__(self, loader: Loader, call: Callable[[], None]) -> None:
-        self.loader, self.call = loader, call
+    def __init__(self, loader: Loader, watcher: _Watcher) -> None:
+        self.loader, self.watcher = loader, watcher
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "loader"), name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -83,5 +94,9 @@ class _Then(Loader):
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
-        self.loader.exec_module(module)
-        self.call()
+        self.watcher.running += 1
+        try:
+            self.loader.exec_module(module)
+        finally:
+            self.watcher.running -= 1
+        self.watcher.register()

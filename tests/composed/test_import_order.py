@@ -11,6 +11,8 @@ FIRST = (
     "import tokenflex; tokenflex.wrap, tokenflex.compose",
     "import tokenflex; from transformers import AutoModelForImageTextToText",
     "from transformers import AutoModelForImageTextToText; import tokenflex",
+    "import tokenflex; from transformers import AutoProcessor",
+    "import tokenflex; from transformers import pipeline",
 )
 
 
@@ -25,4 +27,9 @@ def test_auto_classes_know_both_models(first):
         "assert known[ComposedConfig] is ComposedForConditionalGeneration and known[FlexConfig] is FlexModel\n"
         "assert type(AutoConfig.for_model('tokenflex_composed')) is ComposedConfig\n"
     )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_a_configuration_alone_is_known():
+    script = "import tokenflex; from transformers import AutoConfig; AutoConfig.for_model('tokenflex')"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
