@@ -112,10 +112,9 @@ def require_all_answered(found, model, **settings):
             assert {name: told[name] for name in wanted} == wanted
 
 
-@pytest.mark.parametrize("settings", [{}, {"level": 0}])
-def test_two_actors_give_the_answers_of_generate(cluster, model, source, tmp_path, settings):
-    errors = answer(source, tmp_path / "out", stage(model, **settings))
-    require_all_answered(answered(tmp_path / "out"), model, **settings)
+def test_two_actors_give_the_answers_of_generate(cluster, model, source, tmp_path):
+    errors = answer(source, tmp_path / "out", stage(model, level=0))
+    require_all_answered(answered(tmp_path / "out"), model, level=0)
     assert sum(map(len, errors.values())) == sum(row["id"][-1] in BAD for row in MANY)
     assert "can't be read" in errors[NAMES[0]][3]
 

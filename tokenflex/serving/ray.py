@@ -34,6 +34,8 @@ FORMAT = 1
 MANIFEST = "run.json"
 OWN = ("partition", "row")
 """Columns that say where a row belongs."""
+LOADED = ("model", "parts")
+"""Settings that may be folders an actor loads; others, of pictures for example, may have millions of files."""
 READING = 1
 """CPUs that are kept free of actors for tasks that read; without them such a pipeline stands still."""
 ROWS = 32
@@ -72,11 +74,11 @@ class Stage:
         )
 
     def described(self) -> dict[str, Any]:
-        """What answers depend on: the actor, its settings, and the files of folders among them."""
+        """What answers depend on: the actor, its settings, and the files it loads, by size and time."""
         told: dict[str, Any] = {"actor": f"{self.actor.__module__}.{self.actor.__qualname__}"}
         for name, value in self.settings.items():
             told[name] = repr(_absolute(value))
-            if isinstance(value, str | os.PathLike) and Path(value).is_dir():
+            if name in LOADED and value is not None and Path(value).is_dir():
                 files = [(file, file.stat()) for file in sorted(Path(value).iterdir()) if file.is_file()]
                 told[f"{name}'s files"] = {file.name: [stat.st_size, stat.st_mtime_ns] for file, stat in files}
         return told
