@@ -15,7 +15,23 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import LlamaConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+)
+from transformers.models.clip import CLIPImageProcessor
+from transformers.models.qwen2_vl import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 import tokenflex
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor, tiny_tokenizer
@@ -71,18 +87,106 @@ def save_renamed(host, processor, folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+TEXT = {
+    "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "initializer_range": 0.1,
+}  # fmt: skip
+"""Heads of 32 numbers, the least that vLLM's attention takes on a CPU."""
+
+
 @pytest.fixture(scope="session")
 def llava_next(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llava_next")
-    text = LlamaConfig(
-        vocab_size=len(tiny_tokenizer()), hidden_size=128, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, initializer_range=0.1,
-    )  # fmt: skip
+    text = LlamaConfig(vocab_size=len(tiny_tokenizer()), **TEXT)
     host, processor = tiny_llava_next(text_config=text), tiny_llava_next_processor()
+    return joined(host, processor, tmp_path_factory.mktemp("llava_next"))
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory):
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=4,
+        projection_dim=32,
+    )  # fmt: skip
+    text = LlamaConfig(vocab_size=len(tiny_tokenizer()), **TEXT)
+    torch.manual_seed(0)
+    host = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_id=4, tie_word_embeddings=False)
+    ).eval()
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = LlavaProcessor(
+        pictures,
+        tiny_tokenizer(),
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    return joined(host, processor, tmp_path_factory.mktemp("llava"))
+
+
+def joined(host, processor, folder):
+    host.generation_config.pad_token_id = 0
     save_renamed(host, processor, folder)
     torch.manual_seed(1)
     return Served(folder, tokenflex.wrap(host, processor=processor).eval(), processor)
+
+
+PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+QWEN = ["<pad>", "<s>", "</s>", "<unk>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+IDS = {"vision_start_token_id": 4, "vision_end_token_id": 5, "image_token_id": 6, "video_token_id": 7}
+KINDS = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor),
+}
+SEEN = {
+    "qwen2_vl": {"embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 2, "hidden_size": 128},
+    "qwen2_5_vl": {
+        "hidden_size": 64, "depth": 2, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 128,
+        "fullatt_block_indexes": [1], "window_size": 56,
+    },
+}  # fmt: skip
+
+
+def qwen(kind, folder):
+    config_type, host_type, processor_type = KINDS[kind]
+    words = [*QWEN, "user", "assistant", ":", *(f"w{i}" for i in range(40))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, padding_side="left", pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>", additional_special_tokens=QWEN[4:],
+    )  # fmt: skip
+    sizes = {
+        "patch_size": 14,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "min_pixels": 56 * 56,
+        "max_pixels": 280 * 280,
+    }
+    processor = processor_type(Qwen2VLImageProcessor(**sizes), fast, Qwen2VLVideoProcessor(**sizes), chat_template="")
+    vision = {**SEEN[kind], "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}
+    text = {**TEXT, "vocab_size": len(words), "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6],
+    }}  # fmt: skip
+    torch.manual_seed(0)
+    host = host_type(config_type(vision_config=vision, text_config=text, tie_word_embeddings=False, **IDS)).eval()
+    host.generation_config.pad_token_id = 0
+    host.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    torch.manual_seed(1)
+    adapter = tokenflex.hosts.get(kind)(host, positions="compact")
+    flex = tokenflex.wrap(host, adapter=adapter, processor=processor).eval()
+    return Served(folder, flex, processor, place=PICTURE)
+
+
+@pytest.fixture(scope="session")
+def qwen2_vl(tmp_path_factory):
+    return qwen("qwen2_vl", tmp_path_factory.mktemp("qwen2_vl"))
+
+
+@pytest.fixture(scope="session")
+def qwen2_5_vl(tmp_path_factory):
+    return qwen("qwen2_5_vl", tmp_path_factory.mktemp("qwen2_5_vl"))
 
 
 @pytest.fixture(scope="session")
