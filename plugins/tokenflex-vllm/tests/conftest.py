@@ -221,3 +221,10 @@ def ask(sampling):
         ]
 
     return asked
+
+
+def pytest_terminal_summary(terminalreporter):
+    counts = {name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
+    terminalreporter.write_line(
+        f"{counts['passed']} of {sum(counts.values())} as they should be, {counts['skipped']} skipped"
+    )
