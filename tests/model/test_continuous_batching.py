@@ -6,7 +6,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 import tokenflex
 from tests.hosts.served import served
-from tokenflex.errors import InputError
+from tokenflex.errors import InputError, UnsupportedHostError
 from tokenflex.testing.zoo.recipe import PICTURE
 
 PROMPTS = [[20, 21, 22], [23, 24, 25, 26, 27, 28], [29]]
@@ -140,3 +140,9 @@ def test_generate_with_a_paged_cache_is_the_hosts_own_on_text(flex, small):
 
 def test_nothing_is_asked_and_nothing_answered(flex):
     assert flex.generate_batch([]) == {}
+
+
+def test_hosts_that_transformers_cannot_page_are_an_error_and_not_a_line_in_a_log(small):
+    flex, _ = prepared("paligemma")
+    with pytest.raises(UnsupportedHostError, match=r"answered none of 3 prompts with paligemma: .*flex\.generate"):
+        flex.generate_batch(PROMPTS, max_new_tokens=NEW, continuous_batching_config=small)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig, GenerationMixin
 
-from tokenflex.errors import InputError
+from tokenflex.errors import InputError, UnsupportedHostError
 from tokenflex.hosts import stock
 from tokenflex.model import door, request
 
@@ -61,6 +61,8 @@ class TextBatching(GenerationMixin):
         Raises:
             InputError: there are pictures, or placeholders of pictures; or a level or budget, which say how pictures
                 are shortened.
+            UnsupportedHostError: transformers answered none of the prompts, as with hosts whose attention it can't
+                page.
         """
         request.check(self, options)
         shown = [*door.visual_inputs(options, self.adapter), *(name for name in request.OWN if name in options)]
@@ -68,7 +70,14 @@ class TextBatching(GenerationMixin):
             raise InputError(f"generate_batch got {', '.join(shown)}: {REMEDY}")
         for ids in inputs:
             _require_text(ids, self.adapter.placeholder_ids)
-        return super().generate_batch(inputs, *args, **options)  # pyright: ignore[reportArgumentType]
+        found: Any = super().generate_batch(inputs, *args, **options)  # pyright: ignore[reportArgumentType]
+        errors = [one.error for one in found.values() if one.error is not None]
+        if len(inputs) > 0 and len(errors) == len(found):  # transformers only logs it
+            raise UnsupportedHostError(
+                f"transformers' continuous batching answered none of {len(inputs)} prompts with "
+                f"{self.adapter.model_type}: {errors[0] if errors else 'nothing came back'}. Call flex.generate(...)."
+            )
+        return found
 
     def _is_paged(self, batch: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         """Whether ``generate`` is asked for continuous batching, which on text is the host's own business.
