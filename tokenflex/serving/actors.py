@@ -169,7 +169,8 @@ class Requests:
 class Engine:
     """Answers `Requests` with vLLM, greedily.
 
-    ``ray.data.llm`` has a stage for vLLM as well, but it takes text and pictures, not embeddings.
+    Rows with an error pass it by. For ``ray.data.llm`` instead, filter those out and give its vLLM stage what `prompt`
+    says, as ``tokenized_prompt``, ``multimodal_data`` and ``multimodal_uuids``.
 
     Args:
         model: folder or hub id that vLLM serves; of the same weights as the model that made the requests.
