@@ -173,7 +173,8 @@ class Engine:
     says, as ``tokenized_prompt``, ``multimodal_data`` and ``multimodal_uuids``.
 
     Args:
-        model: folder or hub id that vLLM serves; of the same weights as the model that made the requests.
+        model: folder or hub id that vLLM serves; of the same weights as the model that made the requests. LLaVA-NeXT
+            needs the plugin ``tokenflex-vllm``.
         max_new_tokens: of an answer.
         settings: of ``vllm.LLM``.
 

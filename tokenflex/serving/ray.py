@@ -1,8 +1,9 @@
 """Offline, on many machines: actors for Ray Data, and a run over Parquet files that can be gone on with.
 
 Rows are those that ``tokenflex evaluate`` reads (see `tokenflex.evaluation.questions`), without reference answers. A
-row group of a file is a partition. Partitions are read by tasks, answered by actors that load the model once, and
-written by the driver, each as a whole: what is written isn't done again.
+row group of a file is a partition: what an actor takes at a time, and what is done again when it dies, so some hundreds
+of rows are right. Actors load the model once. The driver writes every partition as a whole; what is written isn't done
+again.
 
 Written rows have the columns of what was read, less pictures and conversations, and
 
