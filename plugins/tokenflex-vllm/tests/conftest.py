@@ -205,7 +205,7 @@ def start():
 
         return LLM(
             str(folder), enable_mm_embeds=True, dtype="float32", max_model_len=1024, enforce_eager=True,
-            limit_mm_per_prompt={"image": 4}, **settings,
+            **{"limit_mm_per_prompt": {"image": 4}, **settings},
         )  # fmt: skip
 
     return begin

@@ -123,3 +123,11 @@ def test_chunked_prefill(llava_next, ask, start):
     for level in range(5):
         requests = llava_next.flex.export(**inputs, level=level)
         assert ask(engine, map(vllm_prompt, requests)) == llava_next.answers(inputs, level=level)
+
+
+def test_an_engine_that_does_not_load_the_tower(llava_next, ask, start):
+    engine = start(llava_next.folder, limit_mm_per_prompt={"image": 0})
+    inputs = llava_next.inputs()
+    for choice in ({"level": [0, 4, 2, 1]}, {"level": 4}, {}):
+        requests = llava_next.flex.export(**inputs, **choice)
+        assert ask(engine, map(vllm_prompt, requests)) == llava_next.answers(inputs, **choice)
