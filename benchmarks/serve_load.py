@@ -45,8 +45,8 @@ client's call to its answer; images a second are all images by the time from the
 of the rounds, with their least and greatest. Before the first round every client asks one question that isn't counted.
 The server's torch has one thread (OMP_NUM_THREADS); server and clients share the cores.
 The quickstart's model is so small (0.5 M parameters, 4 x 4 patches a tile) that a request's time is mostly that of its
-calls, and the router takes about what it saves: this page tells how the endpoint does, not what shorter prompts are worth
-(throughput_small.md does)."""
+calls, and the router takes about what it saves: this page tells how the endpoint does, not what shorter prompts are
+worth (throughput_small.md does)."""
 
 
 @dataclass(frozen=True)
