@@ -11,7 +11,7 @@ import tokenflex
 from tests.hosts.served import served
 from tokenflex.errors import InputError
 from tokenflex.serving import chat_parts, prompt_embeds, vllm_prompt
-from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
+from tokenflex.testing.zoo.recipe import END, PICTURE, START, VIDEO_CLIP
 
 ROWS = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12), (3, PICTURE, 5, 7))
 PLAIN = ["llava_next", "llava", "llava_onevision", "internvl", "mistral3"]
@@ -139,6 +139,16 @@ def test_vllm_prompts():
     data = vllm_prompt(request)["multi_modal_data"]["image"]
     assert data["image_grid_thw"].tolist() == [list(image.grid) for image in request.images]
     assert data["image_embeds"].equal(torch.cat([image.embeddings for image in request.images]))
+
+
+def test_vllm_writes_the_brackets_of_internvl_itself():
+    flex, inputs = model("internvl")
+    for request in flex.export(**inputs, level=LEVELS):
+        kept = vllm_prompt(request)["prompt_token_ids"]
+        assert len(kept) == len(request.prompt_ids) - 2 * len(request.images)
+        assert set(request.prompt_ids) - set(kept) <= {START, END}
+        if request.images:
+            assert not {START, END} & set(kept)
 
 
 def read(part):

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from tokenflex.errors import InputError
 from tokenflex.model.exporting import ExportedImage, Request
 
-BY_ROWS = ("llava", "llava_next")
+BRACKETED = ("internvl",)
+"""Hosts whose model in vLLM writes the token before an image and the one after it by itself."""
+BY_ROWS = ("llava", "llava_next", *BRACKETED)
 """Hosts whose model in vLLM takes every image's embeddings as they are."""
 BY_GRID = ("qwen2_vl", "qwen2_5_vl")
 """Hosts whose model in vLLM takes them with the grid they form."""
@@ -43,6 +45,8 @@ def vllm_prompt(request: Request) -> dict[str, Any]:
         data: Any = {"image_embeds": torch.cat([i.embeddings for i in request.images]), "image_grid_thw": table}
     else:
         data = [image.embeddings for image in request.images]
+    if request.model_type in BRACKETED:
+        prompt["prompt_token_ids"] = _unbracketed(request)
     return prompt | {
         "multi_modal_data": {"image": data},
         "multi_modal_uuids": {"image": [image.key for image in request.images]},
@@ -87,6 +91,14 @@ def prompt_embeds(model: Embedding, request: Request) -> Float[Tensor, "length d
         rows = torch.cat([image.embeddings for image in request.images])
         found[request.visual] = rows.to(found.dtype)
     return found
+
+
+def _unbracketed(request: Request) -> list[int]:
+    """The prompt's ids without the neighbours of every placeholder."""
+    placeholder = request.compact_ids[int(request.visual.nonzero()[0])]
+    ids = request.prompt_ids
+    places = {i for i, token in enumerate(ids) if token == placeholder}
+    return [token for i, token in enumerate(ids) if i in places or not {i - 1, i + 1} & places]
 
 
 def _by_grid(request: Request) -> bool:

@@ -18,6 +18,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -26,11 +31,13 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
 )
 from transformers.models.clip import CLIPImageProcessor
+from transformers.models.got_ocr2 import GotOcr2ImageProcessor
 from transformers.models.qwen2_vl import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 import tokenflex
@@ -131,6 +138,17 @@ def joined(host, processor, folder):
     return Served(folder, tokenflex.wrap(host, processor=processor).eval(), processor)
 
 
+def words_of(first, **special):
+    """A tokenizer of these words and a few more."""
+    words = [*first, "user", "assistant", ":", *(f"w{i}" for i in range(40))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, padding_side="left", pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>", **special,
+    )  # fmt: skip
+
+
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 QWEN = ["<pad>", "<s>", "</s>", "<unk>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 IDS = {"vision_start_token_id": 4, "vision_end_token_id": 5, "image_token_id": 6, "video_token_id": 7}
@@ -149,13 +167,7 @@ SEEN = {
 
 def qwen(kind, folder):
     config_type, host_type, processor_type = KINDS[kind]
-    words = [*QWEN, "user", "assistant", ":", *(f"w{i}" for i in range(40))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, padding_side="left", pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-        unk_token="<unk>", additional_special_tokens=QWEN[4:],
-    )  # fmt: skip
+    tokenizer = words_of(QWEN, additional_special_tokens=QWEN[4:])
     sizes = {
         "patch_size": 14,
         "merge_size": 2,
@@ -163,9 +175,11 @@ def qwen(kind, folder):
         "min_pixels": 56 * 56,
         "max_pixels": 280 * 280,
     }
-    processor = processor_type(Qwen2VLImageProcessor(**sizes), fast, Qwen2VLVideoProcessor(**sizes), chat_template="")
+    processor = processor_type(
+        Qwen2VLImageProcessor(**sizes), tokenizer, Qwen2VLVideoProcessor(**sizes), chat_template=""
+    )
     vision = {**SEEN[kind], "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}
-    text = {**TEXT, "vocab_size": len(words), "rope_parameters": {
+    text = {**TEXT, "vocab_size": len(tokenizer), "rope_parameters": {
         "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6],
     }}  # fmt: skip
     torch.manual_seed(0)
@@ -177,6 +191,43 @@ def qwen(kind, folder):
     adapter = tokenflex.hosts.get(kind)(host, positions="compact")
     flex = tokenflex.wrap(host, adapter=adapter, processor=processor).eval()
     return Served(folder, flex, processor, place=PICTURE)
+
+
+INTERN = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
+@pytest.fixture(scope="session")
+def internvl(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("internvl")
+    tokenizer = words_of(["<pad>", "<s>", "</s>", "<unk>", *INTERN.values()], extra_special_tokens=INTERN)
+    size = {"height": 32, "width": 32}
+    pictures = GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=4)
+    videos = InternVLVideoProcessor(size=size)
+    processor = InternVLProcessor(pictures, tokenizer, videos, image_seq_length=16, chat_template="")
+    vision = InternVLVisionConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=[32, 32],
+        patch_size=[4, 4],
+    )  # fmt: skip
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=Qwen2Config(vocab_size=len(tokenizer), **TEXT),
+        image_token_id=processor.image_token_id,
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    host = InternVLForConditionalGeneration(config).eval()
+    host.generation_config.pad_token_id = 0
+    host.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    torch.manual_seed(1)
+    flex = tokenflex.wrap(host, processor=processor).eval()
+    return Served(folder, flex, processor, place="<IMG_CONTEXT>")
 
 
 @pytest.fixture(scope="session")

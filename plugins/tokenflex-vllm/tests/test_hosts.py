@@ -7,7 +7,7 @@ pytest.importorskip("vllm", reason="vLLM isn't installed; 'just vllm' makes an e
 from tokenflex.errors import InputError
 from tokenflex.serving import prompt_embeds, vllm_prompt
 
-HOSTS = ["llava", "qwen2_vl", "qwen2_5_vl"]
+HOSTS = ["llava", "internvl", "qwen2_vl", "qwen2_5_vl"]
 CHOICES = [*({"level": n} for n in range(5)), {}, {"budget": 0.4}, {"level": [0, 4, 2, 1]}]
 
 

@@ -6,7 +6,7 @@ vLLM's own check the shape of a batch's embeddings, and have no shape for images
 from typing import Any
 
 from torch import Tensor
-from vllm.model_executor.models import llava, llava_next  # pyright: ignore[reportMissingImports]
+from vllm.model_executor.models import interns1, llava, llava_next  # pyright: ignore[reportMissingImports]
 
 EMBEDDINGS = "image_embeds"
 
@@ -22,6 +22,15 @@ class Llava(llava.LlavaForConditionalGeneration):
 
 class LlavaNext(llava_next.LlavaNextForConditionalGeneration):
     """vLLM's LLaVA-NeXT, for images of different lengths."""
+
+    def embed_multimodal(self, **inputs: object) -> Any:
+        """As `Llava.embed_multimodal`."""
+        given = _per_image(inputs)
+        return super().embed_multimodal(**inputs) if given is None else given
+
+
+class InternVL(interns1.InternS1ForConditionalGeneration):
+    """vLLM's InternVL as transformers saves it, for images of different lengths."""
 
     def embed_multimodal(self, **inputs: object) -> Any:
         """As `Llava.embed_multimodal`."""

@@ -7,6 +7,7 @@ logger = logging.getLogger("vllm.tokenflex")
 SHOWN = ((0, 32), (0, 33))
 """From the first version that was tried up to the next one that wasn't."""
 MODELS = {
+    "InternVLForConditionalGeneration": "tokenflex_vllm.models:InternVL",
     "LlavaForConditionalGeneration": "tokenflex_vllm.models:Llava",
     "LlavaNextForConditionalGeneration": "tokenflex_vllm.models:LlavaNext",
 }
@@ -22,8 +23,8 @@ def register() -> None:
     found = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
     if not SHOWN[0] <= found < SHOWN[1]:
         logger.error(
-            "tokenflex-vllm was tried with vLLM 0.32 and leaves vLLM %s as it is: LLaVA and LLaVA-NeXT will refuse "
-            "images of different lengths in one batch. Install vllm>=0.32,<0.33, or a tokenflex-vllm made for it.",
+            "tokenflex-vllm was tried with vLLM 0.32 and leaves vLLM %s as it is: LLaVA, LLaVA-NeXT and InternVL will "
+            "refuse images of different lengths in one batch. Install vllm>=0.32,<0.33 or a tokenflex-vllm for it.",
             version,
         )
         return
