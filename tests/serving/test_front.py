@@ -10,6 +10,7 @@ import tokenflex
 from tests.serving.test_requests import LEVELS, model
 from tokenflex.errors import ConfigError
 from tokenflex.serving import Front, prompt_embeds
+from tokenflex.testing.tiny_hosts import tiny_llava_next_processor
 
 HOSTS = ["llava_next", "llava", "internvl", "qwen2_vl", "qwen2_5_vl", "llava_onevision"]
 
@@ -127,3 +128,14 @@ def test_a_front_does_not_generate(name, tmp_path):
         front.flex.generate(**inputs, max_new_tokens=1)
     with pytest.raises(ConfigError, match="a Front has no language model"):
         front.flex(**inputs)
+
+
+def test_words_are_read_as_the_whole_model_reads_them(tmp_path):
+    flex, _ = model("llava_next")
+    flex.host.save_pretrained(tmp_path / "host")
+    tiny_llava_next_processor().save_pretrained(tmp_path / "host")
+    flex.save_parts(tmp_path / "parts")
+    front = Front.from_pretrained(tmp_path / "host", tmp_path / "parts")
+    whole = tokenflex.load_parts(tmp_path / "parts", host=flex.host)
+    assert front.processor is not None
+    assert front.flex.adapter.options == whole.adapter.options

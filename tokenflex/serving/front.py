@@ -50,7 +50,8 @@ class Front:
 
         Args:
             model: what `FlexModel.save_pretrained` wrote; or a host, as its engine serves it, together with ``parts``.
-            parts: what `FlexModel.save_parts` wrote. Not with a model that has parts of its own.
+            parts: what `FlexModel.save_parts` wrote. Not with a model that has parts of its own. They read the words
+                that they were saved to read, as with `load_parts` without a processor.
             positions: for hosts with M-RoPE: ``"compact"``, the only ones that can travel, or ``"span"``.
 
         Raises:
@@ -76,7 +77,7 @@ class Front:
             adapter = checkpoint.adapter_for(
                 loaded, options if positions is None else {**options, "positions": positions}
             )
-            flex = load_parts(str(parts), host=loaded, adapter=adapter, processor=processor)
+            flex = load_parts(str(parts), host=loaded, adapter=adapter)
         flex.to(torch.device(device))
         _without_head(flex.host)
         return cls(flex, processor)
