@@ -5,7 +5,17 @@ from tokenflex.contracts.host import HostAdapter, HostBatch, HostInputs, Padding
 from tokenflex.contracts.policy import Policy
 from tokenflex.contracts.router import Router
 from tokenflex.contracts.scaler import Scaler
-from tokenflex.contracts.tensors import READ_OFF, Ballots, Decision, Grid, Instruction, Need, ScaledTokens, VisualTokens
+from tokenflex.contracts.tensors import (
+    READ_OFF,
+    Ballots,
+    Decision,
+    Grid,
+    Instruction,
+    Need,
+    ScaledTokens,
+    Tried,
+    VisualTokens,
+)
 from tokenflex.contracts.voter import Voter
 
 __all__ = [
@@ -27,6 +37,7 @@ __all__ = [
     "Scaler",
     "Span",
     "Spliced",
+    "Tried",
     "VisualTokens",
     "Voter",
 ]

@@ -45,6 +45,8 @@ class HostBatch:
         frames: frames of every image that is a video whose frames may be merged, else 0; left out: none is.
         items: what else the adapter knows of every image; its own business.
         made: what the adapter has worked out of the batch since, by name, for further calls; its own business.
+        origin: ``(rows, length)`` on the CPU, for a batch that `HostAdapter.resized` made: position of every token in
+            the sequence it was made from; -1 for padding and placeholders. None for a batch as it was read.
     """
 
     inputs: HostInputs
@@ -54,6 +56,7 @@ class HostBatch:
     frames: tuple[int, ...] = ()
     items: tuple[Any, ...] = ()
     made: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
+    origin: Int[Tensor, "rows length"] | None = None
 
     def __post_init__(self) -> None:
         if len(self.frames) != len(self.grids):
@@ -227,6 +230,48 @@ class HostAdapter(ABC):
             rows: the rows of the batch to splice, in this order, padded to the longest of them; None: all. Never
                 asked of adapters with a `ragged_refusal`, which may leave the argument out.
         """
+
+    @property
+    def resize_refusal(self) -> str | None:
+        """Why pictures can't be made smaller before they are encoded, as a clause; None when they can."""
+        return "its adapter doesn't make smaller pictures"
+
+    def resized(self, batch: HostBatch, shares: Sequence[float]) -> HostBatch:
+        """The batch as the processor makes it of smaller pictures: text, sizes and grids, and no pixels.
+
+        Like `read`, it comes before features exist, so `count` and `splice` can be asked of what it gives. Never asked
+        of adapters with a `resize_refusal`.
+
+        Args:
+            batch: as it was read.
+            shares: per image, how many of its pixels are kept, above 0; 1: as it is. The host's own rounding decides
+                on the size. Where all are 1 the batch itself is given back.
+        """
+        raise NotImplementedError
+
+    def encode_resized(
+        self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]
+    ) -> tuple[VisualTokens, ...]:
+        """Make some of the images smaller and run the vision tower once over them, in the order of ``images``.
+
+        Pixels are resampled per picture, with antialiasing. Never asked of adapters with a `resize_refusal`.
+
+        Args:
+            batch: as it was read, at full size.
+            shares: per image of the batch.
+            images: numbers of the images to encode, ascending.
+        """
+        raise NotImplementedError
+
+    def processor_kwargs(self, batch: HostBatch, image: int, tokens: int) -> Mapping[str, Any]:
+        """Settings by which the host's processor makes an image of at most about so many tokens; empty without any.
+
+        Args:
+            batch: as it was read, at full size.
+            image: its number in the batch.
+            tokens: visual tokens that are wanted, separators included.
+        """
+        return {}
 
     @abstractmethod
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:

@@ -40,6 +40,28 @@ class Scaler(Component):
         """Views left of a clip of ``views`` frames; all, unless the scaler merges frames. Crops are never merged."""
         return views
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Per level, how many of a picture's pixels the vision tower sees: above 0, never decreasing, the last is 1.
+
+        Empty, as usual: all of them at every level. Otherwise a picture is made smaller before it is encoded; then
+        ``layouts`` and ``scale`` are asked about one level of the picture that was made for it, and the router sees
+        `viewed` of the smallest. Served by hosts without a `HostAdapter.resize_refusal`.
+        """
+        return ()
+
+    def viewed(self, grid: Grid) -> tuple[Grid | int, ...]:
+        """Per entry of `view`, the grid of its tokens per view, or their number when they form no grid."""
+        return self.layouts(grid)
+
+    def view(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
+        """What the router sees: every level, unless pictures are made smaller.
+
+        Args:
+            tokens: of the picture, or of the smallest picture where there are `shares`.
+        """
+        return self.pyramid(tokens)
+
     @abstractmethod
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
         """The tokens at one level.

@@ -10,11 +10,14 @@ levels  granularities; level 0 keeps fewest
 dim     width of the language model's embeddings
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from tokenflex.errors import InputError
 
 Need = Literal["attention", "keys", "instruction"]
 """What a part may ask for besides features and grid; each is a field of `VisualTokens`."""
@@ -126,17 +129,61 @@ class Ballots:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """One pass of the language model over an image, at one level, and how sure its answer was.
+
+    Attributes:
+        level: of this pass.
+        tokens: visual tokens of this pass, separators included.
+        confidence: of the row's answer, higher is surer; None where it wasn't asked: at the last level.
+        threshold: what the confidence was compared with; below it a finer level is tried. None like it.
+    """
+
+    level: int
+    tokens: int
+    confidence: float | None = None
+    threshold: float | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why this was the last pass, or why it wasn't, as a clause."""
+        if self.confidence is None or self.threshold is None:
+            return "there is no finer level to try"
+        sign = "<" if self.confidence < self.threshold else ">="
+        return f"confidence {self.confidence:.4g} {sign} {self.threshold:.4g}"
+
+
+@dataclass(frozen=True)
 class Decision:
     """What was decided for one image.
 
     Attributes:
-        level: chosen level, 0 = fewest tokens.
-        scores: the voter's scores ``(levels,)``, detached; None when the level was forced.
-        tokens: visual tokens the language model sees for this image, separators included.
+        level: chosen level, 0 = fewest tokens; after escalation the last one that was tried.
+        scores: the voter's scores ``(levels,)``, detached; None when no router was asked.
+        tokens: visual tokens the language model sees for this image, separators included; after escalation the sum
+            over all passes.
         of: visual tokens the unmodified host would have seen.
+        tried: the passes in their order, where answers were allowed to escalate; else empty.
+        processor: settings by which the host's own processor, or that of a serving engine, makes a picture of about
+            the chosen number of tokens; empty where it has none.
     """
 
     level: int
     scores: Float[Tensor, " levels"] | None
     tokens: int
     of: int
+    tried: tuple[Tried, ...] = ()
+    processor: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def processor_kwargs(self) -> dict[str, Any]:
+        """`processor`, to be passed on, for instance ``{"max_pixels": 200704}``.
+
+        Raises:
+            InputError: the host's processor has no setting for the size of one picture, or it wasn't asked for.
+        """
+        if not self.processor:
+            raise InputError(
+                f"level {self.level} has no settings of a processor: only decisions of flex.decide() carry them, for "
+                "hosts whose processor takes a size per picture (see docs/resolution.md)."
+            )
+        return dict(self.processor)
