@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tokenflex.contracts.tensors import Grid, Instruction, ScaledTokens, VisualTokens
+from tokenflex.errors import UnsupportedHostError
 
 HostInputs = Mapping[str, Any]
 """A batch as the host's processor made it: ``input_ids``, ``attention_mask``, ``pixel_values``, ..."""
@@ -246,8 +247,11 @@ class HostAdapter(ABC):
             batch: as it was read.
             shares: per image, how many of its pixels are kept, above 0; 1: as it is. The host's own rounding decides
                 on the size. Where all are 1 the batch itself is given back.
+
+        Raises:
+            UnsupportedHostError: pictures can't be made smaller.
         """
-        raise NotImplementedError
+        raise UnsupportedHostError(f"{self.model_type!r} can't take smaller pictures: {self.resize_refusal}.")
 
     def encode_resized(
         self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]
@@ -260,8 +264,11 @@ class HostAdapter(ABC):
             batch: as it was read, at full size.
             shares: per image of the batch.
             images: numbers of the images to encode, ascending.
+
+        Raises:
+            UnsupportedHostError: pictures can't be made smaller.
         """
-        raise NotImplementedError
+        raise UnsupportedHostError(f"{self.model_type!r} can't take smaller pictures: {self.resize_refusal}.")
 
     def processor_kwargs(self, batch: HostBatch, image: int, tokens: int) -> Mapping[str, Any]:
         """Settings by which the host's processor makes an image of at most about so many tokens; empty without any.
