@@ -33,10 +33,10 @@ STEP = 1e18
 
 @dataclass(frozen=True)
 class Stacked:
-    """Every level of a stack of images.
+    """What the router sees of a stack of images.
 
     Attributes:
-        levels: coarse to fine, in the images' own type and without gradients.
+        levels: `Scaler.view`, as a rule every level, coarse to fine; in the images' own type and without gradients.
         readable: which images hold finite numbers only; the others' levels are made of zeros.
         attention: `VisualTokens.attention` of the stack.
     """
@@ -48,7 +48,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Pyramids:
-    """Every level of every image of a batch, made once: the router looks at them, and the host gets one of each.
+    """What the router sees of every image of a batch, made once; where that is every level, the host gets one of them.
 
     Attributes:
         groups: numbers of the images in each stack of equal geometry.
@@ -59,7 +59,7 @@ class Pyramids:
     stacks: list[Stacked]
 
     def at(self, levels: Sequence[int]) -> list[ScaledTokens]:
-        """Every image at its level, in batch order."""
+        """Every image at its level, in batch order; only of scalers without `Scaler.shares`."""
         found: dict[int, ScaledTokens] = {}
         for members, stack in zip(self.groups, self.stacks, strict=True):
             for level in sorted({levels[i] for i in members}):
@@ -157,7 +157,7 @@ class Compressor(nn.Module):
     def judged(
         self, images: Sequence[VisualTokens], instructions: Sequence[Instruction], pyramids: Pyramids | None = None
     ) -> tuple[Float[Tensor, "images levels"], Pyramids]:
-        """(`scores`, the images at every level); arguments as for `scores`."""
+        """(`scores`, what the router saw of the images); arguments as for `scores`."""
         groups = _groups(_geometry(image) for image in images) if pyramids is None else pyramids.groups
         known: Sequence[Stacked | None] = [None] * len(groups) if pyramids is None else pyramids.stacks
         dtype = next((p.dtype for p in self.router.parameters()), torch.float32)
@@ -177,18 +177,20 @@ class Compressor(nn.Module):
     def forward(
         self, stack: VisualTokens | Stacked, words: Instruction
     ) -> tuple[Stacked, Float[Tensor, "images levels"]]:
-        """(A stack at every level, its scores); tensor operations only, which `FlexModel.compile` makes one graph of.
+        """(What a router sees of a stack, its scores); tensor operations only: `FlexModel.compile` makes them a graph.
 
         Args:
-            stack: images without gradients, or their levels where they are made already.
+            stack: images without gradients, or what the router sees of them where that is made already.
             words: in the router's type, one instruction per image.
         """
         if isinstance(stack, VisualTokens):
             with torch.no_grad():
                 readable = _finite(stack)
                 clean = _blanked(stack, readable)
-                stack = Stacked(tuple(self.scaler.pyramid(clean)), readable, clean.attention)
+                stack = Stacked(tuple(self.scaler.view(clean)), readable, clean.attention)
         ballots = self.router(self._shown(stack.levels, stack.attention, words.embeddings.dtype), words)
+        if ballots.logits.shape[-1] != self.num_levels:
+            raise ConfigError(_miscounted(self.router, ballots.logits.shape[-1], self.scaler))
         judged = stack.readable & _counted(ballots).flatten(1).all(-1)
         return stack, self.voter(ballots).float().masked_fill(~judged[:, None], torch.nan)
 
@@ -217,16 +219,14 @@ class Compressor(nn.Module):
         """The level per image; the only place where decisions leave the device, in one copy.
 
         Args:
-            tokens: what each level would cost.
-            images: whose requests (rows of the batch) and views policies may ask for.
+            tokens: what each level would cost, for an image or, as `Policy.per_view` wants it, for each of its views.
+            images: whose requests (rows of the batch) policies may ask for.
             policy: instead of the assembly's own.
 
         Raises:
             InputError: images can't be judged, and `on_bad_scores` is ``"raise"``.
         """
         policy = policy or self.policy
-        if policy.per_view and images:
-            tokens = torch.tensor([self.scaler.granularities(image.grid) for image in images])
         tokens = tokens.to(scores.device)
         judged = is_judged(scores)
         bound = STEP * torch.arange(scores.shape[-1], device=scores.device, dtype=scores.dtype)
@@ -270,9 +270,17 @@ def build(
     made: Scaler = scaler.build(dim=dim, grid=grid)
     sizes = {"dim": dim, "grid": grid, "num_levels": made.num_levels}
     routes: Router = router.build(**sizes)
-    grids = [kept if isinstance(kept, Grid) else Grid(1, kept) for kept in made.layouts(grid)]
+    grids = [kept if isinstance(kept, Grid) else Grid(1, kept) for kept in made.viewed(grid)]
     sizes["segments"] = routes.segments(grids)
     return Compressor(made, routes, voter.build(**sizes), policy.build(**sizes))
+
+
+def _miscounted(router: Router, found: int, scaler: Scaler) -> str:
+    return (
+        f"{type(router).__name__} votes about {found} levels, and {type(scaler).__name__} has {scaler.num_levels}. "
+        "A router that compares the levels it is shown needs a scaler that shows it all of them, which one with "
+        "smaller pictures doesn't; use the router 'avg' or 'constant' with it."
+    )
 
 
 def is_judged(scores: Float[Tensor, "images levels"]) -> Bool[Tensor, " images"]:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from tokenflex.contracts.component import Component
 from tokenflex.contracts.tensors import Ballots, Grid, Instruction, Need, ScaledTokens
@@ -9,6 +10,9 @@ from tokenflex.contracts.tensors import Ballots, Grid, Instruction, Need, Scaled
 
 class Router(Component):
     """Casts ballots over the levels of a pyramid."""
+
+    compares_levels: ClassVar[bool] = False
+    """Whether its votes are about the levels that it is shown, one each, so that it has to be shown all of them."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -27,6 +31,7 @@ class Router(Component):
         """Vote.
 
         Args:
-            pyramid: the image at every level, coarse to fine; features ``(*batch, views, kept, dim)``.
+            pyramid: the image at every level (or what else `Scaler.view` shows of it), coarse to fine; features
+                ``(*batch, views, kept, dim)``.
             instruction: embeddings ``(*batch, words, dim)``; ``words`` may be 0.
         """

@@ -1,5 +1,6 @@
 """``Scaler``: an image's tokens at several granularities."""
 
+import math
 from abc import abstractmethod
 from typing import ClassVar
 
@@ -25,8 +26,14 @@ class Scaler(Component):
         """Per level, the grid of the tokens kept per view, or their number when they form no grid."""
 
     def granularities(self, grid: Grid) -> tuple[int, ...]:
-        """Tokens kept per view at each level, known before any feature exists; never decreasing."""
-        return tuple(kept if isinstance(kept, int) else kept.tokens for kept in self.layouts(grid))
+        """Tokens kept per view at each level, known before any feature exists; never decreasing.
+
+        Args:
+            grid: of the picture as it is. Where there are `shares` these are the counts of `pictures`.
+        """
+        made = enumerate(self.pictures(grid))
+        found = [self.layouts(of)[level] for level, of in made] if self.shares else self.layouts(grid)
+        return tuple(kept if isinstance(kept, int) else kept.tokens for kept in found)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -50,8 +57,23 @@ class Scaler(Component):
         """
         return ()
 
+    def pictures(self, grid: Grid) -> tuple[Grid, ...]:
+        """Per level, the grid of the picture made for it: both sides by the root of its share, to the nearest token.
+
+        Parts are sized by it. What a host makes of a picture of a size of its own may be a token more or less, or be
+        cut into other tiles; `HostAdapter.resized` knows.
+
+        Args:
+            grid: of the picture as it is.
+        """
+        return tuple(_smaller(grid, share) for share in self.shares or (1.0,) * self.num_levels)
+
     def viewed(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """Per entry of `view`, the grid of its tokens per view, or their number when they form no grid."""
+        """Per entry of `view`, the grid of its tokens per view, or their number when they form no grid.
+
+        Args:
+            grid: of the picture as it is; where there are `shares` the entries are those of the smallest picture.
+        """
         return self.layouts(grid)
 
     def view(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
@@ -74,3 +96,8 @@ class Scaler(Component):
     def pyramid(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
         """The tokens at every level, as `scale` gives them; override it where levels can share work."""
         return tuple(self.scale(tokens, level) for level in range(self.num_levels))
+
+
+def _smaller(grid: Grid, share: float) -> Grid:
+    rows, cols = (max(math.floor(side * math.sqrt(share) + 0.5), 1) for side in (grid.rows, grid.cols))
+    return Grid(rows, cols)

@@ -1,28 +1,22 @@
-"""From a batch to what a decision needs, and from a decision to the host's shorter batch; each step once."""
+"""From a batch to what a decision needs, and from a decision to the host's shorter batch; each step once.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+When the vision tower runs in between is the business of `tokenflex.model.tower`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import (
-    READ_OFF,
-    Decision,
-    HostBatch,
-    HostInputs,
-    Instruction,
-    PaddingSide,
-    Policy,
-    ScaledTokens,
-    Spliced,
-    VisualTokens,
-)
+from tokenflex.contracts import Decision, Grid, HostBatch, HostInputs, Instruction, PaddingSide, Policy, Spliced
 from tokenflex.contracts.levels import read_levels, spread
 from tokenflex.hosts.grouped import Rows
+from tokenflex.hosts.placeholders import padding_side
 from tokenflex.model import door, generation
+from tokenflex.model.tower import Chosen, Encoded, tower_of
 
 if TYPE_CHECKING:
     from tokenflex.model.flex import FlexModel
@@ -30,51 +24,27 @@ else:
     FlexModel = Any
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A batch after one pass through the vision tower.
-
-    Attributes:
-        images: one item per image, in batch order.
-        instructions: one per image: that of its row.
-        counts: ``(images, levels)``, visual tokens each level costs, on the CPU.
-        batch: what was read of it before; None where there is no host.
-        made: the images' pyramid under ``"pyramids"``, once it is made, and under ``"judged"`` whether a decision has
-            shown that it holds no zeros in place of images that aren't finite. New images need a new dict.
-    """
-
-    images: tuple[VisualTokens, ...]
-    instructions: tuple[Instruction, ...]
-    counts: Int[Tensor, "images levels"]
-    batch: HostBatch | None = None
-    made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-
-def encode(flex: FlexModel, inputs: HostInputs, words: bool = True) -> Encoded:
-    """Read the batch and run the vision tower once.
+def encode(flex: FlexModel, inputs: HostInputs, look: bool = True) -> Encoded:
+    """Read the batch and run the vision tower, as far as it has to run before levels are chosen.
 
     Args:
-        words: whether the router, or who else, is to read the instructions; parts that need them get them anyway.
+        look: whether the router, or who else, is to choose by what the images and the instructions say; parts that
+            need instructions get them anyway.
 
     Raises:
         InputError: images and placeholders don't match, or labels stand on placeholders.
     """
-    adapter, parts = flex.adapter, flex.compressor
-    batch = adapter.read(inputs)
+    adapter, needs = flex.adapter, flex.compressor.needs
+    batch, tower = adapter.read(inputs), tower_of(adapter, flex.compressor)
     door.check_targets(batch, adapter)
-    needs, scaler, levels = parts.needs, parts.scaler, range(parts.num_levels)
-    images = adapter.encode(batch, attention=True) if needs.intersection(READ_OFF) else adapter.encode(batch)
+    images = tower.look(batch, look)
     instructions: tuple[Instruction, ...] = ()
-    if images and (words or "instruction" in needs):
+    if batch.spans and (look or "instruction" in needs):
         masked = replace(batch, cpu=generation.with_mask(batch.cpu, flex.host))
         rows = adapter.instructions(masked)
-        instructions = tuple(rows[image.row] for image in images)
-    if "instruction" in needs:
-        images = tuple(replace(image, instruction=said) for image, said in zip(images, instructions, strict=True))
-    layouts = [scaler.layouts(grid) for grid in batch.grids]
-    frames = [[scaler.kept_views(n, i) for i in levels] if n else None for n in batch.frames]
-    counts = adapter.count(batch, layouts, frames).view(-1, len(levels))
-    return Encoded(images, instructions, counts, batch)
+        instructions = tuple(rows[row] for row in batch.rows)
+    counts, layouts = tower.levels(batch)
+    return Encoded(tower.told(images, instructions, range(len(images))), instructions, counts, batch, layouts)
 
 
 def scores(flex: FlexModel, encoded: Encoded) -> Float[Tensor, "images levels"]:
@@ -94,15 +64,17 @@ def decide(
         policy: instead of the assembly's own.
     """
     counts, images = encoded.counts, encoded.images
-    forced = None if levels is None else spread(levels, len(images))
-    if not images:
+    forced = None if levels is None else spread(levels, len(counts))
+    if not len(counts):
         return ()
     if forced is not None:
-        rows: Sequence[Tensor | None] = [None] * len(images)
+        rows: Sequence[Tensor | None] = [None] * len(counts)
         chosen = forced
     else:
+        policy = policy or flex.compressor.policy
+        costs = _per_view(encoded) if policy.per_view else counts
         with torch.no_grad():
-            choice = flex.compressor.decided(scores(flex, encoded), counts, images, policy)
+            choice = flex.compressor.decided(scores(flex, encoded), costs, images, policy)
         encoded.made["judged"] = all(choice.judged)
         chosen, rows = choice.levels, list(choice.scores)
     table = counts.tolist()
@@ -121,9 +93,8 @@ def at_levels(
     rows: Sequence[int] | None = None,
 ) -> Spliced:
     """The batch with each image at its level; see `FlexModel.at_levels`."""
-    batch, scaled = _read_again(flex, inputs, encoded), _scaled(flex, encoded, levels)
-    given: Mapping[str, Any] = {} if rows is None else {"rows": rows}
-    return flex.adapter.splice(batch, encoded.images, scaled, padding_side, **given)
+    batch = _read_again(flex, inputs, encoded)
+    return _chosen(flex, batch, encoded, levels).splice(flex.adapter, padding_side, rows)
 
 
 def in_rows(
@@ -134,8 +105,24 @@ def in_rows(
     Args:
         side: where shortened rows are padded; None keeps the side the batch has.
     """
-    batch, scaled = _read_again(flex, inputs, encoded), _scaled(flex, encoded, levels)
-    return Rows.of(flex.host, flex.adapter, batch, encoded.images, scaled, side)
+    batch = _read_again(flex, inputs, encoded)
+    chosen, kept = _chosen(flex, batch, encoded, levels), side or padding_side(batch.attended)
+
+    def splice(rows: Sequence[int] | None) -> Spliced:
+        return chosen.splice(flex.adapter, kept, rows)
+
+    return Rows(flex.host, flex.adapter, batch, splice(None), kept, splice)
+
+
+def _chosen(flex: FlexModel, batch: HostBatch, encoded: Encoded, levels: Sequence[int]) -> Chosen:
+    picked = spread(read_levels(levels, flex.compressor.num_levels), len(encoded.counts))
+    return tower_of(flex.adapter, flex.compressor).chosen(encoded, batch, picked)
+
+
+def _per_view(encoded: Encoded) -> Int[Tensor, "images levels"]:
+    """Tokens kept per view at every level."""
+    kept = [[one.tokens if isinstance(one, Grid) else one for one in levels] for levels in encoded.layouts]
+    return torch.tensor(kept)
 
 
 def _read_again(flex: FlexModel, inputs: HostInputs, encoded: Encoded) -> HostBatch:
@@ -144,20 +131,6 @@ def _read_again(flex: FlexModel, inputs: HostInputs, encoded: Encoded) -> HostBa
     return batch if batch is not None and _same(inputs, batch.inputs) else flex.adapter.read(inputs)
 
 
-def _scaled(flex: FlexModel, encoded: Encoded, levels: Sequence[int]) -> list[ScaledTokens]:
-    parts = flex.compressor
-    levels = spread(read_levels(levels, parts.num_levels), len(encoded.images))
-    made = encoded.made.get("pyramids") if encoded.made.get("judged") else None
-    if made is not None and not _trains(encoded.images):
-        return made.at(levels)
-    return list(parts.scale(encoded.images, levels))
-
-
 def _same(inputs: HostInputs, read: HostInputs) -> bool:
     """Whether a batch is the one that was read, tensor by tensor."""
     return inputs is read or (inputs.keys() == read.keys() and all(inputs[name] is read[name] for name in inputs))
-
-
-def _trains(images: Sequence[VisualTokens]) -> bool:
-    """Whether gradients are to reach the images' features through the scaler."""
-    return torch.is_grad_enabled() and any(image.features.requires_grad for image in images)

@@ -104,7 +104,7 @@ def export(flex: FlexModel, inputs: HostInputs, level: Level = None, budget: Bud
     request.check(flex, inputs, level, budget)
     door.check(inputs, flex.adapter)
     levels, policy = request.read(level, budget, flex.compressor.num_levels)
-    encoded = encoding.encode(flex, inputs, words=levels is None)
+    encoded = encoding.encode(flex, inputs, look=levels is None)
     batch = encoded.batch
     assert batch is not None
     decisions = encoding.decide(flex, encoded, levels, policy)

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -111,13 +112,17 @@ class FlexModel(Hosting):
             raise ConfigError(f"batching={value!r:.200}; use one of {', '.join(map(repr, grouped.BATCHING))}.")
         self._batching = value
 
-    def encode(self, inputs: HostInputs) -> Encoded:
-        """Read the batch and run the vision tower once.
+    def encode(self, inputs: HostInputs, look: bool = True) -> Encoded:
+        """Read the batch and run the vision tower once: over the pictures, or over the coarsest ones of a scaler with
+        `Scaler.shares`, whose finer ones are encoded when they are wanted.
+
+        Args:
+            look: whether anyone will look at the images before levels are chosen, as the router does.
 
         Raises:
             InputError: images and placeholders don't match, or labels stand on placeholders.
         """
-        return encoding.encode(self, inputs)
+        return encoding.encode(self, inputs, look)
 
     def scores(self, encoded: Encoded) -> Float[Tensor, "images levels"]:
         """The voter's scores, with gradients to router and voter."""
@@ -169,7 +174,7 @@ class FlexModel(Hosting):
         self, inputs: HostInputs, level: Level, padding_side: PaddingSide | None, budget: Budgets
     ) -> tuple[grouped.Rows, tuple[Decision, ...]]:
         levels, policy = request.read(level, budget, self.compressor.num_levels)
-        encoded = encoding.encode(self, inputs, words=levels is None)
+        encoded = encoding.encode(self, inputs, look=levels is None)
         decisions = encoding.decide(self, encoded, levels, policy)
         chosen = [decision.level for decision in decisions]
         return encoding.in_rows(self, inputs, encoded, chosen, padding_side), decisions
@@ -177,6 +182,8 @@ class FlexModel(Hosting):
     @torch.no_grad()
     def decide(self, *, level: Level = None, budget: Budgets = None, **inputs: Any) -> list[Decision]:
         """What would be done with each image, without running the language model.
+
+        These decisions carry `Decision.processor`: settings by which a processor makes pictures of the chosen size.
 
         Args:
             inputs: the batch as the host's processor made it.
@@ -189,13 +196,16 @@ class FlexModel(Hosting):
         """
         request.check(self, inputs, level, budget)
         door.check(inputs, self.adapter)
-        encoded = self.encode(inputs)
-        if not encoded.images:
+        levels, policy = request.read(level, budget, self.compressor.num_levels)
+        encoded = self.encode(inputs, look=levels is None)
+        batch = encoded.batch
+        if batch is None or not batch.spans:
             raise InputError(
                 "the batch has no images, so there is nothing to decide. Pass pixel_values and image_sizes as "
                 "the processor made them."
             )
-        return list(encoding.decide(self, encoded, *request.read(level, budget, self.compressor.num_levels)))
+        found = encoding.decide(self, encoded, levels, policy)
+        return [replace(d, processor=self.adapter.processor_kwargs(batch, i, d.tokens)) for i, d in enumerate(found)]
 
     @torch.no_grad()
     def export(self, *, level: Level = None, budget: Budgets = None, **inputs: Any) -> tuple[exporting.Request, ...]:
@@ -359,6 +369,7 @@ class FlexModel(Hosting):
 
 
 def _require_served(parts: Compressor, adapter: HostAdapter) -> None:
+    _require_sizes(parts, adapter)
     wanted, refusal = parts.needs.intersection(READ_OFF), adapter.attention_refusal
     if wanted and refusal:
         who = [part for part in (parts.scaler, parts.router) if part.needs.intersection(READ_OFF)]
@@ -366,6 +377,35 @@ def _require_served(parts: Compressor, adapter: HostAdapter) -> None:
             f"{' and '.join(type(part).__name__ for part in who)} need(s) the vision tower's "
             f"{' and '.join(sorted(wanted))}, which {adapter.model_type!r} doesn't give: {refusal}. Use parts that "
             "need features only ('tokenflex plugins' lists needs), or another host."
+        )
+
+
+def _require_sizes(parts: Compressor, adapter: HostAdapter) -> None:
+    """Refuse a scaler that wants smaller pictures where it can't have them, or where parts read what they don't give.
+
+    Raises:
+        UnsupportedHostError: the host can't be given smaller pictures.
+        ConfigError: parts read the vision tower, or compare levels that the router isn't shown.
+    """
+    if not parts.scaler.shares:
+        return
+    name = type(parts.scaler).__name__
+    if adapter.resize_refusal:
+        raise UnsupportedHostError(
+            f"{name} makes pictures smaller before they are encoded, which {adapter.model_type!r} can't take: "
+            f"{adapter.resize_refusal}. Use a scaler that shortens what was encoded, such as 'average-pool', or a "
+            "host that docs/resolution.md lists."
+        )
+    read = sorted(parts.needs.intersection(READ_OFF))
+    if read:
+        raise ConfigError(
+            f"{type(parts.router).__name__} needs the vision tower's {' and '.join(read)}, which isn't read of the "
+            f"smaller pictures that {name} makes. Use a router that needs features only, such as 'avg'."
+        )
+    if parts.router.compares_levels:
+        raise ConfigError(
+            f"{type(parts.router).__name__} compares an image's levels, and with {name} it would see the coarsest "
+            "picture only. Use a router that votes by what it sees, such as 'avg', or another scaler."
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -16,6 +17,8 @@ class AttentionMassRouter(Router):
     Attention is that of the vision tower (see `VisualTokens.attention`), so a host is needed whose tower can be read.
     A picture with one salient thing needs few tokens, a page of text many. It ignores the instruction.
     """
+
+    compares_levels: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):

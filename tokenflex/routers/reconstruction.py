@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,8 @@ class ReconstructionRouter(Router):
     Votes are minus the excess, ``max(loss / eps - 1, 0)``. With the voter ``mean`` and the policy ``argmax``, which
     gives ties to the coarser level, the coarsest level wins whose loss is at most ``eps`` in every view.
     """
+
+    compares_levels: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,8 @@ class OutliersRouter(Router):
     A token is an outlier when its attention is above Q3 + 1.5 (Q3 - Q1). The quartiles are those of its own view,
     so that neither other views nor other images matter. One voter per view.
     """
+
+    compares_levels: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):

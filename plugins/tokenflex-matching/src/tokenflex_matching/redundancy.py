@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +21,8 @@ class RedundancyRouter(Router):
     Rounds are those of ToMe on the finest level's features, but every pair above the threshold is merged instead of a
     fixed number of pairs. One voter per view.
     """
+
+    compares_levels: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):

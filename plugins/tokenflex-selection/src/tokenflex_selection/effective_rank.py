@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -16,6 +17,8 @@ class EffectiveRankRouter(Router):
     Effective rank (Roy and Vetterli 2007) is exp of the entropy of the singular values, as shares of their sum; the
     features are taken as they are, not centred. The idea of choosing the number of tokens by it is AgilePruner's.
     """
+
+    compares_levels: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +24,8 @@ class MutualInformationRouter(Router):
     as a share m of the largest possible, asks for 1 / (1 + exp(steepness * (m - midpoint))) of the tokens. Without
     words m is 0.
     """
+
+    compares_levels: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):

@@ -1,0 +1,202 @@
+"""When the vision tower runs: once for all levels, or for a look and then for the pictures that are wanted finer.
+
+A scaler without `Scaler.shares` makes its levels of the tokens of whole pictures (`OnceForAll`). One with shares has a
+picture of its own at every level (`PerLevel`): the coarsest is encoded first, for the router, and of the others only
+what is chosen.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tokenflex.compressor import Compressor
+from tokenflex.contracts import (
+    READ_OFF,
+    Grid,
+    HostAdapter,
+    HostBatch,
+    Instruction,
+    PaddingSide,
+    ScaledTokens,
+    Spliced,
+    VisualTokens,
+)
+
+Layouts = tuple[tuple[Grid | int, ...], ...]
+"""Per image and level, the grid (or number) of the tokens kept per view."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch whose levels can be decided.
+
+    Attributes:
+        images: what the router looks at, one item per image, in batch order: the pictures as they are, or the coarsest
+            ones where every level has its own; then none where nobody was to look.
+        instructions: one per image: that of its row.
+        counts: ``(images, levels)``, visual tokens each level costs, on the CPU.
+        batch: what was read of it before; None where there is no host.
+        layouts: what is kept per view; empty where there is no host.
+        made: what has been made of it since, by name. New images need a new dict.
+    """
+
+    images: tuple[VisualTokens, ...]
+    instructions: tuple[Instruction, ...]
+    counts: Int[Tensor, "images levels"]
+    batch: HostBatch | None = None
+    layouts: Layouts = ()
+    made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Every image of a batch at its level, ready for the text.
+
+    Attributes:
+        batch: that the images stand in: as it was read, or as the processor makes it of smaller pictures.
+        images: the tokens of these pictures.
+        scaled: what is kept of them.
+    """
+
+    batch: HostBatch
+    images: Sequence[VisualTokens]
+    scaled: Sequence[ScaledTokens]
+
+    def splice(self, adapter: HostAdapter, side: PaddingSide | None, rows: Sequence[int] | None = None) -> Spliced:
+        """The shortened batch, or some of its rows; `Spliced.index` counts in the caller's sequence."""
+        given: Mapping[str, Any] = {} if rows is None else {"rows": rows}
+        made = adapter.splice(self.batch, self.images, self.scaled, side, **given)
+        origin = self.batch.origin
+        if origin is None:
+            return made
+        origin = origin if rows is None else origin[list(rows)]
+        index = origin.gather(1, made.index.clamp(min=0)).masked_fill(made.index < 0, -1)
+        return replace(made, index=index)
+
+
+class Tower(ABC):
+    """A host's vision tower, as an assembly has it run.
+
+    Args:
+        adapter: of the host.
+        parts: the assembly.
+    """
+
+    def __init__(self, adapter: HostAdapter, parts: Compressor) -> None:
+        self.adapter, self.parts = adapter, parts
+
+    def told(
+        self, images: Sequence[VisualTokens], instructions: Sequence[Instruction], numbers: Iterable[int]
+    ) -> tuple[VisualTokens, ...]:
+        """The images with the words they were sent with, where parts read them.
+
+        Args:
+            instructions: of all images of the batch.
+            numbers: of these images.
+        """
+        if "instruction" not in self.parts.needs:
+            return tuple(images)
+        return tuple(replace(image, instruction=instructions[i]) for image, i in zip(images, numbers, strict=True))
+
+    @abstractmethod
+    def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts]:
+        """(What every level costs, what it keeps per view), before anything is encoded."""
+
+    @abstractmethod
+    def look(self, batch: HostBatch, looked_at: bool) -> tuple[VisualTokens, ...]:
+        """What has to be encoded before levels are chosen.
+
+        Args:
+            looked_at: whether somebody chooses by what is seen.
+        """
+
+    @abstractmethod
+    def chosen(self, encoded: Encoded, batch: HostBatch, levels: Sequence[int]) -> Chosen:
+        """Every image at its level.
+
+        Args:
+            batch: what was encoded, or the same with other labels.
+        """
+
+
+class OnceForAll(Tower):
+    """All levels are made of one encoding."""
+
+    def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts]:
+        """By the grids of the pictures as they are."""
+        scaler, levels = self.parts.scaler, range(self.parts.num_levels)
+        layouts = tuple(scaler.layouts(grid) for grid in batch.grids)
+        frames = [[scaler.kept_views(n, i) for i in levels] if n else None for n in batch.frames]
+        return self.adapter.count(batch, layouts, frames).view(-1, len(levels)), layouts
+
+    def look(self, batch: HostBatch, looked_at: bool) -> tuple[VisualTokens, ...]:
+        """Everything, as every level is made of it."""
+        read = self.parts.needs.intersection(READ_OFF)
+        return self.adapter.encode(batch, attention=True) if read else self.adapter.encode(batch)
+
+    def chosen(self, encoded: Encoded, batch: HostBatch, levels: Sequence[int]) -> Chosen:
+        """Of the pyramid that was made for the router, where gradients aren't to reach the features through it.
+
+        The pyramid holds zeros in place of images that aren't finite, so a decision must have shown that there are
+        none.
+        """
+        pyramids = encoded.made.get("pyramids") if encoded.made.get("judged") else None
+        if pyramids is not None and not _trains(encoded.images):
+            return Chosen(batch, encoded.images, pyramids.at(levels))
+        return Chosen(batch, encoded.images, self.parts.scale(encoded.images, levels))
+
+
+class PerLevel(Tower):
+    """Every level has a picture of its own, which is encoded once and only if it is wanted."""
+
+    def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts]:
+        """By the grids of the pictures that the host's processor makes for every level."""
+        scaler, images = self.parts.scaler, len(batch.spans)
+        counts, layouts = list[Tensor](), list[list[Grid | int]]()
+        for level, share in enumerate(scaler.shares):
+            made = self.adapter.resized(batch, [share] * images)
+            kept = [scaler.layouts(grid)[level] for grid in made.grids]
+            frames = [[scaler.kept_views(n, level)] if n else None for n in made.frames]
+            counts.append(self.adapter.count(made, [[one] for one in kept], frames).view(-1, 1))
+            layouts.append(kept)
+        return torch.cat(counts, dim=-1), tuple(zip(*layouts, strict=True))
+
+    def look(self, batch: HostBatch, looked_at: bool) -> tuple[VisualTokens, ...]:
+        """The coarsest pictures."""
+        images = len(batch.spans) if looked_at else 0
+        return self._encoded(batch, self.parts.scaler.shares[:1] * len(batch.spans), range(images))
+
+    def chosen(self, encoded: Encoded, batch: HostBatch, levels: Sequence[int]) -> Chosen:
+        """What was encoded for the router or for other levels is taken from there; the tower runs once for the rest."""
+        scaler = self.parts.scaler
+        shares = [scaler.shares[level] for level in levels]
+        seen = {(i, scaler.shares[0]): image for i, image in enumerate(encoded.images)}
+        known: dict[tuple[int, float], VisualTokens] = encoded.made.setdefault("pictures", seen)
+        missing = [i for i, share in enumerate(shares) if (i, share) not in known]
+        found = self.told(self._encoded(batch, shares, missing), encoded.instructions, missing)
+        known.update(zip(((i, shares[i]) for i in missing), found, strict=True))
+        images = [known[i, share] for i, share in enumerate(shares)]
+        return Chosen(self.adapter.resized(batch, shares), images, self.parts.scale(images, levels))
+
+    def _encoded(self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]) -> tuple[VisualTokens, ...]:
+        """One pass of the tower over some of the images; over whole pictures alone as the host makes it."""
+        if not images:
+            return ()
+        if len(images) == len(shares) and all(share == 1 for share in shares):
+            return self.adapter.encode(batch)
+        return self.adapter.encode_resized(batch, shares, images)
+
+
+def tower_of(adapter: HostAdapter, parts: Compressor) -> Tower:
+    """How the tower runs for an assembly."""
+    return PerLevel(adapter, parts) if parts.scaler.shares else OnceForAll(adapter, parts)
+
+
+def _trains(images: Sequence[VisualTokens]) -> bool:
+    """Whether gradients are to reach the images' features through the scaler."""
+    return torch.is_grad_enabled() and any(image.features.requires_grad for image in images)
