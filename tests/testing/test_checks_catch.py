@@ -173,6 +173,8 @@ BROKEN = {
         "levels-together-are-levels-alone": scaler(
             pyramid=lambda self, tokens: [self.scale(replace(tokens, features=tokens.features + 1), level)
                                           for level in range(self.num_levels)]),
+        "shares-are-told": broken(AveragePoolScaler, shares=(0.25, 0.5, 0.75, 0.9, 0.95)),
+        "view-known-in-advance": broken(AveragePoolScaler, viewed=lambda self, grid: self.layouts(grid)[1:]),
         "needs-are-told": scaler(curious),
         "gradients-flow": features(lambda t: t.detach()),
     },
@@ -187,6 +189,7 @@ BROKEN = {
         "repeats-itself": logits(lambda t, p, words: t + torch.rand(())),
         "input-is-left-alone": router(spoil_words),
         "stays-finite": logits(lambda t, p, words: t / p[-1].features.norm()),
+        "votes-about-every-level": logits(lambda t, p, words: t[..., : len(p)]),
         "needs-are-told": logits(lambda t, p, words: t if p[0].attention is None else t + 1),
         "gradients-reach-parameters": Idle.Config(),
     },

@@ -11,6 +11,7 @@ from tokenflex.registry import BUILT_IN
 from tokenflex.routers.avg import AVGRouter
 from tokenflex.routers.random import RandomRouter
 from tokenflex.scalers.average_pool import AveragePoolScaler
+from tokenflex.scalers.resolution import ResolutionScaler
 from tokenflex.testing import ConformanceError, cases, check_component
 
 BUILT_INS = [
@@ -24,6 +25,9 @@ SETTINGS = [
     AVGRouter.Config(text_tokens=0),
     AVGRouter.Config(rows="pooled"),
     AveragePoolScaler.Config(windows=((3, 5), (3, 2), (1, 2))),
+    ResolutionScaler.Config(shares=(0.25, 0.25, 1.0), windows=((2, 2), (1, 1), (1, 1)), view_windows=((1, 1),)),
+    ResolutionScaler.Config(shares=(0.25, 1.0, 1.0), windows=((1, 1), (2, 2), (1, 1))),
+    ResolutionScaler.Config(shares=(1.0,)),
     RandomRouter.Config(weights=(1.0, 0.0, 0.0, 1.0, 2.0), seed=3),
 ]
 
@@ -44,14 +48,14 @@ def test_parts_work_with_fewer_levels(levels):
 def test_report_counts_and_names_skips():
     report = check_component(KINDS["router"].get("constant").Config())
     assert report.ok
-    assert str(report).startswith("ConstantRouter: 13 of 14 checks passed\n  skipped: gradients-reach-parameters: the")
+    assert str(report).startswith("ConstantRouter: 14 of 15 checks passed\n  skipped: gradients-reach-parameters: the")
 
 
 def test_unexpected_pass_is_a_failure():
     report = check_component(AveragePoolScaler.Config(), expected_failures={"stays-finite": "an old reason"})
     assert not report.ok
     assert report.named("unexpected pass") == ["stays-finite"]
-    with pytest.raises(ConformanceError, match=r"17 of 18 checks passed\n  unexpected pass: stays-finite.*old reason"):
+    with pytest.raises(ConformanceError, match=r"19 of 20 checks passed\n  unexpected pass: stays-finite.*old reason"):
         report.raise_if_bad()
 
 
@@ -75,4 +79,4 @@ def test_works_without_pytest():
         "from tokenflex.scalers.stride import StrideScaler; print(check(StrideScaler.Config()))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "StrideScaler: 18 of 18 checks passed"
+    assert done.stdout.strip() == "StrideScaler: 20 of 20 checks passed"

@@ -99,6 +99,19 @@ def gradients_reach_parameters(bench: Bench) -> None:
     assert not without, f"no gradient reaches {without}"
 
 
+def votes_about_every_level(bench: Bench) -> None:
+    """Also where it is shown fewer, as of a picture that was made smaller."""
+    router = bench.build()
+    if router.compares_levels:
+        raise Skip("the router declares compares_levels = True, so it is shown all of them")
+    shown = bench.pyramid(bench.image())[:2]
+    levels = router(shown, bench.words()).logits.shape[-1]
+    assert levels == bench.levels, (
+        f"shown {len(shown)} entries it votes about {levels} of {bench.levels} levels; say compares_levels = True if "
+        "its votes are about what it is shown"
+    )
+
+
 def needs_are_told(bench: Bench) -> None:
     """Only attention can be asked for, and it is read only then."""
     unknown = sorted(bench.needs - {"attention"})
@@ -117,6 +130,8 @@ CHECKS = (
     Check("repeats-itself", "the same request gives the same ballots", repeats_itself),
     Check("input-is-left-alone", "nothing is changed in place", input_is_left_alone),
     Check("stays-finite", "blank images give finite ballots", stays_finite),
+    Check("votes-about-every-level", "a router that doesn't compare levels votes about all, whatever it is shown",
+          votes_about_every_level),
     Check("needs-are-told", "what isn't declared as needed changes nothing", needs_are_told),
     Check("gradients-reach-parameters", "every parameter can be trained", gradients_reach_parameters),
-)
+)  # fmt: skip

@@ -198,6 +198,36 @@ def gradients_flow(bench: Bench) -> None:
         assert bool(gradient.abs().sum() > 0), f"level {level} sends no gradient back"
 
 
+def shares_are_told(bench: Bench) -> None:
+    """None, or one per level, up to the whole picture."""
+    scaler = bench.build()
+    shares = scaler.shares
+    if not shares:
+        return
+    assert len(shares) == scaler.num_levels, f"shares {shares} for {scaler.num_levels} levels; give one per level"
+    assert list(shares) == sorted(shares), f"shares {shares} are not coarse to fine"
+    assert shares[0] > 0, f"shares {shares} leave nothing of a picture"
+    assert shares[-1] == 1, f"shares {shares} end with {shares[-1]}; the last level is the whole picture, 1"
+
+
+def view_known_in_advance(bench: Bench) -> None:
+    """``viewed`` against what ``view`` gives, of an image and of a stack."""
+    scaler = bench.build()
+    for grid in GRIDS:
+        seen = scaler.pictures(grid)[0]
+        image, viewed = bench.image(seen), scaler.viewed(grid)
+        view = scaler.view(image)
+        assert len(view) == len(viewed) > 0, f"on {grid} {len(viewed)} entries are promised and {len(view)} shown"
+        stack = scaler.view(stacked(image, bench.image(seen, seed=1)))
+        for entry, (shown, layout, among) in enumerate(zip(view, viewed, stack, strict=True)):
+            where = f"on {grid}, entry {entry} of the view"
+            promised, given = (layout, layout.tokens) if isinstance(layout, Grid) else (None, layout)
+            kept = shown.features.shape[-2]
+            assert kept == given, f"{where} promises {given} tokens and gives {kept}"
+            assert shown.grid == promised, f"{where} promises layout {layout} and gives {shown.grid}"
+            same(among.features[0], shown.features, f"{where}: an image alone and in a batch")
+
+
 CHECKS = (
     Check("one-count-per-level", "granularities has one count per level on any grid", one_count_per_level),
     Check("coarse-to-fine", "level 0 keeps fewest tokens, at least one", coarse_to_fine),
@@ -213,6 +243,8 @@ CHECKS = (
     Check("stays-finite", "constant images give finite tokens", stays_finite),
     Check("levels-together-are-levels-alone", "pyramid gives what scale gives level by level",
           levels_together_are_levels_alone),
+    Check("shares-are-told", "shares of pixels go from coarse to fine and end with the whole picture", shares_are_told),
+    Check("view-known-in-advance", "viewed says what the router will be shown", view_known_in_advance),
     Check("needs-are-told", "what isn't declared as needed changes nothing", needs_are_told),
     Check("gradients-flow", "gradients reach the features", gradients_flow),
 )  # fmt: skip
