@@ -7,6 +7,9 @@ from typing import ClassVar
 from tokenflex.contracts.component import Component
 from tokenflex.contracts.tensors import Grid, Need, ScaledTokens, VisualTokens
 
+SLACK = 1e-6
+"""What a side may fall short of a whole token by, as the root of a share isn't exact."""
+
 
 class Scaler(Component):
     """Offers the tokens of an image at ``num_levels`` levels, level 0 keeping fewest.
@@ -58,15 +61,15 @@ class Scaler(Component):
         return ()
 
     def pictures(self, grid: Grid) -> tuple[Grid, ...]:
-        """Per level, the grid of the picture made for it: both sides by the root of its share, to the nearest token.
+        """Per level, the grid of the picture made for it: see `shrunk`.
 
-        Parts are sized by it. What a host makes of a picture of a size of its own may be a token more or less, or be
-        cut into other tiles; `HostAdapter.resized` knows.
+        Parts are sized by it. A host may round otherwise, or cut smaller pictures into other tiles, which is what
+        `HostAdapter.resized` knows.
 
         Args:
             grid: of the picture as it is.
         """
-        return tuple(_smaller(grid, share) for share in self.shares or (1.0,) * self.num_levels)
+        return tuple(shrunk(grid, share) for share in self.shares or (1.0,) * self.num_levels)
 
     def viewed(self, grid: Grid) -> tuple[Grid | int, ...]:
         """Per entry of `view`, the grid of its tokens per view, or their number when they form no grid.
@@ -98,6 +101,10 @@ class Scaler(Component):
         return tuple(self.scale(tokens, level) for level in range(self.num_levels))
 
 
-def _smaller(grid: Grid, share: float) -> Grid:
-    rows, cols = (max(math.floor(side * math.sqrt(share) + 0.5), 1) for side in (grid.rows, grid.cols))
-    return Grid(rows, cols)
+def shrunk(grid: Grid, share: float) -> Grid:
+    """The tokens of a picture that keeps ``share`` of its pixels: both sides rounded down, at least one token.
+
+    Processors that are told the most pixels a picture may have round down too.
+    """
+    scale = math.sqrt(share)
+    return Grid(max(int(grid.rows * scale + SLACK), 1), max(int(grid.cols * scale + SLACK), 1))

@@ -26,8 +26,8 @@ class ResolutionScaler(Scaler):
 
         Attributes:
             shares: per level, how many of the picture's pixels are encoded, coarse to fine; the last is 1. The default
-                leaves the numbers of tokens of the published pyramid, as far as whole tokens allow: 36, 64, 144, 289
-                and 576 of 24 x 24.
+                leaves about as many tokens as the published pyramid: 36, 64, 144, 256 and 576 of 24 x 24, as sides are
+                whole tokens.
             windows: per level the (rows, cols) of tokens that are averaged into one; empty: none are. The last is
                 (1, 1), and share divided by the window's area never decreases.
             view_windows: windows over the tokens of the coarsest picture, coarse to fine, that make what the router
