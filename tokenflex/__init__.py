@@ -4,18 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenflex import hosts, policies, routers, scalers, voters
+    from tokenflex import confidences, hosts, policies, routers, scalers, voters
     from tokenflex.composed import compose
-    from tokenflex.model import Budget, FlexConfig, FlexModel, calibrate, load_parts, wrap
+    from tokenflex.model import Budget, Escalate, FlexConfig, FlexModel, calibrate, load_parts, wrap
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "Escalate",
     "FlexConfig",
     "FlexModel",
     "calibrate",
     "compose",
+    "confidences",
     "hosts",
     "load_parts",
     "policies",
@@ -27,6 +29,7 @@ __all__ = [
 
 _HOMES = {
     "Budget": "tokenflex.model",
+    "Escalate": "tokenflex.model",
     "FlexConfig": "tokenflex.model",
     "FlexModel": "tokenflex.model",
     "calibrate": "tokenflex.model",

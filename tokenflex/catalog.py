@@ -4,6 +4,7 @@ SCALERS = {
     "average-pool": "tokenflex.scalers.average_pool:AveragePoolScaler",
     "random": "tokenflex.scalers.random:RandomScaler",
     "resize": "tokenflex.scalers.resize:ResizeScaler",
+    "resolution": "tokenflex.scalers.resolution:ResolutionScaler",
     "stride": "tokenflex.scalers.stride:StrideScaler",
 }
 ROUTERS = {
@@ -25,6 +26,13 @@ POLICIES = {
     "argmax": "tokenflex.policies.argmax:ArgmaxPolicy",
     "budget": "tokenflex.policies.budget:BudgetPolicy",
     "constant": "tokenflex.policies.constant:ConstantPolicy",
+}
+CONFIDENCES = {
+    "first-entropy": "tokenflex.confidences.first:FirstEntropy",
+    "first-margin": "tokenflex.confidences.first:FirstMargin",
+    "first-probability": "tokenflex.confidences.first:FirstProbability",
+    "mean-log-probability": "tokenflex.confidences.answer:MeanLogProbability",
+    "min-margin": "tokenflex.confidences.answer:MinMargin",
 }
 GRID_HOSTS = (
     "aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni", "deepseek_vl",

@@ -34,6 +34,8 @@ FORMAT = 1
 JSON_NAME, WEIGHTS_NAME = "tokenflex.json", "tokenflex.safetensors"
 DIGEST, DESCRIPTION = "weights", "description"
 """Key of ``tokenflex.json`` with the digest of the weights; key of the weights' metadata with the description."""
+ESCALATE = "escalate"
+"""Key of a description, left out where it isn't known, with how answers may escalate."""
 OLDEST_TRANSFORMERS = "5.18"
 KINDS = {
     "scaler": registry.scalers,
@@ -194,7 +196,8 @@ def assemble(spec: Spec, adapter: HostFacts) -> Compressor:
 
 
 def _check_shape(spec: Any) -> None:
-    _expect_keys(spec, {"format", "host", "parts"}, JSON_NAME)
+    known = {"format", "host", "parts"}
+    _expect_keys(spec, known | {ESCALATE} if isinstance(spec, Mapping) and ESCALATE in spec else known, JSON_NAME)
     if spec["format"] != FORMAT:
         raise ConfigError(f"format {spec['format']!r} isn't known; this version reads {FORMAT}. Upgrade tokenflex.")
     _expect_keys(spec["host"], {"model_type", "dim", "grid", "options"}, f"{JSON_NAME}: host")

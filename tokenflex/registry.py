@@ -13,7 +13,7 @@ from importlib.metadata import entry_points, version
 from typing import Any, Generic, TypeVar
 
 from tokenflex import catalog
-from tokenflex.contracts import HostAdapter, Policy, Router, Scaler, Voter
+from tokenflex.contracts import Confidence, HostAdapter, Policy, Router, Scaler, Voter
 from tokenflex.errors import BrokenPluginError, DuplicateComponentError, TokenFlexError, UnknownComponentError
 
 T = TypeVar("T")
@@ -187,5 +187,6 @@ scalers: Registry[Scaler] = Registry("scaler", Scaler, catalog.SCALERS)
 routers: Registry[Router] = Registry("router", Router, catalog.ROUTERS)
 voters: Registry[Voter] = Registry("voter", Voter, catalog.VOTERS)
 policies: Registry[Policy] = Registry("policy", Policy, catalog.POLICIES)
+confidences: Registry[Confidence] = Registry("confidence", Confidence, catalog.CONFIDENCES)
 hosts: Registry[HostAdapter] = Registry("host", HostAdapter, catalog.HOSTS)
-REGISTRIES: tuple[Registry[Any], ...] = (scalers, routers, voters, policies, hosts)
+REGISTRIES: tuple[Registry[Any], ...] = (scalers, routers, voters, policies, confidences, hosts)

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-KINDS = ("scaler", "router", "voter", "policy", "host")
+KINDS = ("scaler", "router", "voter", "policy", "confidence", "host")
 
 
 def register(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "plugins",
-        help="list scalers, routers, voters, policies and hosts, built in and installed",
+        help="list scalers, routers, voters, policies, confidences and hosts, built in and installed",
         description="List every registered name with its kind, the distribution it comes from, and whether it can be "
         "imported. Built-in hosts are left out unless they are asked for: 'tokenflex plugins host'.",
     )

@@ -1,6 +1,7 @@
 """What a part must be: the abstract classes people extend and the data that flows between them."""
 
 from tokenflex.contracts.component import Component, ComponentConfig
+from tokenflex.contracts.confidence import Confidence
 from tokenflex.contracts.host import HostAdapter, HostBatch, HostInputs, PaddingSide, Span, Spliced
 from tokenflex.contracts.policy import Policy
 from tokenflex.contracts.router import Router
@@ -23,6 +24,7 @@ __all__ = [
     "Ballots",
     "Component",
     "ComponentConfig",
+    "Confidence",
     "Decision",
     "Grid",
     "HostAdapter",

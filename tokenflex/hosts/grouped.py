@@ -136,6 +136,21 @@ class Rows:
         return [getattr(one, name, default) for one in (config, config.get_text_config())]
 
 
+@dataclass(frozen=True)
+class Part:
+    """The cache of some rows.
+
+    Attributes:
+        name: that it has among the host's inputs.
+        cache: as the host filled it.
+        columns: that it holds.
+    """
+
+    name: str
+    cache: Any
+    columns: int
+
+
 class Options:
     """Options of ``generate`` as they are in force: of the call, of the config it is given, of the host's."""
 
@@ -175,15 +190,43 @@ def generate(rows: Rows, inputs: Mapping[str, Any], options: Mapping[str, Any], 
     told = Options(rows.host, options)
     apart = CALL + HEAD * rows.count + rows.count * rows.length // JOINING
     groups = groups_of(rows, batching, lambda: refusal(rows, inputs) or refused_generate(rows, told), apart)
-    key, cache = _prefilled(rows, groups, told) if groups else ("", None)
+    parts = [prefilled(rows, group, told) for group in groups]
+    return behind(rows, inputs, groups, parts, options)
+
+
+def behind(
+    rows: Rows,
+    inputs: Mapping[str, Any],
+    groups: Sequence[Sequence[int]],
+    parts: Sequence[Part],
+    options: Mapping[str, Any],
+) -> Any:
+    """What the host generates behind caches of all rows without their last token, which are used up.
+
+    Args:
+        inputs, options: as for `generate`.
+        groups: numbers of the rows of each cache.
+        parts: one per group.
+    """
+    caches, sizes = [part.cache for part in parts], [part.columns for part in parts]
+    cache = joining.join(caches, groups, sizes, rows.length - 1, rows.side) if parts else None
     if cache is None:
         return rows.host.generate(**inputs, **options)
-    continuing.remember(cache, inputs, rows.adapter)
-    batch = {name: inputs[name] for name in (IDS, MASK, *TOKEN_KEYS) if name in inputs and name != LABELS}
-    batch[key] = cache
-    batch |= continuing.positions(batch, rows.length - 1, rows.adapter, new_only=False)
-    joining.repeat(cache, told.copies)
+    batch = continued(rows, inputs, parts[0].name, cache)
+    joining.repeat(cache, Options(rows.host, options).copies)
     return rows.host.generate(**batch, **options)
+
+
+def continued(rows: Rows, inputs: Mapping[str, Any], name: str, cache: Any) -> dict[str, Any]:
+    """Inputs for ``generate`` behind a cache that holds all of ``inputs`` but the last token.
+
+    Args:
+        name: of the cache among the host's inputs.
+    """
+    continuing.remember(cache, inputs, rows.adapter)
+    batch = {key: inputs[key] for key in (IDS, MASK, *TOKEN_KEYS) if key in inputs and key != LABELS}
+    batch[name] = cache
+    return batch | continuing.positions(batch, inputs[IDS].shape[1] - 1, rows.adapter, new_only=False)
 
 
 def groups_of(rows: Rows, batching: str, refused: Callable[[], str | None], apart: int = 0) -> list[list[int]]:
@@ -321,8 +364,8 @@ def _passed_on(output: Any, encoded: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _prefilled(rows: Rows, groups: Sequence[Sequence[int]], told: Options) -> tuple[str, Any]:
-    """(name of a cache, one that holds all rows without their last token); None where it can't be joined."""
+def prefilled(rows: Rows, group: Sequence[int], told: Options) -> Part:
+    """The cache of some rows without their last token."""
     config = GenerationConfig(
         max_new_tokens=1,
         do_sample=False,
@@ -334,16 +377,11 @@ def _prefilled(rows: Rows, groups: Sequence[Sequence[int]], told: Options) -> tu
         output_logits=False,
         **{name: told(name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")},
     )
-    caches, sizes, key = list[Any](), list[int](), ""
-    for group in groups:
-        part = rows.splice(group).inputs
-        part.pop(LABELS, None)
-        short = {name: value[..., :-1] if name in (IDS, *SEQUENCE_KEYS) else value for name, value in part.items()}
-        output = rows.host.generate(**short, generation_config=config)
-        caches.append(continuing.cache_of(output))
-        sizes.append(short[IDS].shape[1])
-        key = continuing.name_of_cache(output)
-    return key, joining.join(caches, groups, sizes, rows.length - 1, rows.side)
+    part = rows.splice(group).inputs
+    part.pop(LABELS, None)
+    short = {name: value[..., :-1] if name in (IDS, *SEQUENCE_KEYS) else value for name, value in part.items()}
+    output = rows.host.generate(**short, generation_config=config)
+    return Part(continuing.name_of_cache(output), continuing.cache_of(output), short[IDS].shape[1])
 
 
 def _is_plain(value: Any) -> bool:

@@ -153,3 +153,35 @@ def _take(layers: Sequence[Any], name: str, joined: Tensor) -> None:
     setattr(layers[0], name, joined)
     for layer in layers[1:]:
         setattr(layer, name, None)
+
+
+def croppable(host: Any) -> bool:
+    """Whether the last column of a cache that a host fills can be taken off again: all its layers only grow."""
+    cache = DynamicCache(config=host.config.get_text_config(decoder=True))
+    return _all_known(cache) and all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
+
+
+def crop(cache: Any, columns: int) -> None:
+    """Leave the first columns of a cache whose layers only grow."""
+    for layer in cache.layers:
+        if layer.is_initialized:
+            layer.keys, layer.values = layer.keys[:, :, :columns], layer.values[:, :, :columns]
+
+
+def select(cache: Any, rows: Sequence[int]) -> None:
+    """Leave some rows of a cache, in this order."""
+    for layer in cache.layers:
+        kind = type(layer).__name__
+        if kind in COLUMNS and layer.is_initialized:
+            layer.keys, layer.values = _pick(layer.keys, rows, 0), _pick(layer.values, rows, 0)
+        if getattr(layer, "is_indexer_initialized", False):
+            layer.indexer_keys = _pick(layer.indexer_keys, rows, 0)
+        if getattr(layer, "indexer_position_ids", None) is not None:
+            layer.indexer_position_ids = _pick(layer.indexer_position_ids, rows, 1)
+        for name in HELD if kind in STATES else ():
+            states = getattr(layer, name)
+            states |= {key: _pick(one, rows, 0) for key, one in states.items() if one is not None}
+
+
+def _pick(values: Tensor, rows: Sequence[int], dim: int) -> Tensor:
+    return values.index_select(dim, torch.tensor(rows, device=values.device))

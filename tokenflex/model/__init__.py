@@ -2,7 +2,8 @@
 
 from tokenflex.model.budget import Budget, calibrate
 from tokenflex.model.config import FlexConfig
+from tokenflex.model.escalation import Escalate
 from tokenflex.model.flex import Encoded, FlexModel
 from tokenflex.model.loading import load_parts, wrap
 
-__all__ = ["Budget", "Encoded", "FlexConfig", "FlexModel", "calibrate", "load_parts", "wrap"]
+__all__ = ["Budget", "Encoded", "Escalate", "FlexConfig", "FlexModel", "calibrate", "load_parts", "wrap"]

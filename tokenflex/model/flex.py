@@ -25,7 +25,18 @@ from tokenflex.contracts import (
 from tokenflex.contracts.levels import spread
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
 from tokenflex.hosts import continuing, grouped, stock
-from tokenflex.model import callbacks, compiling, door, encoding, exporting, generation, peft_hosts, request
+from tokenflex.model import (
+    callbacks,
+    compiling,
+    door,
+    encoding,
+    escalating,
+    escalation,
+    exporting,
+    generation,
+    peft_hosts,
+    request,
+)
 from tokenflex.model.config import FlexConfig
 from tokenflex.model.encoding import Encoded
 from tokenflex.model.hosting import Hosting
@@ -299,6 +310,7 @@ class FlexModel(Hosting):
         *,
         level: Level = None,
         budget: Budgets = None,
+        escalate: escalation.Escalate | bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """The host's ``generate`` on the shortened batch.
@@ -310,6 +322,8 @@ class FlexModel(Hosting):
         Args:
             level: one for all images, or one per image, 0 = fewest tokens; None lets the router decide.
             budget: as for `prepare`.
+            escalate: answer at a coarse level, and at finer ones where the language model is unsure; True: as
+                ``flex.escalate`` says (see docs/escalate.md).
             kwargs: the batch, and anything the host's ``generate`` takes. ``max_length`` and ``min_length``
                 count the caller's prompt.
 
@@ -319,6 +333,7 @@ class FlexModel(Hosting):
             ConfigError: as for `prepare`.
         """
         request.check(self, kwargs, level, budget)
+        allowed = escalating.asked(self, escalate, level)
         if inputs is not None:
             kwargs["input_ids"] = inputs
         own = getattr(self.host, "generation_config", None)
@@ -329,8 +344,11 @@ class FlexModel(Hosting):
         door.check(batch, self.adapter, held)
         batch = dict(generation.with_mask(batch, self.host, options))
         if "input_ids" not in batch or not door.shortens(batch) or self._is_paged(batch, options):
+            escalating.require_ids(allowed, batch)
             self._nothing_to_choose(batch, level, budget)
             return self.host.generate(**batch, **options)
+        if allowed is not None:
+            return escalating.generate(self, batch, allowed, budget, options, own)
         if held:
             return self._continue(batch, held, level, budget, options)
         rows, decisions = self._prepared(batch, level, "left", budget)

@@ -15,9 +15,10 @@ from tokenflex.hosts import stock
 from tokenflex.hosts.turns import say_what_is_read
 from tokenflex.model import peft_hosts, saving
 from tokenflex.model.continuous import TextBatching
+from tokenflex.model.escalatable import Escalatable
 
 
-class Hosting(TextBatching, PreTrainedModel, GenerationMixin):
+class Hosting(Escalatable, TextBatching, PreTrainedModel, GenerationMixin):
     """A transformers model around a host and its parts, before it is known how they are called (`FlexModel`)."""
 
     host: Any
@@ -116,7 +117,7 @@ class Hosting(TextBatching, PreTrainedModel, GenerationMixin):
         reason = peft_hosts.refusal(self.host)
         if reason is not None:
             raise ConfigError(f"the host can't be saved in one with its parts: {reason}. {saving.APART}")
-        self.config.parts = checkpoint.describe(self.compressor, self.adapter)
+        self.config.parts = self._described()
         self.config.adapters = peft_hosts.describe(self.host)
         saving.require_loadable(self, kwargs.get("state_dict"))
         kwargs.setdefault("save_original_format", False)
@@ -129,5 +130,10 @@ class Hosting(TextBatching, PreTrainedModel, GenerationMixin):
         Raises:
             ConfigError: a part isn't registered under a name.
         """
+        checkpoint.save(folder, self._described(), self.compressor.state_dict())
+
+    def _described(self) -> checkpoint.Spec:
+        """The parts and, where it is known, how answers may escalate."""
+        allowed = self.escalate
         spec = checkpoint.describe(self.compressor, self.adapter)
-        checkpoint.save(folder, spec, self.compressor.state_dict())
+        return spec if allowed is None else {**spec, checkpoint.ESCALATE: allowed.to_dict()}

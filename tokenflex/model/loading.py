@@ -14,6 +14,7 @@ from tokenflex.contracts import ComponentConfig, HostAdapter
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.turns import say_what_is_read, turn_markers
 from tokenflex.model.config import FlexConfig
+from tokenflex.model.escalation import Escalate
 from tokenflex.model.flex import FlexModel
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,10 @@ def load_parts(
     adapter = told_turns(adapter or checkpoint.adapter_for(host, spec.get("host", {}).get("options")), processor)
     parts = checkpoint.assemble(spec, adapter)
     checkpoint.fill(parts, state, str(folder))
-    return _joined(host, parts, adapter, processor)
+    flex = _joined(host, parts, adapter, processor)
+    saved = spec.get(checkpoint.ESCALATE)
+    flex.escalate = None if saved is None else Escalate.from_dict(saved)
+    return flex
 
 
 def told_turns(adapter: HostAdapter, processor: Any) -> HostAdapter:

@@ -1,0 +1,181 @@
+"""Passes of the language model over some rows of a batch, each image at a level that is given for the pass.
+
+Rows go in groups of similar length, as in `tokenflex.hosts.grouped`; what a sure row has read is kept, and new tokens
+are generated for all rows together behind it. Where rows can't be taken apart, a pass is one over all rows, and only
+those asked for are looked at.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from tokenflex.contracts import Confidence
+from tokenflex.hosts import continuing, grouped, joining, stock
+from tokenflex.hosts.grouped import IDS, LABELS, MASK, Options, Part, Rows
+from tokenflex.model import callbacks, encoding, generation
+from tokenflex.model.watching import AfterOne, Watch, answered
+from tokenflex.ops.partition import CALL, partition
+
+if TYPE_CHECKING:
+    from tokenflex.model.flex import FlexModel
+else:
+    FlexModel = Any
+
+Group = list[int]
+ONE_PASS: Mapping[str, Any] = {
+    "return_dict_in_generate": True, "output_scores": False, "output_logits": False, "output_attentions": False,
+    "output_hidden_states": False,
+}  # fmt: skip
+"""What a pass leaves out that nobody sees of it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of one row, in one pass.
+
+    Attributes:
+        new: ``(steps,)``, up to the token that ends it; one token where no more were asked for.
+        confidence: None where it wasn't asked.
+    """
+
+    new: Tensor
+    confidence: float | None
+
+
+class Passes:
+    """Of one batch.
+
+    Args:
+        batch: with an attention mask.
+        encoded: of this batch.
+        options: of ``generate``.
+        own: the generation config in force where ``options`` has none.
+    """
+
+    def __init__(
+        self, flex: FlexModel, batch: Mapping[str, Any], encoded: encoding.Encoded, options: Mapping[str, Any], own: Any
+    ) -> None:
+        self.flex, self.batch, self.encoded, self.options, self.own = flex, batch, encoded, dict(options), own
+        self.told = Options(flex.host, options)
+        self.crops = joining.croppable(stock.base_of(flex.host))
+        self._kept: list[tuple[Group, Part]] = []
+        self._apart: bool | None = None
+
+    def attempt(
+        self, levels: Sequence[int], wanted: Sequence[int], measure: Confidence | None, keep: bool
+    ) -> dict[int, Answer]:
+        """Answers of some rows, by their number.
+
+        Args:
+            levels: of every image of the batch.
+            wanted: numbers of the rows.
+            measure: reads how sure they are; None: nobody asks. One that reads the first token ends answers behind it.
+            keep: whether the caches of the prompts are kept, for `keep_only` and `finish`.
+        """
+        rows = self._rows(levels)
+        if not self._takes_apart(rows):
+            found = self._padded(rows, measure)
+            return {row: found[row] for row in wanted}
+        answers: dict[int, Answer] = {}
+        for group in self._groups(rows, wanted):
+            part = dict(rows.splice(group).inputs)
+            part.pop(LABELS, None)
+            answers |= dict(zip(group, self._pass(rows, group, part, measure, keep), strict=True))
+        return answers
+
+    def keep_only(self, sure: set[int], asked: set[int]) -> None:
+        """Let go of what unsure rows have read.
+
+        Args:
+            sure: rows of the last pass that have settled.
+            asked: all rows of it.
+        """
+        kept: list[tuple[Group, Part]] = []
+        for group, part in self._kept:
+            stay = [i for i, row in enumerate(group) if row in sure or row not in asked]
+            if stay and len(stay) < len(group):
+                joining.select(part.cache, stay)
+            if stay:
+                kept.append(([group[i] for i in stay], part))
+        self._kept = kept
+
+    def finish(self, levels: Sequence[int]) -> tuple[Rows, Any]:
+        """(the whole batch at its levels, what the host generates for it), from the caches that were kept."""
+        rows = self._rows(levels)
+        inputs, ids = rows.whole.inputs, rows.whole.inputs[IDS]
+        options = generation.lengths(self.options, self.own, self.batch[IDS].shape[1] - ids.shape[1])
+        options = callbacks.in_the_callers_prompt(options, self.batch[IDS], ids, self.own)
+        if not self._kept:
+            return rows, grouped.generate(rows, inputs, options, self.flex.batching)
+        known = {row for group, _ in self._kept for row in group}
+        rest = self._groups(rows, [row for row in range(rows.count) if row not in known])
+        parts = [*self._kept, *((group, grouped.prefilled(rows, group, self.told)) for group in rest)]
+        self._kept = []
+        return rows, grouped.behind(rows, inputs, [group for group, _ in parts], [part for _, part in parts], options)
+
+    def _rows(self, levels: Sequence[int]) -> Rows:
+        return encoding.in_rows(self.flex, self.batch, self.encoded, levels, "left")
+
+    def _takes_apart(self, rows: Rows) -> bool:
+        """Whether rows can be read in groups; the same in all passes."""
+        if self._apart is None:
+            inputs = rows.whole.inputs
+            refused = grouped.refusal(rows, inputs) or grouped.refused_generate(rows, self.told)
+            self._apart = self.flex.batching != "padded" and MASK in inputs and refused is None
+        return self._apart
+
+    def _groups(self, rows: Rows, wanted: Sequence[int]) -> list[Group]:
+        lengths = rows.lengths
+        call = 0 if self.flex.batching == "grouped" else CALL
+        return [[wanted[i] for i in group] for group in partition([lengths[row] for row in wanted], call)]
+
+    def _padded(self, rows: Rows, measure: Confidence | None) -> list[Answer]:
+        every, inputs = list(range(rows.count)), dict(rows.whole.inputs)
+        return self._read(inputs, self._asked(every, inputs[IDS], measure), inputs[IDS].shape[1], measure)[1]
+
+    def _pass(
+        self, rows: Rows, group: Group, part: dict[str, Any], measure: Confidence | None, keep: bool
+    ) -> list[Answer]:
+        """Answers of a group; its cache is kept without the last token of the prompt, which is read again with it."""
+        length, options = part[IDS].shape[1], self._asked(group, part[IDS], measure)
+        if keep and not self.crops:
+            kept = grouped.prefilled(rows, group, self.told)
+            self._kept.append((group, kept))
+            part = grouped.continued(rows, part, kept.name, copy.deepcopy(kept.cache))
+        output, answers = self._read(part, options, length, measure)
+        if keep and self.crops:
+            cache = continuing.cache_of(output)
+            joining.crop(cache, length - 1)
+            self._kept.append((group, Part(continuing.name_of_cache(output), cache, length - 1)))
+        return answers
+
+    def _asked(self, group: Group, ids: Tensor, measure: Confidence | None) -> dict[str, Any]:
+        """The caller's options for a pass over some rows."""
+        options = generation.lengths(self.options, self.own, self.batch[IDS].shape[1] - ids.shape[1])
+        allowed = options.get("prefix_allowed_tokens_fn")
+        if allowed is not None:
+            options["prefix_allowed_tokens_fn"] = lambda place, said: allowed(group[place], said)
+        options = callbacks.in_the_callers_prompt(options, self.batch[IDS][group], ids, self.own)
+        options.pop("streamer", None)
+        if measure is not None and measure.first_only:
+            given = options.get("stopping_criteria") or ()
+            options["stopping_criteria"] = StoppingCriteriaList([*given, AfterOne()])
+        return {**options, **ONE_PASS}
+
+    def _read(
+        self, inputs: Mapping[str, Any], options: dict[str, Any], length: int, measure: Confidence | None
+    ) -> tuple[Any, list[Answer]]:
+        """(the host's output, the answer of every row)."""
+        watch = None if measure is None else Watch(measure)
+        if watch is not None:
+            options["logits_processor"] = LogitsProcessorList([*(options.get("logits_processor") or ()), watch])
+        output = self.flex.host.generate(**inputs, **options)
+        new = output.sequences[:, length:]
+        mask = answered(new, self.told)
+        sure = [None] * len(new) if watch is None else watch.read(new, mask).float().tolist()
+        ids, sizes = new.cpu(), mask.sum(-1).tolist()
+        return output, [Answer(ids[i, :size], sure[i]) for i, size in enumerate(sizes)]
