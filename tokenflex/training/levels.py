@@ -2,7 +2,8 @@
 
 ``joint``    level after level in one graph: the plain form, and the largest.
 ``low``      each level is backpropagated as soon as its loss is known, into the encoded features; what was gathered
-             there goes through the vision tower once. One level's graph is alive at a time.
+             there goes through the vision tower once. One level's graph is alive at a time. Where every level has a
+             picture of its own, it is encoded and backpropagated with its level, the vision tower included.
 ``packed``   all levels of all rows in one packed row: one pass through the language model, so one gather of its
              parameters where they are sharded, and no padding.
 
@@ -84,7 +85,8 @@ def low(
     apart, leaves = _detached(encoded)
     with _kept_gathered(flex):
         for i in order[:-1]:
-            loss = language_loss(flex, at_level(flex, batch, apart, levels[i]))
+            # A level's own pictures are encoded anew, since the graph of what was encoded before it is gone.
+            loss = language_loss(flex, at_level(flex, batch, replace(apart, made={}), levels[i]))
             losses[i] = loss.detach()
             with torch.autocast(loss.device.type, enabled=False):
                 backward(loss * weights[i])
@@ -110,7 +112,7 @@ def level_feedback(
     """
     columns: list[Tensor] = []
     for level in reversed(range(flex.compressor.num_levels)):
-        rows = in_rows(flex, batch, encoded, [level] * len(encoded.images), "right")
+        rows = in_rows(flex, batch, encoded, [level] * len(encoded.counts), "right")
         parts = grouped.apart(rows, flex.batching)
         means = torch.cat([_row_means(flex, inputs, chunk) for _, inputs in parts])
         places = torch.tensor([row for group, _ in parts for row in group], device=means.device)
@@ -121,7 +123,7 @@ def level_feedback(
 def at_level(flex: FlexModel, batch: Batch, encoded: Encoded, level: int) -> dict[str, Any]:
     """The shortened batch, padded on the right, with all images at one level."""
     level %= flex.compressor.num_levels
-    return dict(flex.at_levels(batch, encoded, [level] * len(encoded.images), "right").inputs)
+    return dict(flex.at_levels(batch, encoded, [level] * len(encoded.counts), "right").inputs)
 
 
 def _row_means(flex: FlexModel, inputs: Batch, chunk: int | None) -> Float[Tensor, " rows"]:

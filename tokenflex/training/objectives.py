@@ -1,7 +1,7 @@
 """What each stage minimises, as functions of a `FlexModel` and a batch.
 
 An objective runs inside ``FlexModel.forward``, so that wrappers around the model keep working. Each encodes
-the batch's pictures once, however many levels it looks at.
+the batch's pictures once, however many levels it looks at; where levels have pictures of their own, each of these.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class LanguageObjective:
 
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``: as the host computes it; 0 when the batch has no answer tokens."""
-        encoded = flex.encode(batch)
+        encoded = flex.encode(batch, look=False)
         return ModelOutput(loss=_anchored(flex, language_loss(flex, at_level(flex, batch, encoded, self.level))))
 
 
@@ -73,8 +73,8 @@ class MultiGranularityObjective:
         After ``low`` the gradients of all levels but one are in ``.grad`` already: backpropagate ``loss`` exactly once,
         as it is.
         """
-        encoded = flex.encode(batch)
-        chosen, weights = self._levels(flex.compressor.num_levels if encoded.images else 0)
+        encoded = flex.encode(batch, look=False)
+        chosen, weights = self._levels(flex.compressor.num_levels if len(encoded.counts) else 0)
         way = self.resolve(flex)
         if way == "low" and torch.is_grad_enabled():
             loss, losses = through.low(flex, batch, encoded, chosen, weights, self.backward)

@@ -350,7 +350,8 @@ def _at(asked: str, folder: str | os.PathLike[str], run: _Pass, dataset: Any, co
         return None
     if asked == "auto" and (Path(folder) / MANIFEST).exists():
         return FeedbackStore(Path(folder)).kept_at
-    reason = before_projector.refusal(run.flex.adapter)
+    own = "its scaler makes pictures smaller before they are encoded" if run.flex.compressor.scaler.shares else None
+    reason = own or before_projector.refusal(run.flex.adapter)
     if asked == "tower" and reason:
         raise ConfigError(f"router_inputs_at='tower' can't be had here: {reason}. Use 'projector'.")
     if asked != "auto" or reason:
