@@ -15,16 +15,19 @@ from tokenflex.contracts import (
     Instruction,
     PaddingSide,
     ScaledTokens,
+    Span,
     Spliced,
     VisualTokens,
 )
-from tokenflex.errors import ConfigError, InputError
+from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
 from tokenflex.hosts import encoded, placeholders, stock
-from tokenflex.hosts.architecture import Architecture, Modality
+from tokenflex.hosts.architecture import Architecture, Modality, Unit
 from tokenflex.hosts.architectures import ARCHITECTURES, READABLE, unpackable
 from tokenflex.hosts.encoded import Item, layout_of
 from tokenflex.hosts.placeholders import Plan
 from tokenflex.hosts.positions import FRAME_SECONDS, Positions, compact_grids, full_positions, span_positions
+from tokenflex.hosts.resizing import Picture, Resizing, check_images, check_shares, smaller_batch
+from tokenflex.hosts.resizings import resizing_of
 from tokenflex.hosts.tower_attention import attending, unreadable
 from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
 
@@ -188,15 +191,24 @@ class GridAdapter(HostAdapter):
                 continue
             names = (modality.pixels, *modality.inputs, *((modality.grids,) if modality.grids else ()))
             given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-            asked = {"output_hidden_states": True} if attention else {}
-            output = getattr(self._model.base_model, modality.encoder)(**given, **asked, return_dict=True)
             units, spans = zip(*mine, strict=True)
-            images = encoded.read(output, units, spans, self.architecture.mark_field)
-            if attention:
-                paths = self.architecture.vision_tower
-                images = attending(images, self._model, paths, output.hidden_states, given)
-            found += images
+            found += self._encoded(modality, given, units, spans, attention)
         return tuple(found)
+
+    def _encoded(
+        self,
+        modality: Modality,
+        given: dict[str, Any],
+        units: Sequence[Unit],
+        spans: Sequence[Span],
+        attention: bool = False,
+    ) -> list[VisualTokens]:
+        asked = {"output_hidden_states": True} if attention else {}
+        output = getattr(self._model.base_model, modality.encoder)(**given, **asked, return_dict=True)
+        images = encoded.read(output, units, spans, self.architecture.mark_field)
+        if attention:
+            images = attending(images, self._model, self.architecture.vision_tower, output.hidden_states, given)
+        return images
 
     def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
         """The input embeddings of each row's words, detached."""
@@ -246,6 +258,71 @@ class GridAdapter(HostAdapter):
             images = [images[i] for i in chosen]
             out["mm_encoder_outputs"] = encoded.write(self.architecture, items, images, scaled)
         return Spliced(out, tuple(tokens), placeholders.index(plan))
+
+    @property
+    def resize_refusal(self) -> str | None:
+        """What is known of the architecture's processor."""
+        found = resizing_of(self._model.config)
+        return found if isinstance(found, str) else None
+
+    def resized(self, batch: HostBatch, shares: Sequence[float]) -> HostBatch:
+        """By the architecture's `Resizing`."""
+        pictures = self._pictures(batch, shares)
+        if all(share == 1 for share in shares):
+            return batch
+        modalities = self.architecture.modalities
+        grids = {modality.grids for modality in modalities if modality.grids}
+        own = batch.inputs.get(placeholders.POSITIONS)
+        if self.architecture.rotary and own is not None:
+            raise InputError(
+                f"{placeholders.POSITIONS} {tuple(own.shape)} are the caller's own, and where the words behind a "
+                "smaller picture sit isn't defined by them. Leave them out."
+            )
+        dropped = tuple({*self.encoder_inputs} - {name for m in modalities for name in m.sizes} - grids)
+        return smaller_batch(batch, batch.items, pictures, dropped=dropped, pad_token_id=self._pad_token)
+
+    def encode_resized(
+        self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]
+    ) -> tuple[VisualTokens, ...]:
+        """One call of the encoder per modality."""
+        pictures = self._pictures(batch, shares)
+        check_images(batch, images)
+        if len(images) == len(pictures) and all(share == 1 for share in shares):
+            return self.encode(batch)
+        config, made = self._model.config, list[VisualTokens]()
+        for modality in self.architecture.modalities:
+            mine = [i for i in images if batch.items[i][0] is modality]
+            if mine:
+                asked = [pictures[i] for i in mine]
+                given = self._resizing.encoder_inputs(config, modality, batch.inputs, batch.cpu, asked)
+                spans = [batch.spans[i] for i in mine]
+                made += self._encoded(modality, given, [picture.unit for picture in asked], spans)
+        return tuple(made)
+
+    def processor_kwargs(self, batch: HostBatch, image: int, tokens: int) -> Mapping[str, Any]:
+        """By the architecture's `Resizing`."""
+        check_images(batch, [image])
+        if self.resize_refusal is not None:
+            return {}
+        picture = self._pictures(batch, [1.0] * len(batch.items))[image]
+        return self._resizing.processor_kwargs(self._model.config, picture, tokens)
+
+    @property
+    def _resizing(self) -> Resizing:
+        found = resizing_of(self._model.config)
+        if isinstance(found, str):
+            raise UnsupportedHostError(f"{self.model_type!r} can't take smaller pictures: {found}.")
+        return found
+
+    def _pictures(self, batch: HostBatch, shares: Sequence[float]) -> list[Picture]:
+        """Every image at the size it is to have."""
+        check_shares(batch, shares)
+        resizing, config, found = self._resizing, self._model.config, list[Picture]()
+        taken = {modality.pixels: 0 for modality in self.architecture.modalities}
+        for (modality, unit, _), share in zip(batch.items, shares, strict=True):
+            found.append(resizing.picture(config, modality, batch.cpu, taken[modality.pixels], unit, share))
+            taken[modality.pixels] += 1
+        return found
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """By the architecture's paths; what stands in none of them is the language model's."""

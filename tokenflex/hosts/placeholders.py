@@ -264,3 +264,22 @@ def gathered(plan: Plan, value: Tensor, fill: int) -> Tensor:
 def index(plan: Plan) -> Int[Tensor, "new_rows new_length"]:
     """Old position of every new text token, -1 elsewhere; on the CPU."""
     return torch.from_numpy(np.where(plan.real & ~plan.visual, plan.source, PLACEHOLDER))
+
+
+def places(plan: Plan, spans: Sequence[Span], kept: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(new rows, new positions) of every image's kept placeholders, in order.
+
+    Args:
+        spans: of the images in the plan's rows.
+        kept: placeholders of each of them.
+    """
+    new_row = {int(row): i for i, row in enumerate(plan.rows)}
+    taken = dict.fromkeys(new_row.values(), 0)
+    where = {i: np.flatnonzero(plan.visual[i]) for i in taken}
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for i in sorted(range(len(spans)), key=lambda i: (spans[i].row, int(spans[i].at[0]))):
+        row = new_row[spans[i].row]
+        mine = where[row][taken[row] : taken[row] + kept[i]]
+        taken[row] += kept[i]
+        found[i] = (np.full_like(mine, row), mine)
+    return [found[i] for i in range(len(spans))]

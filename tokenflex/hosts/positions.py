@@ -19,7 +19,7 @@ from torch import Tensor
 from tokenflex.contracts import Grid, ScaledTokens, Span
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.architecture import Unit
-from tokenflex.hosts.placeholders import Plan, gathered
+from tokenflex.hosts.placeholders import Plan, gathered, places
 from tokenflex.ops.assignment import mean_of_sources
 
 Positions = Literal["span", "compact"]
@@ -59,31 +59,17 @@ def span_positions(
         kept: placeholders of every image.
     """
     out = gathered(plan, full, 0).float()
-    places = _places(plan, spans, kept)
+    where = places(plan, spans, kept)
     for members in _alike(units, scaled):
         first, mine = members[0], [spans[i] for i in members]
         old = np.stack([span.at.numpy() for span in mine])
         rows = np.array([[span.row] for span in mine])
-        new_rows, new = (np.stack([places[i][axis] for i in members]) for axis in (0, 1))
+        new_rows, new = (np.stack([where[i][axis] for i in members]) for axis in (0, 1))
         rows, old, new_rows, new = (torch.from_numpy(each).to(full.device) for each in (rows, old, new_rows, new))
         at = full[:, rows, old].movedim(0, -1).float()
         assignment = torch.stack([scaled[i].assignment for i in members]).to(full.device)
         out[:, new_rows, new] = _pooled(at, units[first], scaled[first], assignment).movedim(-1, 0)
     return out
-
-
-def _places(plan: Plan, spans: Sequence[Span], kept: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(new rows, new positions) of every image's kept placeholders, in order."""
-    new_row = {int(row): i for i, row in enumerate(plan.rows)}
-    taken = dict.fromkeys(new_row.values(), 0)
-    where = {i: np.flatnonzero(plan.visual[i]) for i in taken}
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for i in sorted(range(len(spans)), key=lambda i: (spans[i].row, int(spans[i].at[0]))):
-        row = new_row[spans[i].row]
-        places = where[row][taken[row] : taken[row] + kept[i]]
-        taken[row] += kept[i]
-        found[i] = (np.full_like(places, row), places)
-    return [found[i] for i in range(len(spans))]
 
 
 def _alike(units: Sequence[Unit], scaled: Sequence[ScaledTokens]) -> list[list[int]]:

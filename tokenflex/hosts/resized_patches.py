@@ -1,0 +1,148 @@
+"""Smaller pictures and clips for hosts whose processors cut a picture of any size into patches in a row."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tokenflex.contracts import HostInputs
+from tokenflex.hosts.architecture import Modality, Unit
+from tokenflex.hosts.resizing import Picture, Resizing, shrunk
+from tokenflex.ops import pixels
+
+BY_TOKEN = "(t gh gw mh mw)"
+"""Patches that become one token lie side by side."""
+BY_ROW = "(t gh mh gw mw)"
+"""Patches lie row by row."""
+CHANNELS_FIRST, CHANNELS_LAST = "(c tp ph pw)", "(ph pw c tp)"
+"""Numbers within a patch."""
+CHANNELS = ("in_channels", "in_chans", "num_channels")
+
+
+@final
+@dataclass(frozen=True)
+class Patches(Resizing):
+    """Patches of all pictures in a row, and a grid of patches, (time,) height and width, per picture.
+
+    A picture keeps the same number of frames; both sides are rounded down to whole tokens.
+
+    Attributes:
+        order: of the patches of a picture, as in `tokenflex.ops.pixels.unpatched`.
+        numbers: within a patch.
+        limit: whether the processor takes the most pixels of a picture as a setting of its call.
+        frames: frames that such a limit counts for a picture.
+    """
+
+    order: str = BY_TOKEN
+    numbers: str = CHANNELS_FIRST
+    limit: bool = True
+    frames: int = 1
+
+    def picture(
+        self, config: Any, modality: Modality, cpu: Mapping[str, Tensor], number: int, unit: Unit, share: float
+    ) -> Picture:
+        """Of so many whole tokens in height and width."""
+        name = _grids(modality)
+        *time, height, width = cpu[name][number].tolist()
+        grid = shrunk(unit.grid, share)
+        merge = height // unit.grid.rows, width // unit.grid.cols
+        size = (*time, merge[0] * grid.rows, merge[1] * grid.cols)
+        return Picture(number=number, full=unit, unit=replace(unit, grid=grid), sizes={name: size})
+
+    def encoder_inputs(
+        self,
+        config: Any,
+        modality: Modality,
+        inputs: HostInputs,
+        cpu: Mapping[str, Tensor],
+        pictures: Sequence[Picture],
+    ) -> dict[str, Any]:
+        """Patches and grids of the pictures asked for."""
+        name = _grids(modality)
+        grids, values = cpu[name], inputs[modality.pixels]
+        starts = [0, *itertools.accumulate(grids.prod(-1).tolist())]
+        mine = [values[starts[p.number] : starts[p.number + 1]] for p in pictures]
+        before = [_thw(grids[picture.number].tolist()) for picture in pictures]
+        after = [_thw(picture.sizes[name]) for picture in pictures]
+
+        def make(stacked: Tensor, at: int) -> Tensor:
+            unit = pictures[at].full
+            merge = before[at][1] // unit.grid.rows, before[at][2] // unit.grid.cols
+            return self._resized(stacked, config.vision_config, before[at], after[at], merge)
+
+        kinds = [(*old, *new, p.full.grid) for old, new, p in zip(before, after, pictures, strict=True)]
+        chosen = torch.tensor([picture.number for picture in pictures])
+        given = {n: inputs[n] for n in modality.inputs if inputs.get(n) is not None and n != name}
+        given = {n: v[chosen.to(v.device)] if len(v) == len(grids) else v for n, v in given.items()}
+        sizes = torch.tensor([picture.sizes[name] for picture in pictures], dtype=grids.dtype)
+        return given | {
+            modality.pixels: torch.cat(pixels.together(mine, kinds, make)),
+            name: sizes.to(inputs[name].device),
+        }
+
+    def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:
+        """``size``: the most pixels of a picture, amid those that give the largest size of at most so many tokens."""
+        unit = picture.full
+        if not self.limit or unit.clip:
+            return {}
+        (sizes,) = picture.sizes.values()
+        _, height, width = _thw(sizes)
+        token = height // unit.grid.rows * (width // unit.grid.cols) * _side(config.vision_config) ** 2
+        most = int(amid(unit, tokens) * unit.grid.tokens * token)
+        return {"size": {"shortest_edge": self.frames * token, "longest_edge": self.frames * most}}
+
+    def _resized(
+        self,
+        stacked: Float[Tensor, "pictures patches ..."],
+        vision: Any,
+        before: tuple[int, int, int],
+        after: tuple[int, int, int],
+        merge: tuple[int, int],
+    ) -> Float[Tensor, "pictures new_patches ..."]:
+        if before == after:
+            return stacked
+        channels = next((getattr(vision, name) for name in CHANNELS if hasattr(vision, name)), 3)
+        patch = _side(vision)
+        pattern = f"{self.order} {self.numbers}"
+        flat = stacked.flatten(2)
+        whole = pixels.unpatched(flat, pattern, grid=before, merge=merge, patch=patch, channels=channels)
+        small = pixels.resampled(whole.flatten(0, 1), (after[1] * patch, after[2] * patch))
+        small = small.unflatten(0, whole.shape[:2])
+        cut = pixels.patched(small, pattern, time=after[0], merge=merge, patch=patch)
+        return cut.unflatten(2, stacked.shape[2:])
+
+
+def amid(unit: Unit, tokens: int) -> float:
+    """The share in the middle of those at which a picture has as many tokens as possible, but at most ``tokens``.
+
+    Where even the smallest picture has more, that one's.
+    """
+    rows, cols = unit.grid.rows, unit.grid.cols
+    steps = sorted({(k / side) ** 2 for side in (rows, cols) for k in range(1, side + 1)} | {0.0})
+    fitting = [
+        i for i, share in enumerate(steps) if share == 0 or unit.placeholders_of(shrunk(unit.grid, share)) <= tokens
+    ]
+    low = fitting[-1]
+    high = steps[low + 1] if low + 1 < len(steps) else (1 + 1 / max(rows, cols)) ** 2
+    return ((math.sqrt(steps[low]) + math.sqrt(high)) / 2) ** 2
+
+
+def _grids(modality: Modality) -> str:
+    """The input of the pictures' grids."""
+    return modality.grids or modality.sizes[0]
+
+
+def _side(vision: Any) -> int:
+    """Pixels along the side of a patch."""
+    return vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+
+
+def _thw(sizes: Sequence[int]) -> tuple[int, int, int]:
+    """(time, height, width); time is 1 where it isn't told."""
+    *time, height, width = sizes
+    return (time[0] if time else 1, height, width)

@@ -1,0 +1,223 @@
+"""Pictures made smaller before they are encoded: their sizes, the text around them, and their pixels.
+
+A smaller picture is what the host's own processor would have made of it: the host's rounding decides on its size, the
+text has as many placeholders as that size takes, and its pixels are those of the full picture, resampled.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tokenflex.contracts import Grid, HostBatch, HostInputs, Span
+from tokenflex.errors import InputError
+from tokenflex.hosts import placeholders
+from tokenflex.hosts.architecture import Modality, Unit
+from tokenflex.hosts.encoded import Item
+
+SLACK = 1e-6
+"""What a side may fall short of a whole token by, in the square root of a share."""
+
+
+def shrunk(grid: Grid, share: float) -> Grid:
+    """The tokens of a picture that keeps ``share`` of its pixels: both sides rounded down, at least one token.
+
+    Processors that are told the most pixels a picture may have round down too.
+    """
+    scale = math.sqrt(share)
+    return Grid(max(int(grid.rows * scale + SLACK), 1), max(int(grid.cols * scale + SLACK), 1))
+
+
+def check_shares(batch: HostBatch, shares: Sequence[float]) -> None:
+    """Refuse shares that aren't one per image, above 0 and at most 1.
+
+    Raises:
+        InputError: they aren't.
+    """
+    if len(shares) != len(batch.spans):
+        raise InputError(f"{len(shares)} shares for a batch of {len(batch.spans)} images; give one per image.")
+    wrong = [share for share in shares if not 0 < share <= 1]
+    if wrong:
+        raise InputError(f"share {wrong[0]} of a picture's pixels; it is to be above 0 and at most 1.")
+
+
+def check_images(batch: HostBatch, images: Sequence[int]) -> None:
+    """Refuse numbers of images that the batch doesn't have, or that don't ascend.
+
+    Raises:
+        InputError: they aren't as asked for.
+    """
+    known = range(len(batch.spans))
+    if any(image not in known for image in images) or list(images) != sorted(set(images)):
+        raise InputError(
+            f"images {list(images)} of a batch of {len(known)}; give ascending numbers below {len(known)}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture at the size it is to have.
+
+    Attributes:
+        number: among those of its modality.
+        full: how it lies in the prompt at full size.
+        unit: the same at its size.
+        sizes: its entry in every input that tells of sizes.
+    """
+
+    number: int
+    full: Unit
+    unit: Unit
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """Placeholders that each of its runs is left with."""
+        if self.full.views == self.unit.views:
+            return self.full.kept(self.unit.grid)
+        return (self.unit.placeholders,)
+
+
+class Resizing(ABC):
+    """How the pictures of one architecture are made smaller; data for the generic adapter."""
+
+    def refusal(self, config: Any) -> str | None:
+        """Why a checkpoint's pictures can't be made smaller, as a clause; None when they can."""
+        return None
+
+    @abstractmethod
+    def picture(
+        self, config: Any, modality: Modality, cpu: Mapping[str, Tensor], number: int, unit: Unit, share: float
+    ) -> Picture:
+        """A picture that keeps ``share`` of its pixels, before its pixels are made.
+
+        Args:
+            cpu: of the batch.
+            number: the picture's among those of its modality.
+            unit: how it lies in the prompt.
+        """
+
+    @abstractmethod
+    def encoder_inputs(
+        self,
+        config: Any,
+        modality: Modality,
+        inputs: HostInputs,
+        cpu: Mapping[str, Tensor],
+        pictures: Sequence[Picture],
+    ) -> dict[str, Any]:
+        """What the host's encoder is given for some pictures; those of full size keep their pixels bit for bit.
+
+        Args:
+            inputs, cpu: of the batch, at full size.
+        """
+
+    def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:
+        """As `HostAdapter.processor_kwargs`.
+
+        Args:
+            picture: at full size.
+        """
+        return {}
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A batch's text once pictures have fewer placeholders.
+
+    Attributes:
+        inputs: those of the text, on the devices they were on.
+        cpu: the same on the CPU.
+        spans: where every picture stands.
+        origin: see `HostBatch.origin`.
+    """
+
+    inputs: dict[str, Any]
+    cpu: dict[str, Tensor]
+    spans: tuple[Span, ...]
+    origin: Int[Tensor, "rows length"]
+
+
+def rewritten(batch: HostBatch, runs: Sequence[Sequence[int]], pad_token_id: int) -> Rewritten:
+    """The text a processor writes for smaller pictures, padded to its longest row on the side it is padded on.
+
+    Args:
+        runs: placeholders that every run of every picture is left with.
+
+    Raises:
+        InputError: the mask hides placeholders, or positions are the caller's own.
+    """
+    plan = placeholders.plan(batch, runs, None)
+    near = replace(batch, inputs={**batch.cpu})
+    cpu: dict[str, Tensor] = placeholders.apply(plan, near, pad_token_id)
+    home = batch.inputs["input_ids"].device
+    text = {name: value.to(_device(batch.inputs.get(name), home)) for name, value in cpu.items()}
+    places = placeholders.places(plan, batch.spans, [sum(one) for one in runs])
+    spans = [replace(span, at=torch.from_numpy(at)) for span, (_, at) in zip(batch.spans, places, strict=True)]
+    return Rewritten(text, cpu, tuple(spans), placeholders.index(plan))
+
+
+def _device(tensor: Any, home: torch.device) -> torch.device:
+    return tensor.device if isinstance(tensor, Tensor) else home
+
+
+def smaller_batch(
+    batch: HostBatch,
+    items: Sequence[Item],
+    pictures: Sequence[Picture],
+    *,
+    dropped: Sequence[str],
+    pad_token_id: int,
+) -> HostBatch:
+    """The batch of smaller pictures, without pixels, for the generic adapter.
+
+    Args:
+        items: of the batch.
+        pictures: at the sizes they are to have.
+        dropped: inputs of the host's encoders.
+
+    Raises:
+        InputError: positions are the caller's own.
+    """
+    text = rewritten(batch, [picture.runs for picture in pictures], pad_token_id)
+    gone = {*dropped, *placeholders.SEQUENCE_KEYS, "input_ids"}
+    inputs = {name: value for name, value in batch.inputs.items() if name not in gone} | text.inputs
+    cpu = {name: value for name, value in batch.cpu.items() if name not in gone} | text.cpu
+    for name, sizes in _sizes(batch.cpu, items, pictures).items():
+        cpu[name] = sizes
+        inputs[name] = sizes.to(batch.inputs[name].device)
+    made = tuple(
+        (modality, picture.unit, span)
+        for (modality, _, _), picture, span in zip(items, pictures, text.spans, strict=True)
+    )
+    return HostBatch(
+        inputs,
+        cpu,
+        text.spans,
+        tuple(picture.unit.grid for picture in pictures),
+        batch.frames,
+        made,
+        origin=text.origin,
+    )
+
+
+def _sizes(
+    cpu: Mapping[str, Tensor], items: Sequence[Item], pictures: Sequence[Picture]
+) -> dict[str, Int[Tensor, "pictures sizes"]]:
+    """Inputs that tell of sizes, of the smaller pictures."""
+    found: dict[str, Tensor] = {}
+    for modality, _, _ in items:
+        for name in (*modality.sizes, modality.grids):
+            if name and name in cpu:
+                found[name] = cpu[name]
+    for picture in pictures:
+        for name, sizes in picture.sizes.items():
+            if found[name] is cpu[name]:
+                found[name] = cpu[name].clone()
+            found[name][picture.number] = torch.tensor(sizes, dtype=cpu[name].dtype)
+    return found
