@@ -128,7 +128,7 @@ class TestTower:
         assert calls.patches == [sum(self.patches(flex, inputs, (0, 0, 0)))]
 
     def test_a_level_that_pools_shares_the_picture(self, flex):
-        both = ResolutionScaler.Config(shares=(0.25, 0.25, 1.0), windows=((2, 2), (1, 1), (1, 1)))
+        both = ResolutionScaler.Config(shares=(0.25, 0.25, 1.0), pooling=((2, 2), (1, 1), (1, 1)))
         pooling, inputs = assembled(host=flex.host, scaler=both), batch_of(flex)
         encoded = pooling.encode(inputs)
         with watched(flex) as calls:
@@ -234,7 +234,7 @@ def test_compiled_parts_decide_alike():
 
 
 def test_parts_and_models_are_saved(flex, tmp_path):
-    mixed = ResolutionScaler.Config(shares=(0.25, 1.0, 1.0), windows=((1, 1), (2, 1), (1, 1)), view_windows=((1, 1),))
+    mixed = ResolutionScaler.Config(shares=(0.25, 1.0, 1.0), pooling=((1, 1), (2, 1), (1, 1)), view_windows=((1, 1),))
     own, inputs = assembled(host=flex.host, scaler=mixed), batch_of(flex)
     expected = own.generate(**inputs, **TOKENS)
     own.save_parts(tmp_path / "parts")

@@ -36,7 +36,7 @@ def test_defaults_are_about_the_published_numbers_of_tokens():
 
 
 def test_pooling_and_resolution_make_one_ladder():
-    both = scaler(shares=(0.25, 0.25, 1.0, 1.0), windows=((2, 2), (1, 1), (1, 2), (1, 1)))
+    both = scaler(shares=(0.25, 0.25, 1.0, 1.0), pooling=((2, 2), (1, 1), (1, 2), (1, 1)))
     assert both.granularities(Grid(8, 8)) == (4, 16, 32, 64)
 
 
@@ -49,10 +49,10 @@ BAD = {
     "no whole picture": ({"shares": (0.25, 0.5)}, "add 1.0 at the end"),
     "not a number": ({"shares": ("a", 1.0)}, "shares"),
     "infinite": ({"shares": (float("nan"), 1.0)}, "shares"),
-    "too few windows": ({"shares": (0.5, 1.0), "windows": ((1, 1),)}, "1 windows for 2 shares"),
-    "no window": ({"shares": (0.5, 1.0), "windows": ((0, 1), (1, 1))}, "window"),
-    "last pools": ({"shares": (0.5, 1.0), "windows": ((2, 2), (2, 2))}, "the last level keeps all tokens"),
-    "dearer first": ({"shares": (0.5, 1.0, 1.0), "windows": ((1, 1), (2, 2), (1, 1))}, "level 1 .* keeps 0.25 of"),
+    "too few windows": ({"shares": (0.5, 1.0), "pooling": ((1, 1),)}, "1 windows for 2 shares"),
+    "no window": ({"shares": (0.5, 1.0), "pooling": ((0, 1), (1, 1))}, "window"),
+    "last pools": ({"shares": (0.5, 1.0), "pooling": ((2, 2), (2, 2))}, "the last level keeps all tokens"),
+    "dearer first": ({"shares": (0.5, 1.0, 1.0), "pooling": ((1, 1), (2, 2), (1, 1))}, "level 1 .* keeps 0.25 of"),
     "nothing shown": ({"view_windows": ()}, "windows is empty"),
     "shown the wrong way": ({"view_windows": ((1, 1), (2, 2))}, "coarse to fine"),
 }

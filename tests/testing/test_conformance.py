@@ -25,8 +25,8 @@ SETTINGS = [
     AVGRouter.Config(text_tokens=0),
     AVGRouter.Config(rows="pooled"),
     AveragePoolScaler.Config(windows=((3, 5), (3, 2), (1, 2))),
-    ResolutionScaler.Config(shares=(0.25, 0.25, 1.0), windows=((2, 2), (1, 1), (1, 1)), view_windows=((1, 1),)),
-    ResolutionScaler.Config(shares=(0.25, 1.0, 1.0), windows=((1, 1), (2, 2), (1, 1))),
+    ResolutionScaler.Config(shares=(0.25, 0.25, 1.0), pooling=((2, 2), (1, 1), (1, 1)), view_windows=((1, 1),)),
+    ResolutionScaler.Config(shares=(0.25, 1.0, 1.0), pooling=((1, 1), (2, 2), (1, 1))),
     ResolutionScaler.Config(shares=(1.0,)),
     RandomRouter.Config(weights=(1.0, 0.0, 0.0, 1.0, 2.0), seed=3),
 ]

@@ -25,7 +25,7 @@ from tokenflex.training import (
 from tokenflex.training.router_only import StoredRows, stored_batch
 from tokenflex.training.stages import parameter_groups, select
 
-POOLED = ResolutionScaler.Config(shares=(0.25, 0.25, 1.0, 1.0), windows=((2, 2), (1, 1), (2, 1), (1, 1)))
+POOLED = ResolutionScaler.Config(shares=(0.25, 0.25, 1.0, 1.0), pooling=((2, 2), (1, 1), (2, 1), (1, 1)))
 ROUTER = {"router": "avg", "voter": "position-weighted"}
 
 

@@ -28,20 +28,20 @@ class ResolutionScaler(Scaler):
             shares: per level, how many of the picture's pixels are encoded, coarse to fine; the last is 1. The default
                 leaves about as many tokens as the published pyramid: 36, 64, 144, 256 and 576 of 24 x 24, as sides are
                 whole tokens.
-            windows: per level the (rows, cols) of tokens that are averaged into one; empty: none are. The last is
+            pooling: per level the (rows, cols) of tokens that are averaged into one; empty: none are. The last is
                 (1, 1), and share divided by the window's area never decreases.
             view_windows: windows over the tokens of the coarsest picture, coarse to fine, that make what the router
                 sees.
         """
 
         shares: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-        windows: Windows = ()
+        pooling: Windows = ()
         view_windows: Windows = ((2, 2), WHOLE)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         _check_shares(config.shares)
-        self.windows = config.windows or (WHOLE,) * len(config.shares)
+        self.windows = config.pooling or (WHOLE,) * len(config.shares)
         _check_ladder(config.shares, self.windows)
         check_windows(config.view_windows)
         self.view_windows = config.view_windows
@@ -104,11 +104,13 @@ def _check_ladder(shares: tuple[float, ...], windows: Windows) -> None:
         ConfigError: with the offending level and the rule it breaks.
     """
     if len(windows) != len(shares):
-        raise ConfigError(f"there are {len(windows)} windows for {len(shares)} shares; give one per level, or none.")
+        raise ConfigError(f"pooling has {len(windows)} windows for {len(shares)} shares; give one per level, or none.")
     for window in windows:
         check_windows((window,))
     if windows[-1] != WHOLE:
-        raise ConfigError(f"the last window is {windows[-1]}; the last level keeps all tokens, so let it be {WHOLE}.")
+        raise ConfigError(
+            f"the last window of pooling is {windows[-1]}; the last level keeps all tokens, so let it be {WHOLE}."
+        )
     kept = [share / (rows * cols) for share, (rows, cols) in zip(shares, windows, strict=True)]
     for level, (coarse, fine) in enumerate(itertools.pairwise(kept)):
         if fine < coarse:
