@@ -1,4 +1,4 @@
-"""Bilinear resizing of the token grid: the baseline of simply using a smaller picture."""
+"""Bilinear resampling of the token grid, after the vision tower: the baseline of another filter than the mean."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,11 @@ from tokenflex.ops.pooling import PYRAMID, Windows, check_windows, pooled_grid, 
 
 
 class ResizeScaler(Scaler):
-    """Resamples the token grid (bilinear, antialiased) to the size average pooling would leave."""
+    """Resamples the tokens of the whole picture (bilinear, antialiased) to the grid average pooling would leave.
+
+    The vision tower has seen the picture at full size, so this says nothing of smaller pictures: their baseline is the
+    scaler `resolution`, which makes the picture smaller before it is encoded.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):

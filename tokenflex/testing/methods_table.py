@@ -144,30 +144,31 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _image(views: int) -> VisualTokens:
+def _image(views: int, grid: Grid = GRID) -> VisualTokens:
     """Random tokens whose neighbours resemble one another, as a picture's do."""
     noise = torch.Generator().manual_seed(views)
-    coarse = torch.randn(views, DIM, GRID.rows // 4, GRID.cols // 4, generator=noise)
-    smooth = torch.nn.functional.interpolate(coarse, (GRID.rows, GRID.cols), mode="bilinear")
-    features = smooth.flatten(2).mT + 0.3 * torch.randn(views, GRID.tokens, DIM, generator=noise)
+    coarse = torch.randn(views, DIM, grid.rows // 4, grid.cols // 4, generator=noise)
+    smooth = torch.nn.functional.interpolate(coarse, (grid.rows, grid.cols), mode="bilinear")
+    features = smooth.flatten(2).mT + 0.3 * torch.randn(views, grid.tokens, DIM, generator=noise)
     words = Instruction(torch.randn(WORDS, DIM, generator=noise), torch.ones(WORDS, dtype=torch.bool))
     return VisualTokens(
         features.contiguous(),
-        GRID,
-        attention=torch.randn(views, GRID.tokens, generator=noise).mul(2).softmax(-1),
-        keys=torch.randn(views, GRID.tokens, KEYS, generator=noise),
+        grid,
+        attention=torch.randn(views, grid.tokens, generator=noise).mul(2).softmax(-1),
+        keys=torch.randn(views, grid.tokens, KEYS, generator=noise),
         instruction=words,
     )
 
 
 @torch.no_grad()
 def _cost(part: Scaler | Router, views: int) -> Cost:
-    """A scaler to the level that keeps nearest to a quarter; a router over average pooling's pyramid."""
+    """A scaler to the level that keeps nearest to a quarter, of its picture; a router over the published pyramid."""
     image, pool = _image(views), AveragePoolScaler.Config().build()
     if isinstance(part, Scaler):
         counts = part.granularities(GRID)
         level = min(range(part.num_levels), key=lambda i: abs(counts[i] - GRID.tokens // 4))
-        return _timed(lambda: part.scale(image, level), lambda: pool.scale(image, 2))
+        picture = _image(views, part.pictures(GRID)[level])
+        return _timed(lambda: part.scale(picture, level), lambda: pool.scale(image, 2))
     pyramid: list[ScaledTokens] = [replace(level, attention=image.attention) for level in pool.pyramid(image)]
     words = image.instruction
     assert words is not None
