@@ -20,7 +20,7 @@ from tokenflex.contracts import Confidence, Decision
 from tokenflex.errors import InputError
 from tokenflex.hosts import continuing
 from tokenflex.hosts.grouped import IDS, Options, Rows
-from tokenflex.model import encoding, escalation, generation, request
+from tokenflex.model import encoding, escalation, fingerprint, generation, request
 from tokenflex.model.escalation import Escalate
 from tokenflex.model.passes import Answer, Passes
 from tokenflex.model.rungs import Climb, rungs_of
@@ -80,6 +80,7 @@ def generate(
     """
     told = Options(flex.host, options)
     require_served(batch, told, escalate)
+    fingerprint.require_same(flex, escalate, told, budget)
     threshold = math.inf if escalate.threshold is None else escalate.threshold
     ladder = begin(flex, batch, escalate, budget, finest=threshold == math.inf)
     passes = Passes(flex, batch, ladder.encoded, options, own)
@@ -97,7 +98,7 @@ def generate(
         return _finished(flex, batch, *passes.finish(ladder.levels), decisions)
     rest = [row for row in range(batch[IDS].shape[0]) if row not in answers]
     if rest:
-        answers |= passes.attempt(ladder.levels, rest, None, keep=False)
+        answers |= passes.attempt(ladder.levels, rest, None)
     new = side_by_side([answers[row].new for row in sorted(answers)], padding(told))
     return torch.cat([batch[IDS], new.to(batch[IDS])], dim=1)
 
@@ -167,10 +168,10 @@ def require_served(batch: Mapping[str, Any], told: Options, escalate: Escalate) 
             f"escalate calls the host once per level, and {', '.join(given)} belongs to one call. Leave it out; to go "
             "on from a conversation's cache no image is read, so there is nothing to escalate."
         )
-    if told("do_sample") and escalate.calibrated is not None:
+    if told("do_sample") and (escalate.calibrated is not None or escalate.threshold is None):
         raise InputError(
-            "this threshold was calibrated on greedy answers, and do_sample is on. Pass do_sample=False, or a "
-            "threshold set by hand, which promises nothing."
+            "what is calibrated are greedy answers, and do_sample is on (the host's own generation config may turn it "
+            "on). Pass do_sample=False, or a threshold set by hand, which promises nothing."
         )
 
 
@@ -179,7 +180,7 @@ def _climb(ladder: Ladder, passes: Passes, measure: Confidence, threshold: float
     climb, answers = ladder.climb, dict[int, Answer]()
     pending = climb.below_the_last(list(climb.rungs))
     while pending:
-        found = passes.attempt(ladder.levels, pending, measure, keep)
+        found = passes.attempt(ladder.levels, pending, measure, first=measure.first_only, keep=keep)
         sure: set[int] = set()
         for row, answer in found.items():
             climb.sure[row].append(answer.confidence)

@@ -22,20 +22,24 @@ class Calibration:
     """What a threshold was found on; `tokenflex.calibrate` makes it.
 
     Attributes:
+        threshold, risk, confidence: those of the `Escalate` that was made.
         rows: questions that it was calibrated on.
-        risk: mean loss at the threshold, each question's counted as in `tokenflex.ops.risk.envelope`.
+        loss: their mean loss, each question's counted as in `tokenflex.ops.risk.envelope`.
         settled: share of the questions that are settled before the finest level.
-        loss: ``"differs"`` from the finest level's answer, or ``"own"``: a function of the caller's.
+        of: ``"difference"`` from the finest level's answer, or ``"own"``: a function of the caller's.
         model: digest of the weights and settings that answers depend on.
         options: of ``generate``, by name.
     """
 
-    rows: int
+    threshold: float
     risk: float
+    confidence: float
+    rows: int
+    loss: float
     settled: float
-    loss: str
+    of: str
     model: str
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
 
     @classmethod
     def from_dict(cls, data: Any) -> "Calibration":
@@ -44,7 +48,8 @@ class Calibration:
         Raises:
             ConfigError: a key is missing, or there is one too many.
         """
-        return cls(**_known(cls, data, "a calibration"))
+        given = _known(cls, data, "a calibration")
+        return cls(**{**given, "threshold": math.inf if given["threshold"] == NEVER else given["threshold"]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +98,17 @@ class Escalate:
             object.__setattr__(self, "threshold", value)
         if self.levels is not None:
             object.__setattr__(self, "levels", _levels(self.levels))
-        if self.calibrated is not None and (not isinstance(self.calibrated, Calibration) or self.threshold is None):
-            raise ConfigError("calibrated= is what tokenflex.calibrate() found; leave it out, or use its result.")
+        if self.calibrated is not None:
+            self._require_own(self.calibrated)
         self.config  # noqa: B018 - an unknown measure is refused here
+
+    def _require_own(self, calibrated: Any) -> None:
+        held = ("threshold", "risk", "confidence")
+        if not isinstance(calibrated, Calibration) or any(getattr(self, n) != getattr(calibrated, n) for n in held):
+            raise ConfigError(
+                "calibrated= holds what tokenflex.calibrate() found for another threshold, risk or confidence. "
+                "Calibrate again, or leave it out: replace(escalate, calibrated=None, ...)."
+            )
 
     @property
     def config(self) -> ComponentConfig:
@@ -135,7 +148,8 @@ class Escalate:
                 "it: an entry point in group 'tokenflex.confidences', or @tokenflex.confidences.register('a-name')."
             )
         found = {**asdict(self), "measure": {"name": name, "config": config.to_dict()}}
-        found["threshold"] = NEVER if self.threshold == math.inf else self.threshold
+        for one in (found, found["calibrated"] or {}):
+            one["threshold"] = NEVER if self.threshold == math.inf else self.threshold
         return json.loads(json.dumps(found))
 
     @classmethod

@@ -66,25 +66,30 @@ class Passes:
         self._apart: bool | None = None
 
     def attempt(
-        self, levels: Sequence[int], wanted: Sequence[int], measure: Confidence | None, keep: bool
+        self,
+        levels: Sequence[int],
+        wanted: Sequence[int],
+        measure: Confidence | None,
+        *,
+        first: bool = False,
+        keep: bool = False,
     ) -> dict[int, Answer]:
         """Answers of some rows, by their number.
 
         Args:
             levels: of every image of the batch.
             wanted: numbers of the rows.
-            measure: reads how sure they are; None: nobody asks. One that reads the first token ends answers behind it.
+            measure: reads how sure they are; None: nobody asks.
+            first: whether answers end with their first token.
             keep: whether the caches of the prompts are kept, for `keep_only` and `finish`.
         """
         rows = self._rows(levels)
         if not self._takes_apart(rows):
-            found = self._padded(rows, measure)
+            found = self._padded(rows, measure, first)
             return {row: found[row] for row in wanted}
         answers: dict[int, Answer] = {}
         for group in self._groups(rows, wanted):
-            part = dict(rows.splice(group).inputs)
-            part.pop(LABELS, None)
-            answers |= dict(zip(group, self._pass(rows, group, part, measure, keep), strict=True))
+            answers |= dict(zip(group, self._pass(rows, group, measure, first, keep), strict=True))
         return answers
 
     def keep_only(self, sure: set[int], asked: set[int]) -> None:
@@ -133,15 +138,15 @@ class Passes:
         call = 0 if self.flex.batching == "grouped" else CALL
         return [[wanted[i] for i in group] for group in partition([lengths[row] for row in wanted], call)]
 
-    def _padded(self, rows: Rows, measure: Confidence | None) -> list[Answer]:
+    def _padded(self, rows: Rows, measure: Confidence | None, first: bool) -> list[Answer]:
         every, inputs = list(range(rows.count)), dict(rows.whole.inputs)
-        return self._read(inputs, self._asked(every, inputs[IDS], measure), inputs[IDS].shape[1], measure)[1]
+        return self._read(inputs, self._asked(every, inputs[IDS], first), inputs[IDS].shape[1], measure)[1]
 
-    def _pass(
-        self, rows: Rows, group: Group, part: dict[str, Any], measure: Confidence | None, keep: bool
-    ) -> list[Answer]:
+    def _pass(self, rows: Rows, group: Group, measure: Confidence | None, first: bool, keep: bool) -> list[Answer]:
         """Answers of a group; its cache is kept without the last token of the prompt, which is read again with it."""
-        length, options = part[IDS].shape[1], self._asked(group, part[IDS], measure)
+        part = dict(rows.splice(group).inputs)
+        part.pop(LABELS, None)
+        length, options = part[IDS].shape[1], self._asked(group, part[IDS], first)
         if keep and not self.crops:
             kept = grouped.prefilled(rows, group, self.told)
             self._kept.append((group, kept))
@@ -153,7 +158,7 @@ class Passes:
             self._kept.append((group, Part(continuing.name_of_cache(output), cache, length - 1)))
         return answers
 
-    def _asked(self, group: Group, ids: Tensor, measure: Confidence | None) -> dict[str, Any]:
+    def _asked(self, group: Group, ids: Tensor, first: bool) -> dict[str, Any]:
         """The caller's options for a pass over some rows."""
         options = generation.lengths(self.options, self.own, self.batch[IDS].shape[1] - ids.shape[1])
         allowed = options.get("prefix_allowed_tokens_fn")
@@ -161,7 +166,7 @@ class Passes:
             options["prefix_allowed_tokens_fn"] = lambda place, said: allowed(group[place], said)
         options = callbacks.in_the_callers_prompt(options, self.batch[IDS][group], ids, self.own)
         options.pop("streamer", None)
-        if measure is not None and measure.first_only:
+        if first:
             given = options.get("stopping_criteria") or ()
             options["stopping_criteria"] = StoppingCriteriaList([*given, AfterOne()])
         return {**options, **ONE_PASS}

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 from tokenflex.contracts import Confidence
+from tokenflex.errors import UnsupportedHostError
 from tokenflex.hosts.grouped import Options
 
 
@@ -33,7 +34,15 @@ class Watch(LogitsProcessor):
         Args:
             new: tokens that were generated.
             mask: of `answered`.
+
+        Raises:
+            UnsupportedHostError: the host's ``generate`` showed nothing.
         """
+        if self._scores is None and not self._values:
+            raise UnsupportedHostError(
+                "the host's generate() passes its scores to no logits_processor, so nobody sees how sure it is and its "
+                "answers can't escalate. Choose levels with level= or a router."
+            )
         if len(self._values) < new.shape[1]:
             self._judge(new[:, len(self._values)])
         steps = 1 if self.measure.first_only else new.shape[1]

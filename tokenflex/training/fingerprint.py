@@ -9,14 +9,13 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from tokenflex import checkpoint
 from tokenflex.errors import DataError
 from tokenflex.images import decode
 from tokenflex.model import FlexModel
+from tokenflex.ops.digest import of_tensors
 from tokenflex.training.data import ChatDataset
 
 Fingerprint = dict[str, Any]
@@ -57,16 +56,6 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any], at: str = "")
         elif one != other:
             found.append(f"{name}: {one!r} stored, {other!r} now")
     return found
-
-
-def of_tensors(state: Mapping[str, Tensor]) -> str:
-    """Digest of names, types, shapes and bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(state):
-        tensor = state[name].detach().to("cpu").contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def of_processor(processor: Any) -> str:
