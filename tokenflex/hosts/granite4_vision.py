@@ -98,6 +98,11 @@ class Granite4VisionAdapter(HostAdapter):
         """None: rows can be spliced apart."""
         return None
 
+    @property
+    def resize_refusal(self) -> str | None:
+        """Its views can't be encoded one by one, and it takes two at least."""
+        return "its projectors read several layers of the tower, so the whole view can't be encoded alone"
+
     def read(self, inputs: HostInputs) -> HostBatch:
         """Pictures only."""
         config, cpu = self._model.config, placeholders.on_cpu(inputs, ("image_sizes",))

@@ -23,7 +23,7 @@ from tokenflex.contracts import (
     VisualTokens,
 )
 from tokenflex.errors import ConfigError
-from tokenflex.hosts import anyres, placeholders, stock
+from tokenflex.hosts import anyres, placeholders, resized_tiles, stock
 from tokenflex.hosts.stretches import Stretch, Tiled
 from tokenflex.hosts.tower_attention import unreadable
 from tokenflex.hosts.words import (
@@ -182,7 +182,7 @@ class LlavaNextAdapter(HostAdapter):
         rows: Sequence[int] | None = None,
     ) -> Spliced:
         """Pack the chosen tokens and shorten the text around them."""
-        keys = (*anyres.PICTURE_KEYS, *(anyres.CLIP_KEYS if "video" in self._tokens else ()))
+        keys = self._encoder_keys
         short = anyres.shortened(batch, scaled, padding_side, rows, config=self._model.config, encoder_keys=keys)
         features = [scaled[i].features for i in short.chosen]
         packed = anyres.gathered(batch, short.chosen, features, scaled, self._model.model.image_newline)
@@ -193,6 +193,23 @@ class LlavaNextAdapter(HostAdapter):
         if outputs:
             short.inputs["mm_encoder_outputs"] = outputs
         return Spliced(short.inputs, tuple(short.kept), placeholders.index(short.plan))
+
+    @property
+    def resize_refusal(self) -> str | None:
+        """None: pictures can be made smaller."""
+        return None
+
+    def resized(self, batch: HostBatch, shares: Sequence[float]) -> HostBatch:
+        """Pictures by coarser canvases, down to the whole view alone; clips stay as they are."""
+        return resized_tiles.resized(batch, shares, config=self._model.config, encoder_keys=self._encoder_keys)
+
+    def encode_resized(
+        self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]
+    ) -> tuple[VisualTokens, ...]:
+        """In one call of the tower for pictures and one of the host for clips."""
+        if len(images) == len(batch.items) and all(share == 1 for share in shares):
+            return self.encode(batch)
+        return resized_tiles.encode(self._model, batch, shares, images)
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """The newline vector and the frames' pooling belong to the projector."""
@@ -218,6 +235,10 @@ class LlavaNextAdapter(HostAdapter):
         with torch.no_grad():
             rows = embed(ids.clamp(min=0)).masked_fill(ids[..., None] == ZERO, 0.0)
         return tuple(Instruction(row, keep) for row, keep in zip(rows, mask, strict=True))
+
+    @property
+    def _encoder_keys(self) -> tuple[str, ...]:
+        return (*anyres.PICTURE_KEYS, *(anyres.CLIP_KEYS if "video" in self._tokens else ()))
 
     @property
     def _tokens(self) -> dict[str, int]:

@@ -30,7 +30,7 @@ from tokenflex.contracts import (
     VisualTokens,
 )
 from tokenflex.errors import ConfigError, InputError
-from tokenflex.hosts import anyres, placeholders, stock
+from tokenflex.hosts import anyres, placeholders, resized_tiles, stock
 from tokenflex.hosts.stretches import Stretch, Strip, Tiled
 from tokenflex.hosts.tower_attention import unreadable
 from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
@@ -179,6 +179,23 @@ class LlavaOnevisionAdapter(HostAdapter):
         if outputs:
             short.inputs["mm_encoder_outputs"] = outputs
         return Spliced(short.inputs, tuple(short.kept), placeholders.index(short.plan))
+
+    @property
+    def resize_refusal(self) -> str | None:
+        """None: pictures can be made smaller."""
+        return None
+
+    def resized(self, batch: HostBatch, shares: Sequence[float]) -> HostBatch:
+        """Pictures by coarser canvases, down to the whole view alone; clips stay as they are."""
+        return resized_tiles.resized(batch, shares, config=self._model.config, encoder_keys=ENCODER_KEYS)
+
+    def encode_resized(
+        self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]
+    ) -> tuple[VisualTokens, ...]:
+        """In one call of the tower for pictures and one of the host for clips."""
+        if len(images) == len(batch.items) and all(share == 1 for share in shares):
+            return self.encode(batch)
+        return resized_tiles.encode(self._model, batch, shares, images)
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:
         """The newline vector belongs to the projector."""

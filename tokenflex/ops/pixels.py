@@ -79,15 +79,19 @@ def patched(
     return rearrange(pictures, f"n (t tp) c (gh mh ph) (gw mw pw) -> n {pattern}", **sizes)
 
 
-def tiled(canvas: Float[Tensor, "channels height width"], side: int) -> Float[Tensor, "tiles channels side side"]:
-    """A canvas cut into square tiles, row-major."""
-    return rearrange(canvas, "c (r h) (k w) -> (r k) c h w", h=side, w=side)
+def tiled(
+    canvas: Float[Tensor, "pictures channels height width"], side: int
+) -> Float[Tensor, "pictures tiles channels side side"]:
+    """Canvases cut into square tiles, row-major."""
+    return rearrange(canvas, "n c (r h) (k w) -> n (r k) c h w", h=side, w=side)
 
 
-def untiled(tiles: Float[Tensor, "tiles channels side side"], rows: int) -> Float[Tensor, "channels height width"]:
-    """The canvas that was cut into tiles.
+def untiled(
+    tiles: Float[Tensor, "pictures tiles channels side side"], rows: int
+) -> Float[Tensor, "pictures channels height width"]:
+    """The canvases that were cut into tiles.
 
     Args:
         rows: of tiles.
     """
-    return rearrange(tiles, "(r k) c h w -> c (r h) (k w)", r=rows)
+    return rearrange(tiles, "n (r k) c h w -> n c (r h) (k w)", r=rows)

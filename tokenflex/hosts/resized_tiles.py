@@ -1,0 +1,170 @@
+"""Smaller pictures for LLaVA-NeXT and its kin: coarser canvases, down to the whole view alone.
+
+A picture keeps the canvas that the host itself would choose for it, were it small enough to fit one of fewer tiles; of
+all such canvases the largest one. Where none is small enough, the view of the whole picture stays alone: its tokens and
+one newline, as the host packs a picture of a single view. That view keeps its pixels at every size.
+
+`get_image_features` of these hosts asks for two tiles at least, so views are encoded one by one here: by the host's
+vision tower and projector, called as `get_image_features` calls them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tokenflex.contracts import Grid, HostBatch, VisualTokens
+from tokenflex.hosts import anyres, placeholders
+from tokenflex.hosts.anyres import Item
+from tokenflex.hosts.resizing import SLACK, check_images, check_shares, rewritten
+from tokenflex.hosts.stretches import Stretch, Strip, Tiled
+from tokenflex.ops import pixels
+
+Size = tuple[int, int]
+
+
+def smaller(config: Any, stretch: Stretch, share: float) -> Stretch:
+    """A picture whose canvas has at most ``share`` of its tiles; clips and pictures of one view stay as they are."""
+    if share == 1 or not isinstance(stretch, Tiled):
+        return stretch
+    most = int(share * stretch.tiles.tokens + SLACK)
+    found: list[tuple[int, int, Size, Grid]] = []
+    for canvas in map(tuple, config.image_grid_pinpoints):
+        scale = min(canvas[0] / stretch.size[0], canvas[1] / stretch.size[1], 1.0)
+        height, width = (max(round(side * scale), 1) for side in stretch.size)
+        tiles = anyres.local_tiles(config, (height, width))
+        if tiles.tokens <= most:
+            found.append((tiles.tokens, height * width, (height, width), tiles))
+    if not found:
+        return Strip(grid=stretch.grid, ends=1)
+    _, _, size, tiles = max(found, key=lambda one: one[:2])
+    return replace(stretch, tiles=tiles, size=size)
+
+
+def resized(batch: HostBatch, shares: Sequence[float], *, config: Any, encoder_keys: Sequence[str]) -> HostBatch:
+    """As `HostAdapter.resized`.
+
+    Args:
+        config: the host's.
+        encoder_keys: inputs that hold pixels or tell of them.
+
+    Raises:
+        InputError: shares or positions aren't as they should be.
+    """
+    check_shares(batch, shares)
+    if all(share == 1 for share in shares):
+        return batch
+    made = _stretches(batch, shares, config)
+    text = rewritten(batch, [(one.placeholders,) for one in made], anyres.pad_token(config))
+    gone = {*encoder_keys, *placeholders.SEQUENCE_KEYS, "input_ids"}
+    inputs = {name: value for name, value in batch.inputs.items() if name not in gone} | text.inputs
+    cpu = {name: value for name, value in batch.cpu.items() if name not in gone} | text.cpu
+    items = [Item(item.key, one, span) for item, one, span in zip(batch.items, made, text.spans, strict=True)]
+    return HostBatch(
+        inputs, cpu, text.spans, tuple(one.grid for one in made), batch.frames, tuple(items), origin=text.origin
+    )
+
+
+def encode(model: Any, batch: HostBatch, shares: Sequence[float], images: Sequence[int]) -> tuple[VisualTokens, ...]:
+    """As `HostAdapter.encode_resized`, in one call of the tower for pictures and one of the host for clips.
+
+    Raises:
+        InputError: shares or numbers of images aren't as they should be.
+    """
+    check_shares(batch, shares)
+    check_images(batch, images)
+    made = _stretches(batch, shares, model.config)
+    pictures = [i for i in images if batch.items[i].key == "image"]
+    clips = [i for i in images if batch.items[i].key == "video"]
+    found: list[VisualTokens] = []
+    if pictures:
+        views = _views(model.config, batch, made, pictures)
+        tokens = _encoded(model, torch.cat(views), batch).split([len(one) for one in views])
+        found += [
+            VisualTokens(one, made[i].grid, row=batch.spans[i].row) for i, one in zip(pictures, tokens, strict=True)
+        ]
+    if clips:
+        first = [item.key for item in batch.items].index("video")
+        chosen = torch.tensor([i - first for i in clips])
+        given = batch.inputs["pixel_values_videos"]
+        inputs = {**batch.inputs, "pixel_values_videos": given[chosen.to(given.device)]}
+        output = anyres.encoded_clips(model, inputs)
+        found += anyres.views([batch.items[i] for i in clips], list(output.pooler_output))
+    return tuple(found)
+
+
+def _stretches(batch: HostBatch, shares: Sequence[float], config: Any) -> list[Stretch]:
+    return [smaller(config, item.stretch, share) for item, share in zip(batch.items, shares, strict=True)]
+
+
+def _encoded(model: Any, views: Float[Tensor, "views channels side side"], batch: HostBatch) -> Tensor:
+    """``(views, tokens, dim)``."""
+    options = {name: batch.inputs.get(name) for name in anyres.ENCODER_OPTIONS}
+    layer, strategy = (getattr(model.config, name) if given is None else given for name, given in options.items())
+    tower, projector = model.base_model.vision_tower, model.base_model.multi_modal_projector
+    hidden = tower(views, output_hidden_states=True, return_dict=True).hidden_states
+    tokens = hidden[layer] if isinstance(layer, int) else torch.cat([hidden[one] for one in layer], dim=-1)
+    return projector(tokens[:, 1:] if strategy == "default" else tokens)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What pictures must have in common to be made at once."""
+
+    before: Stretch
+    after: Stretch
+
+
+def _views(config: Any, batch: HostBatch, made: Sequence[Stretch], images: Sequence[int]) -> list[Tensor]:
+    """Per image ``(views, channels, side, side)``, the whole picture first."""
+    kinds = [_Kind(batch.items[i].stretch, made[i]) for i in images]
+    counts = [1 + kind.before.tiles.tokens if isinstance(kind.before, Tiled) else 1 for kind in kinds]
+    values = [batch.inputs["pixel_values"][i][:count] for i, count in zip(images, counts, strict=True)]
+
+    def make(stacked: Tensor, at: int) -> Tensor:
+        before, after = kinds[at].before, kinds[at].after
+        if after == before or not isinstance(before, Tiled):
+            return stacked
+        whole = stacked[:, :1]
+        if not isinstance(after, Tiled):
+            return whole
+        side = stacked.shape[-1]
+        canvas = pixels.untiled(stacked[:, 1:], before.tiles.rows)
+        other = _fitted(canvas, before.size, after.size, (after.tiles.rows * side, after.tiles.cols * side))
+        return torch.cat([whole, pixels.tiled(other, side)], dim=1)
+
+    return pixels.together(values, kinds, make)
+
+
+def _fitted(canvas: Float[Tensor, "n channels height width"], before: Size, after: Size, size: Size) -> Tensor:
+    """The picture on another canvas.
+
+    The rest of it is black: as it is on the full canvas, or, where nothing of that is black, the picture's darkest.
+
+    Args:
+        before, after: (height, width) of the picture, on the full canvas and on the other one.
+        size: of the other canvas.
+    """
+    full: Size = (canvas.shape[-2], canvas.shape[-1])
+    top, left, height, width = _place(before, full)
+    picture = canvas[..., top : top + height, left : left + width]
+    filled = (height, width) == full
+    black = picture.amin((-2, -1), keepdim=True) if filled else canvas[..., -1:, -1:]
+    top, left, height, width = _place(after, size)
+    made = black.expand(*picture.shape[:2], *size).clone()
+    made[..., top : top + height, left : left + width] = pixels.resampled(picture, (height, width))
+    return made
+
+
+def _place(picture: Size, canvas: Size) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a picture in the middle of a canvas that it is fitted into."""
+    down, across = canvas[0] / picture[0], canvas[1] / picture[1]
+    if across < down:
+        height, width = min(math.ceil(picture[0] * across), canvas[0]), canvas[1]
+    else:
+        height, width = canvas[0], min(math.ceil(picture[1] * down), canvas[1])
+    return (canvas[0] - height) // 2, (canvas[1] - width) // 2, height, width
