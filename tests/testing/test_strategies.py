@@ -17,7 +17,7 @@ from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing.strategies import LEADING, ballots, batches, grids, images, pyramids
 from tokenflex.voters.mean import MeanVoter
 
-BUILT_IN = ("average-pool", "random", "resize", "stride")
+BUILT_IN = ("average-pool", "random", "resize", "resolution", "stride")
 
 
 @given(images(leading=st.sampled_from(LEADING), needs=["attention", "keys", "instruction"], clip=st.booleans()))
@@ -64,7 +64,8 @@ def test_an_assembly_takes_a_batch_image_by_image(batch):
 def test_counts_and_assignments_of_built_in_scalers(name, data):
     image = data.draw(images(leading=st.sampled_from(LEADING)))
     scaler = scalers.get(name).Config().build()
-    for count, scaled in zip(scaler.granularities(image.grid), scaler.pyramid(image), strict=True):
+    for layout, scaled in zip(scaler.layouts(image.grid), scaler.pyramid(image), strict=True):
+        count = layout if isinstance(layout, int) else layout.tokens
         assert scaled.features.shape == (*image.features.shape[:-2], count, image.features.shape[-1])
         assert scaled.assignment.shape == image.features.shape[:-1]
         for row in scaled.assignment.flatten(0, -2).tolist():

@@ -11,7 +11,7 @@ from torch import Tensor
 Frames = Float[Tensor, "frames channels height width"]
 
 
-def resampled(pictures: Frames, size: tuple[int, int]) -> Frames:
+def resampled(pictures: Frames, size: tuple[int, int]) -> Float[Tensor, "frames channels new_height new_width"]:
     """Bicubic and antialiased, in 32 bits, given back in the pictures' own type; as they are if they have that size.
 
     Args:
