@@ -198,7 +198,7 @@ class GridAdapter(HostAdapter):
     def _encoded(
         self,
         modality: Modality,
-        given: dict[str, Any],
+        given: HostInputs,
         units: Sequence[Unit],
         spans: Sequence[Span],
         attention: bool = False,
@@ -263,7 +263,11 @@ class GridAdapter(HostAdapter):
     def resize_refusal(self) -> str | None:
         """What is known of the architecture's processor."""
         found = resizing_of(self._model.config)
-        return found if isinstance(found, str) else None
+        if isinstance(found, str):
+            return found
+        if self.route_per == "tile" and found.whole:
+            return "tiles are routed one by one (route_per='tile'), and a smaller picture has others"
+        return None
 
     def resized(self, batch: HostBatch, shares: Sequence[float]) -> HostBatch:
         """By the architecture's `Resizing`."""
@@ -284,20 +288,20 @@ class GridAdapter(HostAdapter):
     def encode_resized(
         self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]
     ) -> tuple[VisualTokens, ...]:
-        """One call of the encoder per modality."""
+        """In as few calls of the encoder as the architecture's `Resizing` needs: one, or one per size."""
         pictures = self._pictures(batch, shares)
         check_images(batch, images)
         if len(images) == len(pictures) and all(share == 1 for share in shares):
             return self.encode(batch)
-        config, made = self._model.config, list[VisualTokens]()
+        made: dict[int, VisualTokens] = {}
         for modality in self.architecture.modalities:
             mine = [i for i in images if batch.items[i][0] is modality]
-            if mine:
-                asked = [pictures[i] for i in mine]
-                given = self._resizing.encoder_inputs(config, modality, batch.inputs, batch.cpu, asked)
-                spans = [batch.spans[i] for i in mine]
-                made += self._encoded(modality, given, [picture.unit for picture in asked], spans)
-        return tuple(made)
+            asked = [pictures[i] for i in mine]
+            for call in self._resizing.calls(self._model.config, modality, batch, asked) if mine else ():
+                units, spans = [asked[k].unit for k in call.which], [batch.spans[mine[k]] for k in call.which]
+                found = self._encoded(modality, call.inputs, units, spans)
+                made.update(zip((mine[k] for k in call.which), found, strict=True))
+        return tuple(made[i] for i in images)
 
     def processor_kwargs(self, batch: HostBatch, image: int, tokens: int) -> Mapping[str, Any]:
         """By the architecture's `Resizing`."""
@@ -320,7 +324,7 @@ class GridAdapter(HostAdapter):
         resizing, config, found = self._resizing, self._model.config, list[Picture]()
         taken = {modality.pixels: 0 for modality in self.architecture.modalities}
         for (modality, unit, _), share in zip(batch.items, shares, strict=True):
-            found.append(resizing.picture(config, modality, batch.cpu, taken[modality.pixels], unit, share))
+            found.append(resizing.picture(config, modality, batch, taken[modality.pixels], unit, share))
             taken[modality.pixels] += 1
         return found
 

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenflex.contracts import HostInputs
+from tokenflex.contracts import HostBatch
 from tokenflex.hosts.architecture import Modality, Unit
-from tokenflex.hosts.resizing import Picture, Resizing, shrunk
+from tokenflex.hosts.resizing import Call, Picture, Resizing, shared, shrunk
 from tokenflex.ops import pixels
 
 BY_TOKEN = "(t gh gw mh mw)"
@@ -44,27 +44,20 @@ class Patches(Resizing):
     frames: int = 1
 
     def picture(
-        self, config: Any, modality: Modality, cpu: Mapping[str, Tensor], number: int, unit: Unit, share: float
+        self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
     ) -> Picture:
         """Of so many whole tokens in height and width."""
         name = _grids(modality)
-        *time, height, width = cpu[name][number].tolist()
+        *time, height, width = batch.cpu[name][number].tolist()
         grid = shrunk(unit.grid, share)
         merge = height // unit.grid.rows, width // unit.grid.cols
         size = (*time, merge[0] * grid.rows, merge[1] * grid.cols)
         return Picture(number=number, full=unit, unit=replace(unit, grid=grid), sizes={name: size})
 
-    def encoder_inputs(
-        self,
-        config: Any,
-        modality: Modality,
-        inputs: HostInputs,
-        cpu: Mapping[str, Tensor],
-        pictures: Sequence[Picture],
-    ) -> dict[str, Any]:
-        """Patches and grids of the pictures asked for."""
+    def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> list[Call]:
+        """One: patches and grids of the pictures asked for."""
         name = _grids(modality)
-        grids, values = cpu[name], inputs[modality.pixels]
+        grids, values = batch.cpu[name], batch.inputs[modality.pixels]
         starts = [0, *itertools.accumulate(grids.prod(-1).tolist())]
         mine = [values[starts[p.number] : starts[p.number + 1]] for p in pictures]
         before = [_thw(grids[picture.number].tolist()) for picture in pictures]
@@ -76,14 +69,15 @@ class Patches(Resizing):
             return self._resized(stacked, config.vision_config, before[at], after[at], merge)
 
         kinds = [(*old, *new, p.full.grid) for old, new, p in zip(before, after, pictures, strict=True)]
-        chosen = torch.tensor([picture.number for picture in pictures])
-        given = {n: inputs[n] for n in modality.inputs if inputs.get(n) is not None and n != name}
-        given = {n: v[chosen.to(v.device)] if len(v) == len(grids) else v for n, v in given.items()}
+        given: dict[str, Any] = shared(modality, batch, name, *modality.sizes)
+        for other in modality.sizes:
+            own = batch.inputs[other]
+            if other != name:
+                given[other] = own[torch.tensor([picture.number for picture in pictures]).to(own.device)]
         sizes = torch.tensor([picture.sizes[name] for picture in pictures], dtype=grids.dtype)
-        return given | {
-            modality.pixels: torch.cat(pixels.together(mine, kinds, make)),
-            name: sizes.to(inputs[name].device),
-        }
+        given[name] = sizes.to(batch.inputs[name].device)
+        given[modality.pixels] = torch.cat(pixels.together(mine, kinds, make))
+        return [Call(tuple(range(len(pictures))), given)]
 
     def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:
         """``size``: the most pixels of a picture, amid those that give the largest size of at most so many tokens."""

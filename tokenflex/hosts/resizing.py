@@ -8,13 +8,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tokenflex.contracts import Grid, HostBatch, HostInputs, Span
+from tokenflex.contracts import Grid, HostBatch, Span
 from tokenflex.errors import InputError
 from tokenflex.hosts import placeholders
 from tokenflex.hosts.architecture import Modality, Unit
@@ -31,6 +31,16 @@ def shrunk(grid: Grid, share: float) -> Grid:
     """
     scale = math.sqrt(share)
     return Grid(max(int(grid.rows * scale + SLACK), 1), max(int(grid.cols * scale + SLACK), 1))
+
+
+def shared(modality: Modality, batch: HostBatch, *apart: str) -> dict[str, Any]:
+    """Inputs of the encoder that aren't any picture's own: its options.
+
+    Args:
+        apart: names of the others, besides the pixels.
+    """
+    found = {name: batch.inputs.get(name) for name in modality.inputs if name not in apart}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def check_shares(batch: HostBatch, shares: Sequence[float]) -> None:
@@ -73,7 +83,7 @@ class Picture:
     number: int
     full: Unit
     unit: Unit
-    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def runs(self) -> tuple[int, ...]:
@@ -83,8 +93,27 @@ class Picture:
         return (self.unit.placeholders,)
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of the host's encoder.
+
+    Attributes:
+        which: the pictures, as numbers among those asked for; all calls together have every one of them.
+        inputs: keyword arguments.
+    """
+
+    which: tuple[int, ...]
+    inputs: Mapping[str, Any]
+
+
 class Resizing(ABC):
-    """How the pictures of one architecture are made smaller; data for the generic adapter."""
+    """How the pictures of one architecture are made smaller; data for the generic adapter.
+
+    Attributes:
+        whole: the tiles of a picture must be one unit.
+    """
+
+    whole: ClassVar[bool] = False
 
     def refusal(self, config: Any) -> str | None:
         """Why a checkpoint's pictures can't be made smaller, as a clause; None when they can."""
@@ -92,29 +121,21 @@ class Resizing(ABC):
 
     @abstractmethod
     def picture(
-        self, config: Any, modality: Modality, cpu: Mapping[str, Tensor], number: int, unit: Unit, share: float
+        self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
     ) -> Picture:
         """A picture that keeps ``share`` of its pixels, before its pixels are made.
 
         Args:
-            cpu: of the batch.
             number: the picture's among those of its modality.
             unit: how it lies in the prompt.
         """
 
     @abstractmethod
-    def encoder_inputs(
-        self,
-        config: Any,
-        modality: Modality,
-        inputs: HostInputs,
-        cpu: Mapping[str, Tensor],
-        pictures: Sequence[Picture],
-    ) -> dict[str, Any]:
+    def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> Sequence[Call]:
         """What the host's encoder is given for some pictures; those of full size keep their pixels bit for bit.
 
         Args:
-            inputs, cpu: of the batch, at full size.
+            batch: at full size.
         """
 
     def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tokenflex.hosts.resized_canvas import Canvas
 from tokenflex.hosts.resized_patches import BY_ROW, CHANNELS_LAST, Patches
+from tokenflex.hosts.resized_views import Padded, Placed, Squares
 from tokenflex.hosts.resizing import Resizing
 
 QWEN = Patches()
@@ -31,16 +33,57 @@ RESIZINGS: Mapping[str, Resizing] = {
     "glm4v": GLM,
     "glm4v_moe": GLM,
     "glm46v": GLM,
+    "glmga": GLM,
     "glm_ocr": GLM,
     "cosmos3_edge": Patches(numbers=CHANNELS_LAST, frames=2),
     "hunyuan_vl": Patches(order=BY_ROW),
     "hy_v4_vl": Patches(order=BY_ROW),
     "paddleocr_vl": Patches(order=BY_ROW),
+    "nemotron_h_omni": Patches(order=BY_ROW, limit=False),
+    "mistral3": Padded(),
+    "mistral_large4": Padded(),
+    "lighton_ocr": Padded(),
+    "gemma4": Placed(),
+    "gemma4_unified": Placed(pooled=False),
+    "llava": Squares(),
+    "vipllava": Squares(),
+    "video_llava": Squares(),
+    "paligemma": Squares(),
+    "janus": Squares(),
+    "deepseek_vl": Squares(),
+    "internvl": Canvas(),
+    "qianfan_ocr": Canvas(),
+    "got_ocr2": Canvas(),
 }
 """Compared with transformers' processors."""
 
 ANOTHER_RULE = "its processor has a rule of its own for sizes, which isn't known here"
-REFUSALS: Mapping[str, str] = {}
+WORDS = "its processor writes words around every tile of a picture, and a smaller picture has other words"
+FIXED = "its vision tower takes pictures of one size only"
+LEARNED = "its projector was made for one number of patches"
+REFUSALS: Mapping[str, str] = {
+    "aya_vision": WORDS,
+    "cohere2_vision": WORDS,
+    "idefics2": "learned queries read every view, so a smaller picture has as many tokens as a larger one",
+    "idefics3": WORDS,
+    "smolvlm": WORDS,
+    "ovis2": WORDS,
+    "granite_docling": WORDS,
+    "step3p7": WORDS,
+    "lfm2_vl": WORDS,
+    "minicpmv4_6": WORDS,
+    "minicpm_ocr": WORDS,
+    "minicpmv4_7": WORDS,
+    "molmo2": WORDS,
+    "unlimited_ocr": "its pages and crops have sizes of their own, which a smaller picture doesn't have",
+    "gemma3": LEARNED,
+    "shieldgemma2": LEARNED,
+    "deepseek_vl_hybrid": "its second vision tower takes pictures of one size only",
+    "pp_chart2table": FIXED,
+    "perception_lm": "all pictures of a batch have equally many tiles",
+    "fast_vlm": "how many pixels its vision tower makes a token of isn't told by its config",
+    "tokenflex_composed": FIXED,
+}
 """As clauses."""
 
 

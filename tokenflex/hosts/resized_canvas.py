@@ -1,0 +1,117 @@
+"""Smaller pictures for InternVL and its kin: fewer tiles, down to the whole picture as the only one.
+
+Their processors fit a picture into the canvas of tiles whose shape is closest to its own, and put the whole picture, on
+one tile, behind it (arXiv 2404.16821). How many tiles stand in a row is told by no input. It is found by comparing the
+canvas with the tile of the whole, both made very small: only the right canvas shows the same picture.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from tokenflex.contracts import Grid, HostBatch
+from tokenflex.hosts.architecture import Modality, Unit
+from tokenflex.hosts.resizing import SLACK, Call, Picture, Resizing, shared
+from tokenflex.ops import pixels
+
+LOOK = 24
+"""Side of a tile when canvases are compared, in pixels."""
+
+
+@final
+@dataclass(frozen=True)
+class Canvas(Resizing):
+    """Tiles of all pictures one behind the other; of each, its canvas row by row, then the whole of it."""
+
+    whole: ClassVar[bool] = True
+
+    def picture(
+        self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
+    ) -> Picture:
+        """The canvas that the processor chooses among those of at most ``share`` of the tiles."""
+        if share == 1 or unit.views == 1:
+            return Picture(number=number, full=unit, unit=unit)
+        most = int(share * (unit.views - 1) + SLACK)
+        tiles = nearest(self._arranged(modality, batch, number), most).tokens if most > 1 else 1
+        return Picture(number=number, full=unit, unit=replace(unit, views=tiles + 1 if tiles > 1 else 1))
+
+    def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> list[Call]:
+        """One: all tiles of the pictures asked for."""
+        mine = [self._tiles(modality, batch, picture.number) for picture in pictures]
+        arranged = [
+            self._arranged(modality, batch, p.number) if p.full.views > p.unit.views > 1 else Grid(1, 1)
+            for p in pictures
+        ]
+        kinds = [(p.full.views, p.unit.views, grid) for p, grid in zip(pictures, arranged, strict=True)]
+        made = pixels.together(mine, kinds, lambda stacked, at: _retiled(stacked, *kinds[at]))
+        return [Call(tuple(range(len(pictures))), {**shared(modality, batch), modality.pixels: torch.cat(made)})]
+
+    def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:
+        """``max_patches``: tiles besides the whole picture; empty for a picture of one tile."""
+        if picture.full.views == 1:
+            return {}
+        return {"max_patches": max(min(tokens // picture.full.grid.tokens, picture.full.views) - 1, 1)}
+
+    def _tiles(self, modality: Modality, batch: HostBatch, number: int) -> Float[Tensor, "tiles channels side side"]:
+        views = [unit.views for its, unit, _ in batch.items if its is modality]
+        starts = [0, *itertools.accumulate(views)]
+        return batch.inputs[modality.pixels][starts[number] : starts[number + 1]]
+
+    def _arranged(self, modality: Modality, batch: HostBatch, number: int) -> Grid:
+        """Tiles of a picture's canvas, down and across; found once per batch."""
+        known: dict[int, Grid] = batch.made.setdefault("canvases", {})
+        if number not in known:
+            known[number] = arrangement(self._tiles(modality, batch, number).detach())
+        return known[number]
+
+
+def arrangement(tiles: Float[Tensor, "tiles channels side side"]) -> Grid:
+    """How the tiles but the last, which shows the whole, lie on their canvas: down and across."""
+    small = F.adaptive_avg_pool2d(tiles.float(), LOOK)
+    count = len(tiles) - 1
+    shapes = [Grid(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    if len(shapes) == 1:
+        return shapes[0]
+    whole = small[-1:]
+    off = [
+        (F.adaptive_avg_pool2d(pixels.untiled(small[None, :-1], shape.rows), LOOK) - whole).square().mean()
+        for shape in shapes
+    ]
+    return shapes[int(torch.stack(off).argmin())]
+
+
+def nearest(canvas: Grid, most: int) -> Grid:
+    """Tiles, down and across, of the canvas that a picture is fitted into which fills ``canvas``.
+
+    That of the nearest shape (width by height), of at most ``most`` tiles. Of equally near ones, the one of more tiles
+    as long as it has fewer than twice those of the picture.
+    """
+    shape, best = canvas.cols / canvas.rows, Grid(1, 1)
+    off = float("inf")
+    sides = range(1, most + 1)
+    known = [Grid(rows, cols) for cols in sides for rows in sides if rows * cols <= most]
+    for one in sorted(known, key=lambda one: one.tokens):
+        its = abs(shape - one.cols / one.rows)
+        if its < off or (its == off and one.tokens < 2 * canvas.tokens):
+            best, off = one, its
+    return best
+
+
+def _retiled(
+    stacked: Float[Tensor, "pictures tiles channels side side"], views: int, fewer: int, canvas: Grid
+) -> Tensor:
+    """``(pictures, fewer, channels, side, side)``."""
+    if fewer == views:
+        return stacked
+    if fewer == 1:
+        return stacked[:, -1:]
+    side, tiles = stacked.shape[-1], nearest(canvas, fewer - 1)
+    full = pixels.untiled(stacked[:, :-1], canvas.rows)
+    small = pixels.resampled(full, (tiles.rows * side, tiles.cols * side))
+    return torch.cat([pixels.tiled(small, side), stacked[:, -1:]], dim=1)
