@@ -162,7 +162,8 @@ def require_served(batch: Mapping[str, Any], told: Options, escalate: Escalate) 
     asked = [name for name in DECODING if told(name) not in (None, False)]
     if asked:
         raise InputError(f"escalate reads tokens that are chosen one by one; leave out {', '.join(asked)}.")
-    given = [name for name in (*continuing.CACHES, "logits_to_keep") if batch.get(name) is not None]
+    names = (*continuing.CACHES, "logits_to_keep")
+    given = [name for name in names if batch.get(name) is not None or told.options.get(name) is not None]
     if given:
         raise InputError(
             f"escalate calls the host once per level, and {', '.join(given)} belongs to one call. Leave it out; to go "
@@ -220,7 +221,7 @@ def _start_budget(budget: Any, routed: bool) -> Any:
         return None
     if not routed:
         raise InputError("budget limits the router, which doesn't run: use Escalate(start='router'), or no budget.")
-    if getattr(request.read_budget(budget), "ceiling", None) is not None:
+    if getattr(request.read_budget(budget), "ceiling", -1) != -1:
         raise InputError(
             "the budget's ceiling would end where escalation goes on: answers end at the finest level. Leave the "
             "ceiling out; a budget with escalate is that of the first pass."

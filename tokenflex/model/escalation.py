@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenflex import registry
 from tokenflex.contracts import ComponentConfig, Confidence
@@ -189,7 +189,13 @@ def _known(kind: type, data: Any, what: str) -> dict[str, Any]:
     return dict(data)
 
 
-def read(escalate: Any, saved: Escalate | None) -> Escalate | None:
+if TYPE_CHECKING:
+    Allowed = Escalate | bool | None
+else:
+    Allowed = Any  # whatever comes is read here, and refused in this library's own words
+
+
+def read(escalate: Allowed, saved: Escalate | None) -> Escalate | None:
     """What a call asks for; None where it asks for nothing.
 
     Args:

@@ -310,7 +310,7 @@ class FlexModel(Hosting):
         *,
         level: Level = None,
         budget: Budgets = None,
-        escalate: escalation.Escalate | bool | None = None,
+        escalate: escalation.Allowed = None,
         **kwargs: Any,
     ) -> Any:
         """The host's ``generate`` on the shortened batch.

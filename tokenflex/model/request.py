@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     Level = Budgets = Any  # whatever comes is read here, and refused in this library's own words
 
-OWN = ("level", "budget", "objective")
+OWN = ("level", "budget", "escalate", "objective")
 """Keywords that a FlexModel takes besides what its host takes."""
 LIMITS = tuple(field.name for field in fields(BudgetPolicy.Config))
 ALIKE = 0.75

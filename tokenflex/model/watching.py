@@ -12,6 +12,9 @@ from tokenflex.contracts import Confidence
 from tokenflex.errors import UnsupportedHostError
 from tokenflex.hosts.grouped import Options
 
+CRITERIA = ("max_time", "stop_strings", "stopping_criteria")
+"""Options by which answers end that don't end with a token of their own; padding follows them, as in transformers."""
+
 
 class Watch(LogitsProcessor):
     """Keeps one number per row and step. It has to be the last of the caller's processors, and changes nothing."""
@@ -77,7 +80,7 @@ def answered(new: Int[Tensor, "rows steps"], told: Options) -> Bool[Tensor, "row
     last, pad = torch.tensor(ends(told), device=new.device, dtype=new.dtype), padding(told)
     over = torch.isin(new, last).long()
     mask = over.cumsum(-1) - over == 0
-    if pad not in last.tolist():  # another criterion may have ended it
+    if pad not in last.tolist() and any(told(name) for name in CRITERIA):
         mask &= (new != pad).flip(-1).cumsum(-1).flip(-1) > 0
     mask[:, :1] = True
     return mask
