@@ -163,7 +163,9 @@ class Escalate:
         measure = given["measure"]
         if not isinstance(measure, Mapping) or not isinstance(measure.get("name"), str):
             raise ConfigError(f"the measure {measure!r:.200} isn't described by a name and its settings.")
-        given["measure"] = registry.confidences.get(measure["name"]).Config.from_dict(measure.get("config") or {})
+        kind = registry.confidences.get(measure["name"]).Config
+        config = kind.from_dict(measure.get("config") or {})
+        given["measure"] = measure["name"] if config == kind() else config
         given["threshold"] = math.inf if given["threshold"] == NEVER else given["threshold"]
         if given["calibrated"] is not None:
             given["calibrated"] = Calibration.from_dict(given["calibrated"])
