@@ -138,6 +138,15 @@ class TestTower:
             int(encoded.counts[:, 2].sum())
         ]
 
+    def test_pictures_of_one_size_are_encoded_once(self, flex):
+        """None is smaller at 2 % of its pixels than at 5 %: one token."""
+        tiny = ResolutionScaler.Config(shares=(0.02, 0.05, 1.0))
+        routed, inputs = assembled(host=flex.host, scaler=tiny, policy=Told.Config(levels=(1, 1, 1))), batch_of(flex)
+        with watched(flex) as calls:
+            answer = routed.generate(**inputs, **TOKENS)
+        assert calls.patches == [4 * 3]
+        assert torch.equal(answer, routed.generate(**inputs, **TOKENS, level=1))
+
     def test_text_alone_never_calls_it(self, flex):
         inputs = batch_of(flex, ((1, 2, 3), (4, 5)))
         with watched(flex) as calls:
@@ -307,9 +316,14 @@ def test_decisions_carry_the_processors_settings(flex):
         flex(**inputs).decisions[0].processor_kwargs()
 
 
-def test_hosts_without_smaller_pictures_are_refused():
-    with pytest.raises(UnsupportedHostError, match=r"makes pictures smaller .* 'llava' can't take: .* 'average-pool'"):
-        assembled("llava")
+def test_hosts_without_smaller_pictures_are_refused(flex):
+    class Fixed(type(flex.adapter)):
+        resize_refusal = "its pictures have one size"
+
+    with pytest.raises(
+        UnsupportedHostError, match=r"ResolutionScaler .* 'qwen2_5_vl' can't take: its pictures have one"
+    ):
+        assembled(host=flex.host, adapter=Fixed(flex.host))
 
 
 @pytest.mark.parametrize(("router", "message"), [("reconstruction", "compares an image's levels")])

@@ -43,8 +43,9 @@ def encode(flex: FlexModel, inputs: HostInputs, look: bool = True) -> Encoded:
         masked = replace(batch, cpu=generation.with_mask(batch.cpu, flex.host))
         rows = adapter.instructions(masked)
         instructions = tuple(rows[row] for row in batch.rows)
-    counts, layouts = tower.levels(batch)
-    return Encoded(tower.told(images, instructions, range(len(images))), instructions, counts, batch, layouts)
+    images = tower.told(images, instructions, range(len(images)))
+    counts, layouts, pictures = tower.levels(batch)
+    return Encoded(images, instructions, counts, batch, layouts, pictures)
 
 
 def scores(flex: FlexModel, encoded: Encoded) -> Float[Tensor, "images levels"]:

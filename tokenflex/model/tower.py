@@ -29,6 +29,8 @@ from tokenflex.contracts import (
 
 Layouts = tuple[tuple[Grid | int, ...], ...]
 """Per image and level, the grid (or number) of the tokens kept per view."""
+Sizes = tuple[tuple[tuple[Grid, int], ...], ...]
+"""Per image and level, the grid of a picture's views and its visual tokens in all."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Encoded:
         counts: ``(images, levels)``, visual tokens each level costs, on the CPU.
         batch: what was read of it before; None where there is no host.
         layouts: what is kept per view; empty where there is no host.
+        pictures: per image and level, the size of the picture it is made of; empty where all levels are made of one.
         made: what has been made of it since, by name. New images need a new dict.
     """
 
@@ -50,6 +53,7 @@ class Encoded:
     counts: Int[Tensor, "images levels"]
     batch: HostBatch | None = None
     layouts: Layouts = ()
+    pictures: Sizes = ()
     made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -104,8 +108,8 @@ class Tower(ABC):
         return tuple(replace(image, instruction=instructions[i]) for image, i in zip(images, numbers, strict=True))
 
     @abstractmethod
-    def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts]:
-        """(What every level costs, what it keeps per view), before anything is encoded."""
+    def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts, Sizes]:
+        """(What every level costs, what it keeps per view, the sizes of its pictures), before anything is encoded."""
 
     @abstractmethod
     def look(self, batch: HostBatch, looked_at: bool) -> tuple[VisualTokens, ...]:
@@ -127,12 +131,12 @@ class Tower(ABC):
 class OnceForAll(Tower):
     """All levels are made of one encoding."""
 
-    def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts]:
+    def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts, Sizes]:
         """By the grids of the pictures as they are."""
         scaler, levels = self.parts.scaler, range(self.parts.num_levels)
         layouts = tuple(scaler.layouts(grid) for grid in batch.grids)
         frames = [[scaler.kept_views(n, i) for i in levels] if n else None for n in batch.frames]
-        return self.adapter.count(batch, layouts, frames).view(-1, len(levels)), layouts
+        return self.adapter.count(batch, layouts, frames).view(-1, len(levels)), layouts, ()
 
     def look(self, batch: HostBatch, looked_at: bool) -> tuple[VisualTokens, ...]:
         """Everything, as every level is made of it."""
@@ -154,17 +158,19 @@ class OnceForAll(Tower):
 class PerLevel(Tower):
     """Every level has a picture of its own, which is encoded once and only if it is wanted."""
 
-    def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts]:
+    def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts, Sizes]:
         """By the grids of the pictures that the host's processor makes for every level."""
         scaler, images = self.parts.scaler, len(batch.spans)
-        counts, layouts = list[Tensor](), list[list[Grid | int]]()
+        counts, layouts, sizes = list[Tensor](), list[list[Grid | int]](), list[list[tuple[Grid, int]]]()
         for level, share in enumerate(scaler.shares):
             made = self.adapter.resized(batch, [share] * images)
             kept = [scaler.layouts(grid)[level] for grid in made.grids]
             frames = [[scaler.kept_views(n, level)] if n else None for n in made.frames]
             counts.append(self.adapter.count(made, [[one] for one in kept], frames).view(-1, 1))
+            whole = self.adapter.count(made, [[grid] for grid in made.grids]).flatten().tolist()
             layouts.append(kept)
-        return torch.cat(counts, dim=-1), tuple(zip(*layouts, strict=True))
+            sizes.append(list(zip(made.grids, whole, strict=True)))
+        return torch.cat(counts, dim=-1), tuple(zip(*layouts, strict=True)), tuple(zip(*sizes, strict=True))
 
     def look(self, batch: HostBatch, looked_at: bool) -> tuple[VisualTokens, ...]:
         """The coarsest pictures."""
@@ -172,15 +178,15 @@ class PerLevel(Tower):
         return self._encoded(batch, self.parts.scaler.shares[:1] * len(batch.spans), range(images))
 
     def chosen(self, encoded: Encoded, batch: HostBatch, levels: Sequence[int]) -> Chosen:
-        """What was encoded for the router or for other levels is taken from there; the tower runs once for the rest."""
-        scaler = self.parts.scaler
-        shares = [scaler.shares[level] for level in levels]
-        seen = {(i, scaler.shares[0]): image for i, image in enumerate(encoded.images)}
-        known: dict[tuple[int, float], VisualTokens] = encoded.made.setdefault("pictures", seen)
-        missing = [i for i, share in enumerate(shares) if (i, share) not in known]
+        """What was encoded for the router, or for a level of the same size, is taken from there; one pass for the rest."""
+        shares = [self.parts.scaler.shares[level] for level in levels]
+        wanted = [(i, encoded.pictures[i][level]) for i, level in enumerate(levels)]
+        looked_at = {(i, encoded.pictures[i][0]): image for i, image in enumerate(encoded.images)}
+        known: dict[tuple[int, tuple[Grid, int]], VisualTokens] = encoded.made.setdefault("pictures", looked_at)
+        missing = [i for i, picture in enumerate(wanted) if picture not in known]
         found = self.told(self._encoded(batch, shares, missing), encoded.instructions, missing)
-        known.update(zip(((i, shares[i]) for i in missing), found, strict=True))
-        images = [known[i, share] for i, share in enumerate(shares)]
+        known.update(zip((wanted[i] for i in missing), found, strict=True))
+        images = [known[picture] for picture in wanted]
         return Chosen(self.adapter.resized(batch, shares), images, self.parts.scale(images, levels))
 
     def _encoded(self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]) -> tuple[VisualTokens, ...]:
