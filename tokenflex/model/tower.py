@@ -178,7 +178,7 @@ class PerLevel(Tower):
         return self._encoded(batch, self.parts.scaler.shares[:1] * len(batch.spans), range(images))
 
     def chosen(self, encoded: Encoded, batch: HostBatch, levels: Sequence[int]) -> Chosen:
-        """What was encoded for the router, or for a level of the same size, is taken from there; the rest is encoded."""
+        """What was encoded for the router, or for a level of the same size, is taken from there; the rest is new."""
         shares = [self.parts.scaler.shares[level] for level in levels]
         wanted = [(i, encoded.pictures[i][level]) for i, level in enumerate(levels)]
         looked_at = {(i, encoded.pictures[i][0]): image for i, image in enumerate(encoded.images)}
