@@ -33,6 +33,9 @@ def test_built_in_names():
     assert own["scaler"] == ["average-pool", "random", "resize", "stride"]
     assert own["router"] == ["attention-mass", "avg", "constant", "random", "reconstruction"]
     assert own["voter"] == ["attention", "majority", "max-detail", "mean", "position-weighted", "quantile"]
+    assert own["confidence"] == [
+        "first-entropy", "first-margin", "first-probability", "mean-log-probability", "min-margin",
+    ]  # fmt: skip
     assert own["policy"] == ["argmax", "budget", "constant"]
     assert {"llava", "llava_next", "qwen2_vl", "tokenflex_composed"} <= set(registry.hosts.names())
     assert len(registry.hosts.names()) >= 70

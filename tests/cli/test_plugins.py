@@ -56,7 +56,7 @@ def test_everything_is_listed_as_json(capsys, tmp_path, monkeypatch):
     assert found["router", "avg"]["state"] == "ok"
     assert found["router", "avg"]["summary"].startswith("Every token of every level")
     assert found["host", "llava_next"]["provider"] == "tokenflex"
-    assert {row["kind"] for row in rows} == {"scaler", "router", "voter", "policy", "host"}
+    assert {row["kind"] for row in rows} == {"scaler", "router", "voter", "policy", "confidence", "host"}
 
 
 def test_the_table_leaves_built_in_hosts_out(capsys):
@@ -69,7 +69,7 @@ def test_the_table_leaves_built_in_hosts_out(capsys):
     assert "average-pool" not in out.out
     code, out = printed(capsys, "plugins", "voters")
     assert code == 1
-    assert "no such kind; there are scaler, router, voter, policy, host" in out.err
+    assert "no such kind; there are scaler, router, voter, policy, confidence, host" in out.err
 
 
 def test_a_conforming_part(capsys):
@@ -124,14 +124,14 @@ def test_registered_hosts_are_tried_on_a_tiny_model(capsys):
     ("words", "message"),
     [
         (["avgg"], "nothing is called 'avgg'. Did you mean 'avg'?"),
-        (["avg", "--kind", "rooter"], "--kind rooter: there are scaler, router, voter, policy, host"),
+        (["avg", "--kind", "rooter"], "--kind rooter: there are scaler, router, voter, policy, confidence, host"),
         (["quantile", "--set", "share=2.0"], "can't be built with {'share': 2.0}: share=2.0 is no share"),
         (["quantile", "--set", "shore=2"], "unknown setting(s) ['shore']"),
         (["quantile", "--set", "share"], "'share': write --set KEY=VALUE"),
         (["quantile", "--expect", "no-such-check=because"], "name no check or give no reason"),
         (["no_such_module:Thing"], "can't be imported: ModuleNotFoundError"),
         (["tokenflex.scalers.average_pool:PYRAMID"], "not a class"),
-        (["tokenflex.errors:ConfigError"], "is no scaler, router, voter, policy or host"),
+        (["tokenflex.errors:ConfigError"], "is no scaler, router, voter, policy, confidence or host"),
         (["tokenflex.hosts.grid:GridAdapter"], "a host adapter, which is checked on a model"),
     ],
 )

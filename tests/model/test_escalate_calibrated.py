@@ -97,7 +97,7 @@ def test_never_settling_is_a_result(flex):
         calls.append(1)
         return [float(len(calls) % flex.compressor.num_levels != 0)] * len(answers)
 
-    found = calibrate(flex, Escalate(risk=0.3, confidence=0.9), loss=loss)
+    found = calibrate(flex, Escalate(risk=0.2, confidence=0.9), loss=loss)
     assert found.threshold == math.inf
     assert found.calibrated.settled == 0
     assert Escalate.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))).threshold == math.inf

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tokenflex.confidences.answer import MeanLogProbability
 from tokenflex.contracts import Grid
 from tokenflex.policies.argmax import ArgmaxPolicy
 from tokenflex.routers.avg import AVGRouter
@@ -53,6 +54,15 @@ def router(change, **others):
 
 def logits(change):
     return router(lambda ballots, pyramid, words: replace(ballots, logits=change(ballots.logits, pyramid, words)))
+
+
+def answer(change):
+    """A confidence that changes a good one's: ``change(confidences, values, mask)``."""
+
+    def of_answer(self, values, mask):
+        return change(MeanLogProbability.of_answer(self, values, mask), values, mask)
+
+    return broken(MeanLogProbability, of_answer=of_answer)
 
 
 def voter(change):
@@ -201,6 +211,17 @@ BROKEN = {
         "repeats-itself": voter(lambda scores, ballots: scores + torch.rand(())),
         "stays-finite": voter(lambda scores, ballots: scores / ballots.mask.sum()),
         "gradients-flow": voter(lambda scores, ballots: scores.detach() + ballots.logits.sum() * 0),
+    },
+    "Confidence": {
+        "one-number-per-row": answer(lambda found, values, mask: values[:, :1]),
+        "says-what-it-reads": broken(MeanLogProbability, first_only=property(lambda self: 0)),
+        "stays-finite": broken(MeanLogProbability, of_tokens=lambda self, scores, chosen: scores.mean(-1)),
+        "rows-stand-alone": answer(lambda found, values, mask: found - found.mean()),
+        "order-of-rows-is-nothing": answer(lambda found, values, mask: found + torch.arange(len(found))),
+        "what-follows-the-end-is-inert": answer(lambda found, values, mask: values.mean(-1)),
+        "repeats-itself": answer(lambda found, values, mask: found + torch.rand(())),
+        "inputs-stay-as-they-are": answer(lambda found, values, mask: values.zero_()[:, 0] + found),
+        "higher-is-surer": answer(lambda found, values, mask: -found),
     },
     "Policy": {
         "one-level-per-image": policy(lambda chosen, s, t: chosen.float()),

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tokenflex import registry
 from tokenflex.checkpoint import KINDS
 from tokenflex.contracts import ComponentConfig
 from tokenflex.registry import BUILT_IN
@@ -16,7 +17,7 @@ from tokenflex.testing import ConformanceError, cases, check_component
 
 BUILT_INS = [
     kind.get(name).Config()
-    for kind in KINDS.values()
+    for kind in (*KINDS.values(), registry.confidences)
     for name in kind.names()
     if kind.provider(name).distribution == BUILT_IN
 ]

@@ -76,7 +76,9 @@ def _of_class(found: type, options: argparse.Namespace) -> Any:
             )
         return report
     if not issubclass(found, Component):
-        raise ConfigError(f"{options.part} is {found.__name__}, which is no scaler, router, voter, policy or host.")
+        raise ConfigError(
+            f"{options.part} is {found.__name__}, which is no scaler, router, voter, policy, confidence or host."
+        )
     settings = {key: _yaml(value) for key, value in _pairs(options.settings, "--set KEY=VALUE").items()}
     expected = _pairs(options.expect, "--expect CHECK=REASON")
     try:

@@ -3,8 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tokenflex.contracts import Component, ComponentConfig, Policy, Router, Scaler, Voter
-from tokenflex.testing import component_checks, policy_checks, router_checks, scaler_checks, voter_checks
+from tokenflex.contracts import Component, ComponentConfig, Confidence, Policy, Router, Scaler, Voter
+from tokenflex.testing import (
+    component_checks,
+    confidence_checks,
+    policy_checks,
+    router_checks,
+    scaler_checks,
+    voter_checks,
+)
 from tokenflex.testing.bench import Bench, Check, Skip
 from tokenflex.testing.report import Report, Result
 
@@ -13,6 +20,7 @@ CHECKS: Mapping[type[Component], tuple[Check, ...]] = {
     Router: (*component_checks.CHECKS, *router_checks.CHECKS),
     Voter: (*component_checks.CHECKS, *voter_checks.CHECKS),
     Policy: (*component_checks.CHECKS, *policy_checks.CHECKS),
+    Confidence: (*component_checks.CHECKS, *confidence_checks.CHECKS),
 }
 
 
@@ -46,7 +54,7 @@ def cases(config: ComponentConfig, *, levels: int = 5) -> list[Case]:
         levels: number of granularities that a router, voter or policy is built for, 1 to 5.
 
     Raises:
-        TypeError: the config belongs to no scaler, router, voter or policy.
+        TypeError: the config belongs to no scaler, router, voter, policy or confidence.
     """
     owner = type(config).owner
     for kind, checks in CHECKS.items():
@@ -66,7 +74,7 @@ def check_component(
         expected_failures: check -> reason why this part breaks it; should it pass, that is a failure too.
 
     Raises:
-        TypeError: the config belongs to no scaler, router, voter or policy.
+        TypeError: the config belongs to no scaler, router, voter, policy or confidence.
         ValueError: an expected failure names no check, or gives no reason.
     """
     expected = dict(expected_failures or {})
