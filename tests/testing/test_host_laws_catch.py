@@ -105,6 +105,14 @@ class Disordered(GridAdapter):
         return super().splice(batch, images, scaled, padding_side, rows and rows[::-1])
 
 
+class Lingering(GridAdapter):
+    """Leaves smaller pictures their pixels."""
+
+    def resized(self, batch, shares):
+        small = super().resized(batch, shares)
+        return replace(small, inputs={**batch.inputs, **small.inputs})
+
+
 BROKEN = {
     **dict.fromkeys(
         ("logits", "greedy", "beams", "samples", "static-cache", "prompt-lookup", "assisted", "chunked-prefill"),
@@ -125,6 +133,7 @@ BROKEN = {
     "packed": Misplaced,
     "ragged": Disordered,
     "attention": Comparing,
+    "resized": Lingering,
 }
 READABLE = "paligemma"
 """A host whose vision tower can be read; that of qwen2_vl can't."""

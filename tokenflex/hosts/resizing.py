@@ -180,7 +180,9 @@ def rewritten(batch: HostBatch, runs: Sequence[Sequence[int]], pad_token_id: int
     text = {name: value.to(_device(batch.inputs.get(name), home)) for name, value in cpu.items()}
     places = placeholders.places(plan, batch.spans, [sum(one) for one in runs])
     spans = [replace(span, at=torch.from_numpy(at)) for span, (_, at) in zip(batch.spans, places, strict=True)]
-    return Rewritten(text, cpu, tuple(spans), placeholders.index(plan))
+    origin = placeholders.index(plan)
+    mask = cpu.get("attention_mask")
+    return Rewritten(text, cpu, tuple(spans), origin if mask is None else origin.masked_fill(mask == 0, -1))
 
 
 def _device(tensor: Any, home: torch.device) -> torch.device:

@@ -94,3 +94,16 @@ def close(one: Tensor, other: Tensor, what: str) -> None:
 def off(one: Tensor, other: Tensor) -> float:
     """Largest difference; infinite between shapes."""
     return (one - other).abs().max().item() if one.shape == other.shape else float("inf")
+
+
+def snapshot(host: Any) -> tuple[Any, ...]:
+    """A host's tensors, and its classes, hooks and settings."""
+    hooks = [[dict(m._forward_hooks), dict(m._forward_pre_hooks), dict(m._backward_hooks)] for m in host.modules()]
+    classes = [dict(kind.__dict__) for kind in {type(m) for m in host.modules()}]
+    return (
+        {name: tensor.clone() for name, tensor in host.state_dict().items()},
+        classes,
+        hooks,
+        host.config.to_dict(),
+        host.generation_config.to_dict(),
+    )

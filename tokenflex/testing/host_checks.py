@@ -26,9 +26,11 @@ from tokenflex.testing.host_bench import (
     close,
     labels_of,
     off,
+    snapshot,
 )
 from tokenflex.testing.ragged_checks import groups_give_what_padding_gives
 from tokenflex.testing.report import Report, Result
+from tokenflex.testing.resize_checks import smaller_pictures_are_pictures
 from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP, Row, TinyHost
 
 
@@ -139,11 +141,11 @@ def labels_stay_on_their_words(bench: HostBench) -> None:
 def host_is_untouched(bench: HostBench) -> None:
     """Its tensors, classes, hooks and settings."""
     bench.host(**bench.batch())  # transformers installs its own recording hooks on first use
-    before = _snapshot(bench.host)
+    before = snapshot(bench.host)
     spliced = bench.shortened(bench.batch(), LEVELS)
     bench.host(**spliced.inputs)
     bench.host.generate(**bench.shortened(bench.batch(), LEVELS, "left").inputs, max_new_tokens=2)
-    after = _snapshot(bench.host)
+    after = snapshot(bench.host)
     assert before[0].keys() == after[0].keys(), "the host's tensors have other names"
     changed = [name for name, tensor in before[0].items() if not torch.equal(tensor, after[0][name])]
     assert not changed, f"the host's {changed} changed"
@@ -221,6 +223,7 @@ CHECKS = (
     HostCheck("packed", "rows packed into one keep apart", packed_rows_keep_apart),
     HostCheck("ragged", "rows read in groups give what the padded batch gives", groups_give_what_padding_gives),
     HostCheck("attention", "the tower's attention belongs to the picture's tokens", attention_belongs_to_the_picture),
+    HostCheck("resized", "smaller pictures are given to the host as pictures", smaller_pictures_are_pictures),
     HostCheck("videos", "clips keep the laws", videos_too),
 )
 
@@ -278,15 +281,3 @@ def _real_rows(bench: HostBench, inputs: Mapping[str, Any]) -> list[Tensor]:
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
     return [row[keep != 0] for row, keep in zip(logits, mask, strict=True)]
-
-
-def _snapshot(host: Any) -> tuple[Any, ...]:
-    hooks = [[dict(m._forward_hooks), dict(m._forward_pre_hooks), dict(m._backward_hooks)] for m in host.modules()]
-    classes = [dict(kind.__dict__) for kind in {type(m) for m in host.modules()}]
-    return (
-        {name: tensor.clone() for name, tensor in host.state_dict().items()},
-        classes,
-        hooks,
-        host.config.to_dict(),
-        host.generation_config.to_dict(),
-    )
