@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from packaging.version import Version
 from tokenizers.processors import TemplateProcessing
@@ -13,24 +14,38 @@ from transformers import AutoModelForImageTextToText
 
 import tokenflex
 from tokenflex.catalog import HOSTS_SINCE
-from tokenflex.contracts import Decision
+from tokenflex.contracts import Decision, Tried
 from tokenflex.errors import ConfigError
 from tokenflex.quickstart import evaluate
 from tokenflex.quickstart.evaluate import Answers
 from tokenflex.quickstart.host import seeded
 from tokenflex.quickstart.pictures import COARSE_KINDS, FINE_KINDS, INKS, exam, pictures, words
-from tokenflex.quickstart.run import Plan, run
+from tokenflex.quickstart.recipe import Plan
+from tokenflex.quickstart.run import run
+from tokenflex.quickstart.tower import TowerWork
 
 ROUTERS = ("router", "random_router", "reconstruction_router", "random_reconstruction")
+ESCALATED = ("escalate", "router_escalate")
+
+
+def tiny(**settings):
+    """The recipe in small; a promise with one wrong answer in five needs few questions."""
+    plan = Plan()
+    phases = tuple(replace(phase, rows=2, steps=2) for phase in plan.phases)
+    sizes = {"stock": 20, "questions": 36, "calibration": 24, "risk": 0.2, "confidence": 0.9, "pretrain_steps": 2}
+    return replace(plan, phases=phases, **{**sizes, **settings})
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
-    plan = Plan()
-    phases = tuple(replace(phase, rows=2, steps=2) for phase in plan.phases)
-    small = replace(plan, stock=20, questions=36, pretrain_steps=2, phases=phases)
-    return run(folder, seed=1, device="cpu", plan=small), folder
+    return run(folder, seed=1, device="cpu", plan=tiny()), folder
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sized")
+    return run(folder, seed=1, device="cpu", levels="resolution", plan=tiny()), folder
 
 
 @pytest.mark.parametrize("beginning", ["", "{{ bos_token }} "])
@@ -58,9 +73,7 @@ def composed(tmp_path_factory):
     if Version(transformers.__version__) < Version(needed):
         pytest.skip(f"composed models are served from transformers {needed} on")
     folder = tmp_path_factory.mktemp("composed")
-    plan = Plan()
-    phases = tuple(replace(phase, rows=2, steps=2) for phase in plan.phases)
-    small = replace(plan, stock=20, questions=30, pretrain_steps=2, phases=phases)
+    small = tiny(questions=30)
     return run(folder, seed=1, device="cpu", host="composed", levels="sandwich", plan=small), folder
 
 
@@ -77,7 +90,7 @@ def test_a_composed_host_goes_through_the_same_recipe(composed):
 
 
 def test_unknown_hosts_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="host 'llama' isn't known; use llava-next or composed"):
+    with pytest.raises(ConfigError, match=r"host 'llama' isn't known; use llava-next, composed, qwen2\.5-vl"):
         run(tmp_path, host="llama")
     with pytest.raises(ConfigError, match="levels='some'; use one of all, sandwich"):
         run(tmp_path, levels="some")
@@ -134,8 +147,15 @@ def test_report_says_everything(result):
     assert report["fine_share"] == pytest.approx(1 / 3, abs=1e-3)
     assert [level["tokens_mean"] for level in report["levels"]] == [4, 8, 14, 28, 52]
     routers = [report[name] for name in ROUTERS]
-    for entry in (*report["levels"], *routers, report["oracle"]):
+    escalated = [report[name] for name in ESCALATED]
+    for entry in (*report["levels"], *routers, *escalated, report["oracle"]):
         assert set(entry["accuracy_by_kind"]) == {*FINE_KINDS, *COARSE_KINDS}
+        assert entry["tower"] == 1.0
+    for entry in escalated:
+        assert 1 <= entry["passes_mean"] <= 2
+        assert entry["escalate"]["risk"] == 0.2
+    most = report["levels"][0]["tokens_mean"] + report["levels"][-1]["tokens_mean"]
+    assert report["levels"][0]["tokens_mean"] <= report["escalate"]["tokens_mean"] <= most
     assert sum(sum(counts) for counts in report["router"]["choices_by_kind"].values()) == 36
     assert len([name for name in report["seconds"] if name.startswith("stage")]) == 5
     page = (folder / "report.html").read_text()
@@ -145,10 +165,41 @@ def test_report_says_everything(result):
 
 
 def test_the_model_it_leaves_loads(result):
-    _, folder = result
+    report, folder = result
     flex = AutoModelForImageTextToText.from_pretrained(folder / "model")
     assert isinstance(flex, tokenflex.FlexModel)
     assert flex.compressor.num_levels == 5
+    assert flex.escalate.to_dict() == report["escalate"]["escalate"]
+
+
+def test_levels_can_be_sizes_of_the_picture(sized):
+    report, folder = sized
+    assert report["host"] == "qwen2.5-vl"
+    assert [level["tokens_mean"] for level in report["levels"]] == [2, 8, 18, 32]
+    towers = [level["tower"] for level in report["levels"]]
+    assert towers == sorted(towers)
+    assert towers[-1] == 1
+    assert towers[0] < 0.1
+    assert "reconstruction_router" not in report
+    assert report["router"]["tower"] >= report["random_router"]["tower"]
+    assert "the cells of the picture" in (folder / "report.html").read_text()
+    flex = AutoModelForImageTextToText.from_pretrained(folder / "model")
+    assert flex.compressor.scaler.shares == (1 / 16, 1 / 4, 9 / 16, 1.0)
+
+
+def test_sizes_need_a_host_of_any_size(tmp_path):
+    with pytest.raises(ConfigError, match="pictures of any size; host 'llava-next' has one"):
+        run(tmp_path, host="llava-next", levels="resolution")
+
+
+def test_the_tower_is_counted_once_per_size():
+    work = TowerWork({0.25: 10, 1.0: 50}, (0.25, 0.25, 1.0), looks=True)
+    scores = torch.zeros(3)
+    assert work.of(Decision(2, None, 8, 8)) == 50
+    assert work.of(Decision(2, scores, 8, 8)) == 60
+    assert work.of(Decision(1, scores, 8, 8)) == 10
+    tried = (Tried(0, 2, 0.1, 0.5), Tried(1, 4, 0.2, 0.5), Tried(2, 8))
+    assert work.of(Decision(2, None, 14, 8, tried)) == 60
 
 
 def test_comparison_of_settings():
@@ -158,11 +209,16 @@ def test_comparison_of_settings():
     table = np.array([[0, 1], [1, 1]], dtype=bool).repeat(count // 2, axis=1)
     costs = np.array([2, 6])[:, None].repeat(count, axis=1)
     texts = ("",) * count
-    levels = [Answers(texts, table[i], costs[i], np.full(count, i)) for i in (0, 1)]
+    once, work = np.ones(count), np.array([1.0, 4.0])[:, None].repeat(count, axis=1)
+    levels = [Answers((str(i),) * count, table[i], costs[i], np.full(count, i), once, work[i]) for i in (0, 1)]
     picks = np.where(np.arange(count) < count // 4, 1, 0)
     places = np.arange(count)
-    routed = Answers(texts, table[picks, places], costs[picks, places], picks)
-    found = evaluate.compare(levels, routed, levels[0], questions, seed=0)
+    routed = Answers(texts, table[picks, places], costs[picks, places], picks, once, work[picks, places] + 1)
+    said = tuple("1" if pick else "0" for pick in picks)
+    unsure = Answers(said, table[picks, places], costs[0] + picks * costs[1], picks, once + picks, work[0])
+    promise = tokenflex.Escalate(risk=0.1, confidence=0.9, threshold=0.5)
+    routers = {"router": routed, "reconstruction_router": levels[0]}
+    found = evaluate.compare(levels, routers, questions, 0, {"escalate": (unsure, promise)})
     assert [level["accuracy"] for level in found["levels"]] == [0.5, 1.0]
     assert found["router"]["accuracy"] == 0.75
     assert found["router"]["tokens_mean"] == found["random_router"]["tokens_mean"] == 3.0
@@ -170,6 +226,12 @@ def test_comparison_of_settings():
     assert found["reconstruction_router"]["accuracy"] == found["random_reconstruction"]["accuracy"] == 0.5
     assert found["oracle"]["accuracy"] == 1.0
     assert found["oracle"]["tokens_mean"] == 4.0
+    assert [level["tower"] for level in found["levels"]] == [0.25, 1.0]
+    assert found["router"]["tower"] == (0.75 * 2 + 0.25 * 5) / 4
+    assert found["random_router"]["tower"] == (0.75 * 1 + 0.25 * 4) / 4
+    assert found["escalate"]["tokens_mean"] == 2 + 6 / 4
+    assert found["escalate"]["passes_mean"] == 1.25
+    assert found["escalate"]["differs_from_finest"] == 0.75
     assert sum(sum(counts) for counts in found["router"]["choices_by_kind"].values()) == count
 
 

@@ -25,15 +25,17 @@ def register(commands: Any) -> None:
     )
     parser.add_argument(
         "--host",
-        choices=("llava-next", "composed"),
-        default="llava-next",
-        help="llava-next, or composed: a timm encoder and a Llama put together (needs the extra 'custom')",
+        choices=("auto", "llava-next", "composed", "qwen2.5-vl"),
+        default="auto",
+        help="llava-next; composed: a timm encoder and a Llama put together (needs the extra 'custom'); qwen2.5-vl; "
+        "auto: llava-next, or qwen2.5-vl for --levels resolution (default: auto)",
     )
     parser.add_argument(
         "--levels",
-        choices=("all", "sandwich"),
+        choices=("all", "sandwich", "resolution"),
         default="all",
-        help="levels per step of stage 3: all, or finest, coarsest and a random one between (default: all)",
+        help="levels per step of stage 3: all, or finest, coarsest and a random one between; or resolution: levels are "
+        "sizes of the picture, chosen before the vision tower runs (default: all)",
     )
     parser.add_argument(
         "--router-rows",

@@ -1,7 +1,7 @@
 """The exam: every held-out question answered with ``generate``, at every level and routed."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,48 +10,81 @@ from transformers import ProcessorMixin
 
 from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
-from tokenflex.model import FlexModel
+from tokenflex.model import Escalate, FlexModel
 from tokenflex.quickstart.pictures import COARSE_KINDS, FINE_KINDS, Picture, Question, row
+from tokenflex.quickstart.tower import TowerWork, tower_work
 
 BATCH, SHUFFLES = 96, 200
+ANSWER = 3
+"""Tokens of an answer, at most."""
 Exam = Sequence[tuple[Picture, Question]]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One setting's answers to the whole exam, in order."""
+    """One setting's answers to the whole exam, in order.
+
+    Attributes:
+        tokens: visual tokens of all passes of the language model.
+        levels: of the answers.
+        passes: of the language model.
+        tower: FLOPs of the vision tower.
+    """
 
     texts: tuple[str, ...]
     right: np.ndarray
     tokens: np.ndarray
     levels: np.ndarray
+    passes: np.ndarray
+    tower: np.ndarray
 
 
-def answer(
-    flex: FlexModel, processor: ProcessorMixin, exam: Exam, level: int | None, tick: Callable[[], None]
-) -> Answers:
-    """Generate an answer to every question.
-
-    Args:
-        level: None lets the router decide.
-        tick: called after every batch.
-    """
-    texts: list[str] = []
-    decisions: list[Decision] = []
+def batches(flex: FlexModel, processor: ProcessorMixin, exam: Exam) -> Iterator[dict[str, Any]]:
+    """The exam's questions as the processor makes them, without their answers."""
     for start in range(0, len(exam), BATCH):
         batch = exam[start : start + BATCH]
         prompts = [row(picture, [question])["messages"][:1] for picture, question in batch]
         questions = [written(processor, p, f"question {start + i}", reply=True) for i, p in enumerate(prompts)]
         images = [picture.image for picture, _ in batch]
         options: Any = {"padding": True, "return_tensors": "pt", **special_tokens(processor, questions)}
-        inputs: Any = processor(images=images, text=questions, **options).to(flex.device)
-        output = flex.generate(**inputs, level=level, max_new_tokens=3, return_dict_in_generate=True)
+        yield dict(processor(images=images, text=questions, **options).to(flex.device))
+
+
+def answer(
+    flex: FlexModel,
+    processor: ProcessorMixin,
+    exam: Exam,
+    level: int | None,
+    tick: Callable[[], None],
+    escalate: Escalate | None = None,
+) -> Answers:
+    """Generate an answer to every question.
+
+    Args:
+        level: None lets the router decide.
+        tick: called after every batch.
+        escalate: go on to finer levels where the language model is unsure.
+    """
+    texts: list[str] = []
+    decisions: list[Decision] = []
+    work: TowerWork | None = None
+    for inputs in batches(flex, processor, exam):
+        work = work or tower_work(flex, inputs)
+        asked: dict[str, Any] = {"level": level} if escalate is None else {"escalate": escalate}
+        output = flex.generate(**inputs, **asked, max_new_tokens=ANSWER, return_dict_in_generate=True)
         new = output.sequences[:, inputs["input_ids"].shape[1] :]
         texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
         decisions += output.decisions
         tick()
-    right = np.array([text == question.answer for text, (_, question) in zip(texts, exam, strict=True)])
-    return Answers(tuple(texts), right, np.array([d.tokens for d in decisions]), np.array([d.level for d in decisions]))
+    assert work is not None
+    return Answers(
+        texts=tuple(texts),
+        right=np.array([text == question.answer for text, (_, question) in zip(texts, exam, strict=True)]),
+        tokens=np.array([d.tokens for d in decisions]),
+        levels=np.array([d.level for d in decisions]),
+        passes=np.array([len(d.tried) or 1 for d in decisions]),
+        tower=np.array([work.of(d) for d in decisions], dtype=np.float64),
+    )
 
 
 def summarise(right: np.ndarray, tokens: np.ndarray, exam: Exam) -> dict[str, Any]:
@@ -66,38 +99,62 @@ def summarise(right: np.ndarray, tokens: np.ndarray, exam: Exam) -> dict[str, An
     }
 
 
-def compare(levels: Sequence[Answers], routed: Answers, untrained: Answers, exam: Exam, seed: int) -> dict[str, Any]:
-    """Every fixed level, the trained router, one without training, the choices of each dealt out at random, the oracle.
+def compare(
+    levels: Sequence[Answers],
+    routers: Mapping[str, Answers],
+    exam: Exam,
+    seed: int,
+    escalated: Mapping[str, tuple[Answers, Escalate]] | None = None,
+) -> dict[str, Any]:
+    """Every fixed level, routers, the choices of each dealt out at random, escalation, the oracle.
 
     Random choices are the mean over 200 shuffles of a router's own among the questions; the oracle takes the coarsest
-    level that answers right (the coarsest of all where none does).
+    level that answers right (the coarsest of all where none does). Towers are compared with that of the finest level.
 
     Args:
-        untrained: the reconstruction router's answers.
+        routers: by name, ``router`` or ``..._router``; ``random_...`` are its choices dealt out at random.
+        escalated: by name, answers and what they were allowed to.
     """
     table = np.stack([answers.right for answers in levels])
     costs = np.stack([answers.tokens for answers in levels])
+    work = np.stack([answers.tower for answers in levels]) / levels[-1].tower
     places = np.arange(len(exam))
     best = np.where(table.any(0), table.argmax(0), 0)
+
+    def told(answers: Answers) -> dict[str, Any]:
+        tower = float(answers.tower.mean() / levels[-1].tower.mean())
+        return {**summarise(answers.right, answers.tokens, exam), "tower": round(tower, 4)}
 
     def dealt(answers: Answers) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
         shuffles = [rng.permutation(answers.levels) for _ in range(SHUFFLES)]
         chance = np.mean([table[deal, places] for deal in shuffles], axis=0)
-        return summarise(chance, np.mean([costs[deal, places] for deal in shuffles], axis=0), exam)
+        found = summarise(chance, np.mean([costs[deal, places] for deal in shuffles], axis=0), exam)
+        return {**found, "tower": round(float(np.mean([work[deal, places] for deal in shuffles])), 4)}
 
     def chosen(answers: Answers) -> dict[str, Any]:
         choices: dict[str, Counter[int]] = defaultdict(Counter)
         for level, (_, question) in zip(answers.levels.tolist(), exam, strict=True):
             choices[question.kind][level] += 1
         counts = {kind: [count[level] for level in range(len(levels))] for kind, count in sorted(choices.items())}
-        return {**summarise(answers.right, answers.tokens, exam), "choices_by_kind": counts}
+        return {**told(answers), "choices_by_kind": counts}
+
+    def promised(answers: Answers, escalate: Escalate) -> dict[str, Any]:
+        differs = np.array([one != other for one, other in zip(answers.texts, levels[-1].texts, strict=True)])
+        return {
+            **chosen(answers),
+            "passes_mean": round(float(answers.passes.mean()), 4),
+            "differs_from_finest": round(float(differs.mean()), 4),
+            "escalate": escalate.to_dict(),
+        }
 
     return {
-        "levels": [summarise(answers.right, answers.tokens, exam) for answers in levels],
-        "router": chosen(routed),
-        "random_router": dealt(routed),
-        "reconstruction_router": chosen(untrained),
-        "random_reconstruction": dealt(untrained),
-        "oracle": summarise(table[best, places], costs[best, places], exam),
+        "levels": [told(answers) for answers in levels],
+        **{name: chosen(answers) for name, answers in routers.items()},
+        **{f"random_{name.removesuffix('_router')}": dealt(answers) for name, answers in routers.items()},
+        **{name: promised(*found) for name, found in (escalated or {}).items()},
+        "oracle": {
+            **summarise(table[best, places], costs[best, places], exam),
+            "tower": round(float(work[best, places].mean()), 4),
+        },
     }

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from tokenflex.composed import compose
 from tokenflex.errors import ConfigError
+from tokenflex.quickstart import qwen_host
 from tokenflex.quickstart.host import TILE, build_tokenizer, seeded, text_config
+from tokenflex.quickstart.pictures import COLS, ROWS
 
 TIMM = {"embed_dim": 96, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0}
 
@@ -52,7 +54,7 @@ def check(name: str) -> None:
         ConfigError: with the known ones.
     """
     if name not in HOSTS:
-        raise ConfigError(f"quickstart host {name!r} isn't known; use {' or '.join(HOSTS)}.")
+        raise ConfigError(f"quickstart host {name!r} isn't known; use {', '.join(HOSTS)}.")
 
 
 def _llava_next(seed: int, device: torch.device) -> SmallHost:
@@ -89,4 +91,23 @@ def _composed(seed: int, device: torch.device) -> SmallHost:
     return SmallHost(model, processor, tower, look, TIMM["embed_dim"], tiles=1)
 
 
-HOSTS: dict[str, Callable[[int, torch.device], SmallHost]] = {"llava-next": _llava_next, "composed": _composed}
+def _qwen2_5_vl(seed: int, device: torch.device) -> SmallHost:
+    """The whole picture as 8 x 16 patches, four of which are merged into a token."""
+    made, processor = qwen_host.seeded(seed)
+    model: Any = nn.Module.to(made, device)
+    tower, cells = model.model.visual, ROWS * COLS
+    grid = torch.tensor([[1, ROWS * qwen_host.MERGE, COLS * qwen_host.MERGE]], device=device)
+
+    def look(pixels: Tensor) -> Tensor:
+        pictures = len(pixels) // (cells * qwen_host.MERGE**2)
+        merged = tower(pixels, grid.expand(pictures, -1)).pooler_output
+        return merged.unflatten(0, (pictures, 1, cells))
+
+    return SmallHost(model, processor, tower, look, qwen_host.WIDTH, tiles=1)
+
+
+HOSTS: dict[str, Callable[[int, torch.device], SmallHost]] = {
+    "llava-next": _llava_next,
+    "composed": _composed,
+    "qwen2.5-vl": _qwen2_5_vl,
+}

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,35 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from tokenflex.contracts import Grid
 from tokenflex.files import locked, write_whole
 from tokenflex.ops.pooling import Windows
 from tokenflex.quickstart.evaluate import Answers, Exam
 from tokenflex.quickstart.pictures import CELL, COARSE_KINDS, FINE_KINDS
 
+Draw = Callable[[Image.Image, int], Image.Image]
+"""From a picture and a level to a drawing of what was kept."""
 KINDS = (*FINE_KINDS, *COARSE_KINDS)
 SHOWN = 24
 ZOOM = 3
 
 
+SETTINGS = (
+    ("router", "router", "*", "#dc2626"),
+    ("random_router", "random router", "x", "#ca8a04"),
+    ("reconstruction_router", "reconstruction", "P", "#2563eb"),
+    ("random_reconstruction", "random reconstr.", "+", "#93c5fd"),
+    ("escalate", "escalate", "^", "#7c3aed"),
+    ("router_escalate", "router, escalate", "v", "#c026d3"),
+    ("oracle", "oracle", "D", "#16a34a"),
+)
+"""Key of the result, name in tables, marker and colour in the plot; those without an entry weren't run."""
+
+
 def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The table's lines: a name and a summary each."""
     levels = [(f"level {i}", summary) for i, summary in enumerate(result["levels"])]
-    return [
-        *levels,
-        ("router", result["router"]),
-        ("random router", result["random_router"]),
-        ("reconstruction", result["reconstruction_router"]),
-        ("random reconstr.", result["random_reconstruction"]),
-        ("oracle", result["oracle"]),
-    ]
+    return [*levels, *((name, result[key]) for key, name, _, _ in SETTINGS if key in result)]
 
 
 def show(console: Console, result: dict[str, Any], folder: Path) -> None:
@@ -43,24 +52,46 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     finest = result["levels"][-1]["tokens_mean"]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("setting", no_wrap=True)
-    for head in ("tokens", "share", "accuracy", *KINDS):
+    for head in ("tokens", "share", "tower", "right", *KINDS):
         table.add_column(head, justify="right", no_wrap=True)
     for name, summary in rows(result):
         kinds = (f"{summary['accuracy_by_kind'][kind]:.2f}" for kind in KINDS)
-        tokens = summary["tokens_mean"]
-        table.add_row(name, f"{tokens:.1f}", f"{100 * tokens / finest:.0f} %", f"{summary['accuracy']:.3f}", *kinds)
+        tokens, tower = summary["tokens_mean"], f"{100 * summary['tower']:.0f} %"
+        share = f"{100 * tokens / finest:.0f} %"
+        table.add_row(name, f"{tokens:.1f}", share, tower, f"{summary['accuracy']:.3f}", *kinds)
     console.print(table)
     console.print(
         f"{result['questions']} held-out questions, answered with generate; {100 * result['fine_share']:.0f} % of them "
-        f"need fine detail ({', '.join(FINE_KINDS)}). Tokens: visual tokens per picture, mean. Random router: the "
-        "router's own choices, dealt out at random. Reconstruction: a router without training, "
-        "which looks at the picture only; random reconstr.: its own choices at random."
+        f"need fine detail ({', '.join(FINE_KINDS)}). Tokens: visual tokens per picture, mean, of all passes. Tower: "
+        "work of the vision tower, of that at the finest level. Random router: the router's own choices, dealt out at "
+        "random. Reconstruction: a router without training, which looks at the picture only; random reconstr.: its own "
+        "choices at random."
     )
+    for line in promises(result):
+        console.print(line)
     spent = sum(result["seconds"].values())
     console.print(f"{spent:.0f} s on {result['device']}. Wrote report.json, report.html and model/ to {folder}")
 
 
-def write(folder: Path, result: dict[str, Any], exam: Exam, finest: Answers, routed: Answers, windows: Windows) -> None:
+def promises(result: dict[str, Any]) -> list[str]:
+    """What was promised of each way of escalating, and what came of it."""
+    found: list[str] = []
+    for key, name, _, _ in SETTINGS:
+        summary = result.get(key, {})
+        told = summary.get("escalate")
+        if told is None:
+            continue
+        start = "no router was asked" if key == "escalate" else "the router's level is the first that is tried"
+        found.append(
+            f"{name[0].upper()}{name[1:]}: {start}. Calibrated on {told['calibrated']['rows']} other questions: with "
+            f"probability {told['confidence']:g} at most {100 * told['risk']:g} % of the answers differ from the "
+            f"finest level's. On these questions {100 * summary['differs_from_finest']:.1f} % did, with "
+            f"{summary['passes_mean']:.2f} passes of the language model per question."
+        )
+    return found
+
+
+def write(folder: Path, result: dict[str, Any], exam: Exam, finest: Answers, routed: Answers, draw: Draw) -> None:
     """Write ``report.json`` and ``report.html``, each complete or not at all."""
     source = files("tokenflex.quickstart").joinpath("report.html.jinja").read_text(encoding="utf-8")
     template = Environment(autoescape=select_autoescape(default=True)).from_string(source)
@@ -71,7 +102,8 @@ def write(folder: Path, result: dict[str, Any], exam: Exam, finest: Answers, rou
         fine_kinds=FINE_KINDS,
         finest=result["levels"][-1]["tokens_mean"],
         plot=plot(result),
-        cards=cards(exam, finest, routed, windows),
+        promises=promises(result),
+        cards=cards(exam, finest, routed, draw),
     )
     with locked(folder):
         write_whole(folder / "report.json", json.dumps(result, indent=2) + "\n")
@@ -91,14 +123,10 @@ def plot(result: dict[str, Any]) -> str:
             color="#64748b",
             label="fixed level",
         )
-        for key, label, marker, colour in (
-            ("router", "router", "*", "#dc2626"),
-            ("random_router", "random router", "x", "#ca8a04"),
-            ("reconstruction_router", "reconstruction router (no training)", "P", "#2563eb"),
-            ("random_reconstruction", "its choices at random", "+", "#93c5fd"),
-            ("oracle", "oracle", "D", "#16a34a"),
-        ):
-            point = result[key]
+        for key, label, marker, colour in SETTINGS:
+            point = result.get(key)
+            if point is None:
+                continue
             size = 16 if marker == "*" else 9
             axes.plot(
                 point["tokens_mean"], point["accuracy"], marker, color=colour, markersize=size, label=label,
@@ -112,7 +140,7 @@ def plot(result: dict[str, Any]) -> str:
     return target.getvalue()[target.getvalue().index("<svg") :]
 
 
-def cards(exam: Exam, finest: Answers, routed: Answers, windows: Windows) -> list[dict[str, Any]]:
+def cards(exam: Exam, finest: Answers, routed: Answers, draw: Draw) -> list[dict[str, Any]]:
     """The first questions of each kind, with the routed answer and the chosen grid drawn over the picture."""
     shown: list[dict[str, Any]] = []
     per_kind = -(-SHOWN // len(KINDS))
@@ -132,22 +160,52 @@ def cards(exam: Exam, finest: Answers, routed: Answers, windows: Windows) -> lis
                     "level": level,
                     "tokens": int(routed.tokens[i]),
                     "of": int(finest.tokens[i]),
-                    "image": _embedded(gridded(picture.image, windows[level])),
+                    "image": _embedded(draw(picture.image, level)),
                 }
             )
     return shown
 
 
-def gridded(image: Image.Image, window: tuple[int, int]) -> Image.Image:
-    """The picture, enlarged, with the cells of the local tiles' pooled grid."""
+def pooled(windows: Windows) -> Draw:
+    """Draws the cells of the pooled grid, one per token."""
+
+    def draw(image: Image.Image, level: int) -> Image.Image:
+        down, across = windows[level]
+        return gridded(image, (float(down * CELL * ZOOM), float(across * CELL * ZOOM)))
+
+    return draw
+
+
+def resized(grids: Sequence[Grid]) -> Draw:
+    """Draws the picture as it was encoded, and its tokens.
+
+    Args:
+        grids: of the tokens, per level.
+    """
+
+    def draw(image: Image.Image, level: int) -> Image.Image:
+        grid = grids[level]
+        small = image.resize((grid.cols * CELL, grid.rows * CELL), Image.Resampling.BICUBIC)
+        shown = small.resize(image.size, Image.Resampling.NEAREST)
+        return gridded(shown, (image.height * ZOOM / grid.rows, image.width * ZOOM / grid.cols))
+
+    return draw
+
+
+def gridded(image: Image.Image, cell: tuple[float, float]) -> Image.Image:
+    """The picture, enlarged, with lines between cells.
+
+    Args:
+        cell: (height, width) in pixels of the enlarged picture.
+    """
     large = image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(large)
-    for x in range(0, large.width + 1, window[1] * CELL * ZOOM):
-        pen.line([(min(x, large.width - 1), 0), (min(x, large.width - 1), large.height)], fill=(255, 255, 255), width=1)
-    for y in range(0, large.height + 1, window[0] * CELL * ZOOM):
-        pen.line(
-            [(0, min(y, large.height - 1)), (large.width, min(y, large.height - 1))], fill=(255, 255, 255), width=1
-        )
+    for i in range(round(large.width / cell[1]) + 1):
+        x = min(round(i * cell[1]), large.width - 1)
+        pen.line([(x, 0), (x, large.height)], fill=(255, 255, 255), width=1)
+    for i in range(round(large.height / cell[0]) + 1):
+        y = min(round(i * cell[0]), large.height - 1)
+        pen.line([(0, y), (large.width, y)], fill=(255, 255, 255), width=1)
     return large
 
 
