@@ -21,8 +21,9 @@ def register(commands: Any) -> None:
         help="accuracy and visual tokens on a data set, at every level, routed, and against baselines",
         description="Answer the questions of a data set with generate, in one or many settings, and write "
         "summary.json, report.md and report.html. Stopped or killed, it goes on where it was; under torchrun each "
-        "process takes its share. Settings: levels, level:N, router, router@ratio=0.3 (or any other budget), random, "
-        "scaler:NAME, scaler:NAME:N. Without MODEL, the quickstart's model; without --data, the quickstart's exam.",
+        "process takes its share. Settings: levels, level:N, router, router@ratio=0.3 (or any other budget), "
+        "escalate@threshold=0.9, router+escalate@threshold=0.9, random, scaler:NAME, scaler:NAME:N. Without MODEL, the "
+        "quickstart's model; without --data, the quickstart's exam.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder or hub id of a saved FlexModel")
     parser.add_argument("--host", help="folder or hub id of a plain host, instead of MODEL")
@@ -91,7 +92,7 @@ def _answer(options: argparse.Namespace) -> dict[str, int]:
     )
     questions, data, metric = _questions(options, processor)
     settings = parse(flex, options.settings or ["levels", *([] if _untrained(options) else ["router"])])
-    _refuse_untrained(options, [setting.group for setting in settings])
+    _refuse_untrained(options, [setting.name for setting in settings])
     with _bar(processes, rank) as (begun, tick):
         evaluation = evaluate(
             flex, processor, questions, metric, settings, options.out,
@@ -111,10 +112,10 @@ def _untrained(options: argparse.Namespace) -> bool:
     return bool(options.host and not options.parts)
 
 
-def _refuse_untrained(options: argparse.Namespace, groups: Sequence[str]) -> None:
+def _refuse_untrained(options: argparse.Namespace, names: Sequence[str]) -> None:
     from tokenflex.errors import ConfigError
 
-    if _untrained(options) and {"router", "budget"}.intersection(groups):
+    if _untrained(options) and any(name.startswith("router") for name in names):
         raise ConfigError("--host without --parts has no trained router; give --parts, or leave the router out.")
 
 
@@ -194,14 +195,16 @@ def _show(summary: Any, folder: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tokenflex.evaluation.report import HEADER, NARROW, NOTES, facts, lines
+    from tokenflex.evaluation.report import HEADER, NARROW, facts, header, lines, notes
 
     console = Console()
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i in NARROW:
-        table.add_column(HEADER[i], justify="right" if i else "left", no_wrap=True)
+    heads = header(summary)
+    shown = (*NARROW, *range(len(HEADER), len(heads)))
+    for i in shown:
+        table.add_column(heads[i], justify="right" if i else "left", no_wrap=True)
     for line in lines(summary):
-        table.add_row(*(line.cells[i] for i in NARROW))
+        table.add_row(*(line.cells[i] for i in shown))
     console.print(table)
-    console.print(f"{facts(summary)} {' '.join(NOTES)}")
+    console.print(f"{facts(summary)} {' '.join(notes(summary))}")
     console.print(f"Wrote summary.json, report.md and report.html to {folder}")

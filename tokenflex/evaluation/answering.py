@@ -62,6 +62,7 @@ class Batch:
             **inputs,
             level=setting.level,
             budget=setting.budget,
+            escalate=setting.escalate,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,

@@ -49,6 +49,8 @@ def _choices(axes: Axes, summary: Mapping[str, Any], settings: Mapping[str, Entr
         axes.annotate(text, (entry["tokens"], entry["score"]), (7, -9), textcoords="offset points", fontsize=8)
     if "router" in settings:
         _line(axes, [settings["router"]], "router", RED, "*", size=15)
+    escalated = {name: entry for name, entry in settings.items() if group_of(name) == "escalate"}
+    _line(axes, list(escalated.values()), "escalated, all passes", RED, "v")
     shuffled = list(summary["shuffled"].values())
     _line(axes, shuffled, "its choices shuffled", AMBER, "x")
     at_random = [entry for name, entry in settings.items() if group_of(name) == "random"]

@@ -5,7 +5,8 @@
                       and for some ``pictures`` for the report's gallery
 ``part-*.parquet``    one row per answer: ``place``, ``id``, ``setting``, ``answer``, ``score``, ``levels`` (one per
                       picture), ``tokens`` and ``of`` (visual tokens the language model saw, and would have seen
-                      without TokenFlex; over all pictures), and for the gallery ``cells`` (see
+                      without TokenFlex; over all pictures), ``passes`` of the language model and ``wasted``, the tokens
+                      of all but the last (null in files of older versions: 1 and 0), and for the gallery ``cells`` (see
                       `tokenflex.evaluation.drawing`)
 
 Files appear as a whole or not at all; an evaluation that was killed loses what it hadn't written and nothing else.
@@ -55,6 +56,8 @@ PART = pa.schema(
         ("levels", pa.list_(pa.int32())),
         ("tokens", pa.int32()),
         ("of", pa.int32()),
+        ("passes", pa.int32()),
+        ("wasted", pa.int32()),
         ("cells", pa.string()),
     ]
 )
@@ -73,6 +76,8 @@ class Record:
     tokens: int
     of: int
     cells: str | None = None
+    passes: int | None = 1
+    wasted: int | None = 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from tokenflex.evaluation.summary import Summary, summarise
 from tokenflex.files import locked, write_whole
 
 HEADER = ("setting", "score", "95 %", "tokens", "of finest", "against finest", "regret", "tokens too many")
+ESCALATED = ("passes", "tokens wasted")
+"""Further columns where answers escalated."""
 NARROW = (0, 1, 2, 3, 4, 6)
 """Columns that fit a terminal."""
 
@@ -28,7 +30,7 @@ class Line:
     """A setting as tables show it.
 
     Attributes:
-        cells: as in `HEADER`.
+        cells: as in `header`.
         kinds: score by kind.
         chosen: pictures by level, of settings that choose.
     """
@@ -62,10 +64,17 @@ def lines(summary: Summary) -> list[Line]:
     entries |= {f"{name}, shuffled": entry for name, entry in summary["shuffled"].items()}
     if summary["oracle"]:
         entries["oracle"] = summary["oracle"]
-    return [_line(name, entry, list(summary["kinds"])) for name, entry in entries.items()]
+    more = header(summary)[len(HEADER) :]
+    return [_line(name, entry, list(summary["kinds"]), bool(more)) for name, entry in entries.items()]
 
 
-def _line(name: str, entry: Mapping[str, Any], kinds: list[str]) -> Line:
+def header(summary: Summary) -> tuple[str, ...]:
+    """Of the columns of `lines`."""
+    escalated = any("passes" in entry for entry in summary["settings"].values())
+    return (*HEADER, *ESCALATED) if escalated else HEADER
+
+
+def _line(name: str, entry: Mapping[str, Any], kinds: list[str], escalated: bool) -> Line:
     low, high = entry["score_ci95"]
     cells = (
         name,
@@ -77,6 +86,9 @@ def _line(name: str, entry: Mapping[str, Any], kinds: list[str]) -> Line:
         "" if "regret" not in entry else f"{entry['regret']:.3f}",
         "" if "regret" not in entry else f"{entry['regret_tokens']:.1f}",
     )
+    if escalated:
+        told = "passes" in entry
+        cells += (f"{entry['passes']:.2f}", f"{entry['wasted']:.1f}") if told else ("", "")
     by_kind = tuple(f"{entry['by_kind'][kind]['score']:.3f}" for kind in kinds)
     return Line(name, entry["group"], cells, by_kind, tuple(entry.get("chosen", ())))
 
@@ -101,12 +113,21 @@ NOTES = (
     "choices dealt out at random, mean over all deals. Regret: the score that the best possible choices would add at "
     "the same mean tokens; tokens too many: what they would save at the same mean score.",
 )
+ABOUT_PASSES = (
+    "Passes: of the language model per question, mean; their tokens are all counted. Tokens wasted: those of all "
+    "passes but the last."
+)
+
+
+def notes(summary: Summary) -> tuple[str, ...]:
+    """What the columns mean."""
+    return NOTES if header(summary) == HEADER else (*NOTES, ABOUT_PASSES)
 
 
 def markdown(summary: Summary) -> str:
     """The tables as Markdown."""
     shown, kinds = lines(summary), list(summary["kinds"])
-    parts = ["# Evaluation", facts(summary), _table(HEADER, [line.cells for line in shown]), *NOTES]
+    parts = ["# Evaluation", facts(summary), _table(header(summary), [line.cells for line in shown]), *notes(summary)]
     if kinds:
         heads = [f"{kind} ({summary['kinds'][kind]})" for kind in kinds]
         parts += ["## Score by kind", _table(("setting", *heads), [(line.name, *line.kinds) for line in shown])]
@@ -125,8 +146,8 @@ def html(summary: Summary, evaluation: Evaluation) -> str:
     shown = _shown(evaluation)
     return template.render(
         facts=facts(summary),
-        notes=NOTES,
-        header=HEADER,
+        notes=notes(summary),
+        header=header(summary),
         lines=lines(summary),
         kinds=summary["kinds"],
         levels=summary["levels"],

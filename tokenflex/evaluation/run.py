@@ -145,7 +145,10 @@ class _Pass:
         score = metrics.score(self.metric, self.function, answer.text, question.references)
         levels, tokens = [d.level for d in answer.decisions], sum(d.tokens for d in answer.decisions)
         of = sum(d.of for d in answer.decisions)
-        return Record(question.place, question.id, setting, answer.text, score, levels, tokens, of, answer.cells)
+        passes = max((len(d.tried) for d in answer.decisions), default=0) or 1
+        wasted = sum(tried.tokens for d in answer.decisions for tried in d.tried[:-1])
+        known = (question.place, question.id, setting, answer.text, score, levels, tokens, of, answer.cells)
+        return Record(*known, passes=passes, wasted=wasted)
 
 
 def _gallery(questions: Questions) -> set[int]:

@@ -3,6 +3,9 @@
 ``level:N``            every picture at that level; ``levels`` for all of them
 ``router``             as the model decides by itself
 ``router@ratio=0.3``   the same under a budget, with the settings of `tokenflex.Budget`: ``router@tokens=100,floor=1``
+``escalate``           coarse answers, and finer ones where the model is unsure, as was calibrated for the model;
+                       ``escalate@threshold=0.9,levels=[0,4]`` with the settings of `tokenflex.Escalate`
+``router+escalate``    the same from the router's level on; likewise with settings
 ``random``             a level at random for each picture and question; ``random@seed=1``
 ``scaler:NAME``        another scaler on the same host, at each of its levels; ``scaler:NAME:N`` at one of them,
                        ``scaler:NAME@windows=[[2,2],[1,1]]`` with settings
@@ -15,15 +18,17 @@ from typing import Any
 
 import yaml
 
+from tokenflex import registry
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import ComponentConfig
-from tokenflex.errors import ConfigError, InputError
-from tokenflex.model import Budget, FlexModel, request, wrap
+from tokenflex.errors import ConfigError, InputError, UnknownComponentError
+from tokenflex.model import Budget, Escalate, FlexModel, request, wrap
 from tokenflex.registry import policies, routers, scalers, voters
 
-FORMS = "levels, level:N, router, router@ratio=0.3, random, scaler:NAME or scaler:NAME:N"
-GROUPS = ("level", "router", "budget", "random", "scaler")
+FORMS = "levels, level:N, router, router@ratio=0.3, escalate@threshold=0.9, random, scaler:NAME or scaler:NAME:N"
+GROUPS = ("level", "router", "budget", "escalate", "random", "scaler")
 """In the order of reports."""
+ROUTED = "router+escalate"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Setting:
         flex: the model that runs; its host is the same in all settings.
         level: forces a level.
         budget: replaces the model's own policy.
+        escalate: what answers are allowed to.
     """
 
     name: str
@@ -43,6 +49,7 @@ class Setting:
     flex: FlexModel
     level: int | None = None
     budget: ComponentConfig | None = None
+    escalate: Escalate | None = None
 
 
 def parse(flex: FlexModel, names: Sequence[str]) -> list[Setting]:
@@ -64,7 +71,7 @@ def parse(flex: FlexModel, names: Sequence[str]) -> list[Setting]:
 def group_of(name: str) -> str:
     """The group that a setting's full name belongs to."""
     head = name.partition(":")[0].partition("@")[0]
-    return "budget" if name.startswith("router@") else head
+    return "budget" if name.startswith("router@") else "escalate" if head == ROUTED else head
 
 
 def rank(name: str) -> tuple[Any, ...]:
@@ -86,6 +93,8 @@ def _expanded(flex: FlexModel, name: str) -> list[Setting]:
     if kind == "router" and not rest:
         return [Setting(name, "budget", flex, budget=_budget(flex, name, options)) if options
                 else Setting("router", "router", flex)]  # fmt: skip
+    if kind in ("escalate", ROUTED) and not rest:
+        return [_escalating(flex, name, kind, options)]
     if kind == "random" and not rest:
         return [Setting(name, "random", _at_random(flex, options))]
     if kind == "scaler" and len(rest) in (1, 2):
@@ -120,6 +129,41 @@ def _budget(flex: FlexModel, name: str, options: dict[str, Any]) -> ComponentCon
     except (InputError, ConfigError) as error:
         raise ConfigError(f"setting {name!r}: {error}") from error
     return budget
+
+
+def _escalating(flex: FlexModel, name: str, kind: str, options: dict[str, Any]) -> Setting:
+    """As the options say; without any as it was calibrated for the model, and then named in full."""
+    start = "router" if kind == ROUTED else "coarsest"
+    if options:
+        try:
+            asked = Escalate(**{"start": start, **{key: _number_of(key, value) for key, value in options.items()}})
+            asked.ladder(flex.compressor.num_levels)
+        except (InputError, ConfigError, UnknownComponentError, TypeError) as error:
+            raise ConfigError(f"setting {name!r}: {error}") from error
+        if asked.threshold is None or asked.start != start:
+            raise ConfigError(f"setting {name!r}: give a threshold, and the start by the name: escalate or {ROUTED}.")
+        return Setting(name, "escalate", flex, escalate=asked)
+    asked = flex.escalate
+    if asked is None or asked.start != start:
+        raise ConfigError(
+            f"setting {name!r}: nothing was calibrated for this model from that start; write {kind}@threshold=0.9."
+        )
+    full = f"{kind}@threshold={asked.threshold!r},measure={registry.confidences.name_of(asked.config.owner)}"
+    return Setting(
+        f"{full},levels={list(asked.ladder(flex.compressor.num_levels))}".replace(" ", ""),
+        "escalate",
+        flex,
+        escalate=asked,
+    )
+
+
+def _number_of(key: str, value: Any) -> Any:
+    """As the settings of `Escalate` are typed."""
+    if key == "levels" and isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d*)?e-?\d+", value):  # YAML's numbers have a point and a sign
+        return float(value)
+    return value
 
 
 def _at_random(flex: FlexModel, options: dict[str, Any]) -> FlexModel:

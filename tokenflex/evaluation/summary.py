@@ -14,7 +14,7 @@ from tokenflex.evaluation.settings import group_of
 INTERVAL = (0.025, 0.975)
 CORNERS = 60
 """Points of the frontier that are kept for plots."""
-CHOOSING = ("router", "budget", "random")
+CHOOSING = ("router", "budget", "escalate", "random")
 """Groups of settings that choose among the levels of the model's own scaler."""
 Summary = dict[str, Any]
 
@@ -26,12 +26,16 @@ class Column:
     Attributes:
         score, tokens, of: ``(samples,)``.
         levels: chosen for each picture of each sample; None where nothing was chosen.
+        passes: ``(samples,)``, of the language model; None where there is one.
+        wasted: ``(samples,)``, tokens of all passes but the last.
     """
 
     score: np.ndarray
     tokens: np.ndarray
     of: np.ndarray
     levels: Sequence[Sequence[int]] | None = None
+    passes: np.ndarray | None = None
+    wasted: np.ndarray | None = None
 
 
 def summarise(evaluation: Evaluation, *, resamples: int = 2000, seed: int = 0) -> Summary:
@@ -130,6 +134,8 @@ class Table:
             }
             for kind, at in by_kind.items()
         }
+        if column.passes is not None and column.wasted is not None:
+            entry |= {"passes": _number(column.passes.mean()), "wasted": _number(column.wasted.mean())}
         if column.levels is not None and (name in self.choosing or name == "oracle"):
             counts = Counter(level for levels in column.levels for level in levels)
             entry["chosen"] = [counts[level] for level in range(max(len(self.fixed), max(counts, default=0) + 1))]
@@ -190,7 +196,9 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], samples: int, resam
 def _column(records: Mapping[int, Record]) -> Column:
     rows = [records[place] for place in sorted(records)]
     score, tokens, of = (np.array([getattr(row, name) for row in rows], float) for name in ("score", "tokens", "of"))
-    return Column(score, tokens, of, [row.levels for row in rows])
+    passes, wasted = (np.array([getattr(row, name) or 0 for row in rows], float) for name in ("passes", "wasted"))
+    more = {"passes": passes, "wasted": wasted} if bool((passes > 1).any()) else {}
+    return Column(score, tokens, of, [row.levels for row in rows], **more)
 
 
 def _shares(levels: Sequence[Sequence[int]], count: int) -> np.ndarray | None:
