@@ -3,6 +3,7 @@
     python -m benchmarks.paper_speed --size small            # minutes on two CPU cores
     python -m benchmarks.paper_speed --size small --json     # the same figures as one JSON object
     python -m benchmarks.paper_speed --size 7b --out benchmarks/results/paper_speed_7b.md
+    python -m benchmarks.paper_speed --size small --tables before-tower   # levels that are smaller pictures
 
 Published figures: AVG-LLaVA (arXiv 2410.02745), table of tokens kept and speed-ups.
 """
@@ -22,8 +23,9 @@ from typing import Any
 import torch
 
 import tokenflex
-from benchmarks import measure, report, sizes
+from benchmarks import before_tower, measure, qwen, report, sizes
 from benchmarks.measure import Flops
+from benchmarks.mixing import mix, mixed
 from tokenflex.files import write_whole
 from tokenflex.model import FlexModel
 from tokenflex.policies.constant import ConstantPolicy
@@ -53,6 +55,7 @@ SIZES = {
 """``small`` has the shares of the 7B model at the coarsest level, by FLOPs: the router adds 19 % to a request, and the
 vision tower is 35 % of one without it. A router is as wide as the language model, and its share grows with that width,
 so the small language model is wide for its number of layers: 512 and 17."""
+TABLES = ("published", "before-tower")
 PROTOCOL = """\
 {model}. One request at a time (batch 1): one picture of {picture[0]} x {picture[1]} pixels, {words} text tokens,
 {answers} new tokens, greedy, the end token never written; {dtype}, attention {attention}. Vanilla is the stock host on
@@ -87,24 +90,9 @@ class Row:
     forced_speedup: float
 
 
-def mix(kept: float, shares: Sequence[float]) -> dict[int, float]:
-    """Weights of the two levels next to a share of tokens, whose mean share it is; of one level at the ends.
-
-    Args:
-        shares: of the levels, coarse to fine, the last one 1.
-    """
-    if kept <= shares[0]:
-        return {0: 1.0}
-    upper = next(level for level, share in enumerate(shares) if share >= kept)
-    low, high = shares[upper - 1], shares[upper]
-    weight = (kept - low) / (high - low)
-    return {upper - 1: 1.0 - weight, upper: weight}
-
-
 def speedups(seconds: Mapping[str, Sequence[float]], router: str, weights: Mapping[int, float]) -> list[float]:
     """Vanilla's time by that of a mix of levels, round by round."""
-    rounds = len(seconds["vanilla"])
-    times = [sum(weight * seconds[f"{router} {level}"][r] for level, weight in weights.items()) for r in range(rounds)]
+    times = mixed(seconds, router, weights)
     return [vanilla / ours for vanilla, ours in zip(seconds["vanilla"], times, strict=True)]
 
 
@@ -191,8 +179,6 @@ def measured(size: sizes.Size, seed: int, answers: int) -> dict[str, Any]:
         "tokens": counts,
         "flops": flops,
         "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
-        "n": size.pairs,
-        "threads": torch.get_num_threads(),
         "protocol": PROTOCOL.format(
             model=model.split("; a batch")[0] + f"; {', '.join(map(str, counts))} visual tokens at the levels",
             picture=size.picture,
@@ -202,8 +188,37 @@ def measured(size: sizes.Size, seed: int, answers: int) -> dict[str, Any]:
             attention=flex.host.config._attn_implementation,
             n=size.pairs,
         ),
-        **report.surroundings(size.device),
     }
+
+
+def before(size: sizes.Size, other: qwen.QwenSize, seed: int, answers: int) -> dict[str, Any]:
+    """Levels before the vision tower beside levels after it, on both geometries.
+
+    Args:
+        other: the model of Qwen2.5-VL's geometry.
+    """
+    models, inputs = built(size, seed)
+    told = f"one picture of {size.picture[0]} x {size.picture[1]} pixels, {size.words} text tokens"
+    tiled = before_tower.of_llava_next(models["routed"].host, inputs, told, size.dtype)
+    found = [before_tower.measured(tiled, answers, size.pairs, size.device)]
+    del models, tiled
+    found.append(before_tower.measured(before_tower.of_qwen(other, seed), answers, size.pairs, size.device))
+    dtype = str(size.dtype).removeprefix("torch.")
+    return {
+        "geometries": found,
+        "figures": {name: before_tower.figure(qwen.SIZES[name], answers) for name in ("small", "7b")},
+        "protocol": before_tower.PROTOCOL.format(answers=answers, dtype=dtype, n=size.pairs),
+    }
+
+
+def before_table(found: Mapping[str, Any]) -> str:
+    """The results of `before` as Markdown."""
+    told = "\n".join(f"- {one['geometry']}: {one['model']}" for one in found["geometries"])
+    figures = "\n".join(
+        f"What one picture costs at {name} with Qwen2.5-VL's geometry, in GFLOPs, by arithmetic:\n\n{figure}"
+        for name, figure in found["figures"].items()
+    )
+    return "\n\n".join([found["protocol"], told, before_tower.table(found["geometries"]), figures])
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -233,13 +248,17 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def page(found: Mapping[str, Any], command: str) -> str:
-    """The table with what is needed to judge it."""
+    """The tables that were made, with what is needed to judge them."""
     about = (
         f"{datetime.date.today()}; {found['hardware']}, {found['threads']} threads; "
         f"{report.versions(found)}; `{command}`."
     )
-    title = "# Speed at the published shares of tokens"
-    return "\n\n".join([title, about, found["protocol"], table(found)])
+    pieces: list[str] = []
+    if "rows" in found:
+        pieces += ["# Speed at the published shares of tokens", about, found["protocol"], table(found)]
+    if "before_tower" in found:
+        pieces += ["# Levels before the vision tower", about, before_table(found["before_tower"])]
+    return "\n\n".join(pieces)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -253,11 +272,15 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"--size {options.size} needs a CUDA device with about 20 GB, and torch sees none; use --size small.")
     torch.set_num_threads(options.threads)
     report.quiet()
-    found = measured(size, options.seed, options.answers)
+    found: dict[str, Any] = {"threads": torch.get_num_threads(), "n": size.pairs, **report.surroundings(size.device)}
+    if "published" in options.tables:
+        found |= measured(size, options.seed, options.answers)
+    if "before-tower" in options.tables:
+        found["before_tower"] = before(size, qwen.SIZES[options.size], options.seed, options.answers)
+    written = page(found, " ".join(["python -m benchmarks.paper_speed", *argv]))
     if options.out:
-        command = " ".join(["python -m benchmarks.paper_speed", *argv])
-        write_whole(options.out, page(found, command))
-    sys.stdout.write(json.dumps(found) + "\n" if options.json else table(found))
+        write_whole(options.out, written)
+    sys.stdout.write(json.dumps(found) + "\n" if options.json else written)
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
@@ -265,6 +288,9 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="small", help="tiny only shows that it runs")
     parser.add_argument("--json", action="store_true", help="write one JSON object and nothing else")
     parser.add_argument("--out", type=Path, help="Markdown file to write as well")
+    parser.add_argument(
+        "--tables", nargs="+", choices=TABLES, default=TABLES[:1], help="what is measured (default: published)"
+    )
     parser.add_argument("--answers", type=int, default=5, help="new tokens per request (default 5)")
     parser.add_argument("--rounds", type=int, help="timed rounds; by default the size's own")
     parser.add_argument("--seed", type=int, default=0)
