@@ -51,7 +51,7 @@ class Patches(Resizing):
         *time, height, width = batch.cpu[name][number].tolist()
         grid = shrunk(unit.grid, share)
         merge = height // unit.grid.rows, width // unit.grid.cols
-        size = (*time, merge[0] * grid.rows, merge[1] * grid.cols)
+        size = torch.tensor((*time, merge[0] * grid.rows, merge[1] * grid.cols), dtype=batch.cpu[name].dtype)
         return Picture(number=number, full=unit, unit=replace(unit, grid=grid), sizes={name: size})
 
     def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> list[Call]:
@@ -61,7 +61,7 @@ class Patches(Resizing):
         starts = [0, *itertools.accumulate(grids.prod(-1).tolist())]
         mine = [values[starts[p.number] : starts[p.number + 1]] for p in pictures]
         before = [_thw(grids[picture.number].tolist()) for picture in pictures]
-        after = [_thw(picture.sizes[name]) for picture in pictures]
+        after = [_thw(picture.sizes[name].tolist()) for picture in pictures]
 
         def make(stacked: Tensor, at: int) -> Tensor:
             unit = pictures[at].full
@@ -74,8 +74,7 @@ class Patches(Resizing):
             own = batch.inputs[other]
             if other != name:
                 given[other] = own[torch.tensor([picture.number for picture in pictures]).to(own.device)]
-        sizes = torch.tensor([picture.sizes[name] for picture in pictures], dtype=grids.dtype)
-        given[name] = sizes.to(batch.inputs[name].device)
+        given[name] = torch.stack([picture.sizes[name] for picture in pictures]).to(batch.inputs[name].device)
         given[modality.pixels] = torch.cat(pixels.together(mine, kinds, make))
         return [Call(tuple(range(len(pictures))), given)]
 
@@ -85,7 +84,7 @@ class Patches(Resizing):
         if not self.limit or unit.clip:
             return {}
         (sizes,) = picture.sizes.values()
-        _, height, width = _thw(sizes)
+        _, height, width = _thw(sizes.tolist())
         token = height // unit.grid.rows * (width // unit.grid.cols) * _side(config.vision_config) ** 2
         most = int(amid(unit, tokens) * unit.grid.tokens * token)
         return {"size": {"shortest_edge": self.frames * token, "longest_edge": self.frames * most}}

@@ -61,33 +61,33 @@ class Padded(Resizing):
         self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
     ) -> Picture:
         """Of so many whole tokens in height and width; one at its own size keeps it to the pixel."""
-        size: Size = tuple(batch.cpu[self.sizes][number].tolist())
-        grid = shrunk(unit.grid, share)
+        size, grid = batch.cpu[self.sizes][number], shrunk(unit.grid, share)
         if grid != unit.grid:
-            size = (size[0] // unit.grid.rows * grid.rows, size[1] // unit.grid.cols * grid.cols)
+            full, kept = (torch.tensor([one.rows, one.cols], dtype=size.dtype) for one in (unit.grid, grid))
+            size = size // full * kept
         return Picture(number=number, full=unit, unit=replace(unit, grid=grid), sizes={self.sizes: size})
 
     def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> list[Call]:
         """One, padded to the largest of the pictures asked for."""
         given, told = batch.inputs[modality.pixels], batch.cpu[self.sizes]
+        sizes = torch.stack([picture.sizes[self.sizes] for picture in pictures])
         before: list[Size] = [tuple(told[picture.number].tolist()) for picture in pictures]
-        after: list[Size] = [(p.sizes[self.sizes][0], p.sizes[self.sizes][1]) for p in pictures]
+        after: list[Size] = [tuple(size) for size in sizes.tolist()]
         values = [given[p.number, :, :h, :w] for p, (h, w) in zip(pictures, before, strict=True)]
         made = pixels.together(
             values, list(zip(before, after, strict=True)), lambda stacked, at: pixels.resampled(stacked, after[at])
         )
         height, width = (max(size[axis] for size in after) for axis in (0, 1))
         stacked = torch.stack([F.pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in made])
-        sizes = torch.tensor(after, dtype=told.dtype).to(batch.inputs[self.sizes].device)
-        inputs = {**shared(modality, batch, self.sizes), self.sizes: sizes, modality.pixels: stacked}
-        return [Call(tuple(range(len(pictures))), inputs)]
+        own = {self.sizes: sizes.to(batch.inputs[self.sizes].device), modality.pixels: stacked}
+        return [Call(tuple(range(len(pictures))), {**shared(modality, batch, self.sizes), **own})]
 
     def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:
         """``size``: the longest edge of the largest picture of at most so many tokens.
 
         The processor shrinks a picture to that edge and rounds the other one up.
         """
-        grid, (height, width) = picture.full.grid, picture.sizes[self.sizes]
+        grid, (height, width) = picture.full.grid, picture.sizes[self.sizes].tolist()
         longest, other = max(grid.rows, grid.cols), min(grid.rows, grid.cols)
         fitting = [k for k in range(1, longest + 1) if k * math.ceil(k * other / longest) <= tokens]
         return {"size": {"longest_edge": max(height, width) // longest * (fitting[-1] if fitting else 1)}}
@@ -121,7 +121,7 @@ class Placed(Resizing):
         places = self._places(config, grid)
         fill = batch.cpu[self.places].shape[1] - len(places)
         padded = F.pad(places, (0, 0, 0, fill), value=-1)
-        return replace(picture, sizes={self.places: tuple(map(tuple, padded.tolist()))})
+        return replace(picture, sizes={self.places: padded})
 
     def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> list[Call]:
         """One, padded to the largest of the pictures asked for."""

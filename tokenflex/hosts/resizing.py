@@ -83,7 +83,7 @@ class Picture:
     number: int
     full: Unit
     unit: Unit
-    sizes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    sizes: Mapping[str, Int[Tensor, "*sizes"]] = field(default_factory=dict)
 
     @property
     def runs(self) -> tuple[int, ...]:
@@ -231,7 +231,7 @@ def smaller_batch(
 
 def _sizes(
     cpu: Mapping[str, Tensor], items: Sequence[Item], pictures: Sequence[Picture]
-) -> dict[str, Int[Tensor, "pictures sizes"]]:
+) -> dict[str, Int[Tensor, "pictures *sizes"]]:
     """Inputs that tell of sizes, of the smaller pictures."""
     found: dict[str, Tensor] = {}
     for modality, _, _ in items:
@@ -242,5 +242,5 @@ def _sizes(
         for name, sizes in picture.sizes.items():
             if found[name] is cpu[name]:
                 found[name] = cpu[name].clone()
-            found[name][picture.number] = torch.tensor(sizes, dtype=cpu[name].dtype)
+            found[name][picture.number] = sizes
     return found

@@ -35,7 +35,7 @@ RESIZINGS: Mapping[str, Resizing] = {
     "glm46v": GLM,
     "glmga": GLM,
     "glm_ocr": GLM,
-    "cosmos3_edge": Patches(numbers=CHANNELS_LAST, frames=2),
+    "cosmos3_edge": Patches(numbers=CHANNELS_LAST),
     "hunyuan_vl": Patches(order=BY_ROW),
     "hy_v4_vl": Patches(order=BY_ROW),
     "paddleocr_vl": Patches(order=BY_ROW),
