@@ -20,7 +20,12 @@ def register(commands: Any) -> None:
     parser.add_argument("model_type", nargs="*", help="only these")
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--json", action="store_true", help="print a JSON list, one object per architecture")
-    style.add_argument("--write", metavar="PAGE", type=Path, help="renew the table in a Markdown page")
+    style.add_argument(
+        "--write",
+        metavar="PAGE",
+        type=Path,
+        help="renew the table in a Markdown page, and that of picture sizes in a resolution.md beside it",
+    )
     parser.set_defaults(run=run, takes_overrides=False)
 
 
@@ -49,6 +54,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     elif options.write:
         hosts_table.renew(options.write, rows)
+        beside = options.write.with_name(hosts_table.SIZES_PAGE)
+        if beside.is_file():
+            hosts_table.renew_sizes(beside)
     else:
         table = Table(*hosts_table.HEADER)
         for row in rows:

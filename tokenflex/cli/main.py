@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 import tokenflex
-from tokenflex.cli import check, convert, evaluate, feedback, hosts, plugins, profile, quickstart, serve, train
+from tokenflex.cli import advise, check, convert, evaluate, feedback, hosts, plugins, profile, quickstart, serve, train
 from tokenflex.errors import TokenFlexError
 
-COMMANDS = (quickstart, feedback, train, evaluate, serve, profile, convert, hosts, plugins, check)
+COMMANDS = (quickstart, feedback, train, evaluate, advise, serve, profile, convert, hosts, plugins, check)
 
 
 def build() -> argparse.ArgumentParser:

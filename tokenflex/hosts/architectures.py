@@ -26,6 +26,11 @@ UNGROUPABLE: Mapping[str, str] = {
     "exaone4_5": COLUMNS,
     "hyperclovax_vision_v2": COLUMNS,
 }
+PROMPT = "words of the prompt attend to words and pictures behind them"
+LOOKING_AHEAD: Mapping[str, str] = {
+    "molmo2": PROMPT,
+    "paligemma": PROMPT,
+}
 
 READABLE = (
     "aya_vision", "cohere2_vision", "deepseek_vl", "gemma3", "idefics3", "internvl", "janus", "llava", "paligemma",
@@ -51,3 +56,10 @@ def ungroupable(config: Any) -> str | None:
     if getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
         return "words attend to words behind them"
     return UNGROUPABLE.get(config.model_type)
+
+
+def looks_ahead(config: Any) -> str | None:
+    """Why words in front of a picture depend on it (measured by the tests of escalation); None when they don't."""
+    if getattr(config.get_text_config(), "use_bidirectional_attention", None):
+        return BLOCKS
+    return LOOKING_AHEAD.get(config.model_type)

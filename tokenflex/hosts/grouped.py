@@ -35,6 +35,7 @@ READS = (
     "penalty_alpha", "prefill_chunk_size", "prompt_lookup_num_tokens", "synced_gpus", "token_healing",
 )  # fmt: skip
 """Options of ``generate`` that read the prompt themselves, or say how it is read."""
+NOTHING: Mapping[str, Any] = {}
 HEAD = 2
 """What the logits of one token cost at most, in tokens of the language model: vocabularies are large, models small."""
 JOINING = 10
@@ -190,7 +191,7 @@ def generate(rows: Rows, inputs: Mapping[str, Any], options: Mapping[str, Any], 
     told = Options(rows.host, options)
     apart = CALL + HEAD * rows.count + rows.count * rows.length // JOINING
     groups = groups_of(rows, batching, lambda: refusal(rows, inputs) or refused_generate(rows, told), apart)
-    parts = [prefilled(rows, group, told) for group in groups]
+    parts = [prefilled(rows.splice(group).inputs, told, rows.host) for group in groups]
     return behind(rows, inputs, groups, parts, options)
 
 
@@ -364,8 +365,14 @@ def _passed_on(output: Any, encoded: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def prefilled(rows: Rows, group: Sequence[int], told: Options) -> Part:
-    """The cache of some rows without their last token."""
+def prefilled(inputs: Mapping[str, Any], told: Options, host: Any, begun: Mapping[str, Any] = NOTHING) -> Part:
+    """The cache of some rows without their last token.
+
+    Args:
+        inputs: of these rows.
+        told: options of ``generate`` in force.
+        begun: a cache that holds their first columns already, by its name among the host's inputs.
+    """
     config = GenerationConfig(
         max_new_tokens=1,
         do_sample=False,
@@ -377,10 +384,9 @@ def prefilled(rows: Rows, group: Sequence[int], told: Options) -> Part:
         output_logits=False,
         **{name: told(name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")},
     )
-    part = rows.splice(group).inputs
-    part.pop(LABELS, None)
+    part = {name: value for name, value in inputs.items() if name != LABELS}
     short = {name: value[..., :-1] if name in (IDS, *SEQUENCE_KEYS) else value for name, value in part.items()}
-    output = rows.host.generate(**short, generation_config=config)
+    output = host.generate(**short, **begun, generation_config=config)
     return Part(continuing.name_of_cache(output), continuing.cache_of(output), short[IDS].shape[1])
 
 

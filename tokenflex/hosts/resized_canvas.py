@@ -29,7 +29,14 @@ LOOK = 24
 class Canvas(Resizing):
     """Tiles of all pictures one behind the other; of each, its canvas row by row, then the whole of it."""
 
+    levels: ClassVar[str] = "fewer tiles, down to the whole picture on one"
+
     whole: ClassVar[bool] = True
+
+    @property
+    def setting(self) -> str | None:
+        """Tiles besides the whole picture."""
+        return "max_patches"
 
     def picture(
         self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -38,10 +38,17 @@ class Patches(Resizing):
         frames: frames that such a limit counts for a picture.
     """
 
+    levels: ClassVar[str] = "whole tokens in height and width, rounded down; frames of clips likewise"
+
     order: str = BY_TOKEN
     numbers: str = CHANNELS_FIRST
     limit: bool = True
     frames: int = 1
+
+    @property
+    def setting(self) -> str | None:
+        """The least and the most pixels, where the processor takes them."""
+        return "size" if self.limit else None
 
     def picture(
         self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float

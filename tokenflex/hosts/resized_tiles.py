@@ -25,6 +25,9 @@ from tokenflex.hosts.stretches import Stretch, Strip, Tiled
 from tokenflex.ops import pixels
 
 Size = tuple[int, int]
+SERVED = ("llava_next", "llava_next_video", "llava_onevision")
+LEVELS = "coarser canvases, down to the whole view alone; clips, and pictures that share a row in OneVision, stay"
+"""For tables."""
 
 
 def smaller(config: Any, stretch: Stretch, share: float) -> Stretch:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ class Squares(Resizing):
 
     The host's encoder is told to by ``interpolate_pos_encoding``, and called once per size.
     """
+
+    levels: ClassVar[str] = "a smaller square of whole patches, position embeddings interpolated"
 
     def picture(
         self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
@@ -55,7 +57,14 @@ class Padded(Resizing):
         sizes: the input of heights and widths.
     """
 
+    levels: ClassVar[str] = "whole tokens in height and width, rounded down"
+
     sizes: str = "image_sizes"
+
+    @property
+    def setting(self) -> str | None:
+        """The longest edge."""
+        return "size"
 
     def picture(
         self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
@@ -107,8 +116,15 @@ class Placed(Resizing):
         places: the input of columns and rows.
     """
 
+    levels: ClassVar[str] = "whole tokens in height and width, rounded down"
+
     pooled: bool = True
     places: str = "image_position_ids"
+
+    @property
+    def setting(self) -> str | None:
+        """One of `GEMMA_BUDGETS`."""
+        return "max_soft_tokens"
 
     def picture(
         self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float

@@ -110,10 +110,17 @@ class Resizing(ABC):
     """How the pictures of one architecture are made smaller; data for the generic adapter.
 
     Attributes:
+        levels: which sizes there are, for tables.
         whole: the tiles of a picture must be one unit.
     """
 
+    levels: ClassVar[str]
     whole: ClassVar[bool] = False
+
+    @property
+    def setting(self) -> str | None:
+        """The argument of the processor's call that `processor_kwargs` gives, for tables; None where it gives none."""
+        return None
 
     def refusal(self, config: Any) -> str | None:
         """Why a checkpoint's pictures can't be made smaller, as a clause; None when they can."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tokenflex.hosts import resized_tiles
 from tokenflex.hosts.resized_canvas import Canvas
 from tokenflex.hosts.resized_patches import BY_ROW, CHANNELS_LAST, Patches
 from tokenflex.hosts.resized_views import Padded, Placed, Squares
@@ -93,3 +94,11 @@ def resizing_of(config: Any) -> Resizing | str:
     if found is None:
         return REFUSALS.get(config.model_type, ANOTHER_RULE)
     return found.refusal(config) or found
+
+
+def levels_of(model_type: str) -> tuple[str, str | None] | None:
+    """(sizes that pictures of an architecture can have, the setting its processor has for them); None without any."""
+    if model_type in resized_tiles.SERVED:
+        return resized_tiles.LEVELS, None
+    found = RESIZINGS.get(model_type)
+    return None if found is None else (found.levels, found.setting)

@@ -11,6 +11,7 @@ from packaging.version import Version
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tokenflex import catalog
+from tokenflex.hosts.resizings import levels_of
 from tokenflex.registry import hosts
 from tokenflex.testing import marked_page
 from tokenflex.testing.host_checks import CHECKS, check_host
@@ -20,6 +21,10 @@ from tokenflex.testing.zoo.hosts import ZOO
 
 NEVER_ASKED = "its tiny host has no videos"
 BEGIN, END = "<!-- table: tokenflex hosts --write -->", "<!-- end of table -->"
+SIZES_BEGIN, SIZES_END = "<!-- table: sizes of pictures -->", "<!-- end of sizes of pictures -->"
+SIZES_PAGE = "resolution.md"
+"""Beside the page of the hosts' table."""
+SIZES_HEADER = ("sizes", "setting of its processor", "architectures")
 HEADER = ("architecture", "family", "laws kept", "not asked, or excepted", "refused")
 
 
@@ -105,3 +110,21 @@ def renew(page: Path, rows: Sequence[HostRow]) -> None:
     served = sum(row.refused is None for row in rows)
     title = f"transformers {transformers.__version__}: {served} of {len(rows)} architectures served"
     marked_page.renew(page, BEGIN, END, f"{title}\n\n{markdown(rows)}")
+
+
+def sizes() -> str:
+    """A table of how pictures are made smaller before they are encoded, architectures of one kind in one row."""
+    kinds: dict[tuple[str, str | None], list[str]] = {}
+    for model_type in architectures():
+        found = None if refusal(model_type) else levels_of(model_type)
+        if found is not None:
+            kinds.setdefault(found, []).append(model_type)
+    rows = [(levels, setting or "none", ", ".join(names)) for (levels, setting), names in kinds.items()]
+    return table(SIZES_HEADER, sorted(rows, key=lambda row: (-row[2].count(","), row[0])))
+
+
+def renew_sizes(page: Path) -> None:
+    """Put the table of sizes in place of the one in a page; see `marked_page.renew`."""
+    served = sum(not refusal(name) and levels_of(name) is not None for name in architectures())
+    title = f"transformers {transformers.__version__}: pictures of {served} architectures can be made smaller"
+    marked_page.renew(page, SIZES_BEGIN, SIZES_END, f"{title}\n\n{sizes()}")
