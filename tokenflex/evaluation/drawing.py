@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from tokenflex.contracts import HostInputs
 from tokenflex.images import decode
 from tokenflex.model import FlexModel
+from tokenflex.model.encoding import chosen
 
 WIDE, TINY = 480, 192
 """Pixels that pictures are shrunk to, and below which they are kept without loss."""
@@ -21,7 +22,7 @@ class Cells:
     """What became of the tokens of the view that shows the whole picture.
 
     Attributes:
-        rows, cols: of the view's grid before scaling.
+        rows, cols: of the view's grid before scaling; of a smaller picture where that is what was encoded.
         into: row-major, the kept token each token went into; -1 where it was dropped.
     """
 
@@ -33,11 +34,10 @@ class Cells:
 @torch.no_grad()
 def cells(flex: FlexModel, inputs: HostInputs, levels: Sequence[int]) -> list[Cells]:
     """Of every image of a batch, its first view at its level."""
-    images = flex.encode(inputs).images
-    scaled = flex.compressor.scale(images, levels)
+    made = chosen(flex, inputs, flex.encode(inputs, look=False), levels)
     return [
         Cells(image.grid.rows, image.grid.cols, kept.assignment[0].tolist())
-        for image, kept in zip(images, scaled, strict=True)
+        for image, kept in zip(made.images, made.scaled, strict=True)
     ]
 
 

@@ -3,17 +3,18 @@
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from tokenflex.contracts import READ_OFF, Decision, HostInputs
+from tokenflex.contracts import Decision, HostInputs
 from tokenflex.hosts import grouped, stock
 from tokenflex.measure.plan import Setting
 from tokenflex.measure.timing import Call
-from tokenflex.model import FlexModel
-from tokenflex.model.encoding import in_rows
+from tokenflex.model import FlexModel, encoding
 from tokenflex.model.flex import Encoded
+from tokenflex.model.tower import tower_of
 
 STAGES = ("vision_tower", "decision", "scaler", "splice", "prefill")
 """In the order in which they run; the vanilla host has the first inside the last."""
@@ -38,10 +39,11 @@ def stages(
 ) -> dict[str, Call]:
     """The stages, each on what the one before gave.
 
-    ``vision_tower`` is the adapter's ``encode``; ``decision`` runs router, voter and policy, and the scaler for all
-    levels, which the router looks at; ``scaler`` makes the chosen levels; ``splice`` shortens the batch; ``prefill`` is
-    the host's forward on it, in groups of rows as the model's ``batching`` says, with a cache and the logits of the
-    last position. The vanilla host's ``prefill`` has its vision tower inside.
+    ``vision_tower`` encodes what the setting needs (smaller pictures, where these are its levels); ``decision`` runs
+    router, voter and policy, and the scaler for all levels, which the router looks at; ``scaler`` makes the chosen
+    levels; ``splice`` shortens the batch; ``prefill`` is the host's forward on it, in groups of rows as the model's
+    ``batching`` says, with a cache and the logits of the last position. The vanilla host's ``prefill`` has its vision
+    tower inside.
 
     Args:
         encoded: of ``inputs``.
@@ -53,18 +55,24 @@ def stages(
 
     def decide() -> None:
         policy = setting.budget.build(num_levels=parts.num_levels) if setting.budget else None
-        parts.choose(parts.scores(encoded.images, encoded.instructions), encoded.counts, encoded.images, policy)
+        encoding.decide(flex, replace(encoded, made={}), None, policy)
 
-    batch, way = adapter.read(inputs), flex.batching
+    def see() -> None:
+        """Whole pictures; or the coarsest ones, to be looked at, and the chosen ones where they are finer."""
+        if not parts.scaler.shares:
+            tower_of(adapter, parts).look(adapter.read(inputs), True)
+            return
+        encoding.chosen(flex, inputs, flex.encode(inputs, look=setting.decides), levels)
+
     with torch.no_grad():
-        scaled = parts.scale(encoded.images, levels)
-        rows = in_rows(flex, inputs, encoded, levels, "left")
-    attention = {"attention": True} if parts.needs.intersection(READ_OFF) else {}
+        made = encoding.chosen(flex, inputs, encoded, levels)
+        rows = encoding.in_rows(flex, inputs, encoded, levels, "left")
+    way = flex.batching
     return {
-        "vision_tower": _without_gradients(lambda: adapter.encode(adapter.read(inputs), **attention)),
+        "vision_tower": _without_gradients(see),
         **({"decision": _without_gradients(decide)} if setting.decides else {}),
-        "scaler": _without_gradients(lambda: parts.scale(encoded.images, levels)),
-        "splice": _without_gradients(lambda: adapter.splice(batch, encoded.images, scaled, "left")),
+        "scaler": _without_gradients(lambda: parts.scale(made.images, levels)),
+        "splice": _without_gradients(lambda: made.splice(adapter, "left")),
         "prefill": _without_gradients(lambda: grouped.forward(rows, last_logits(flex.host, rows.whole.inputs), way)),
     }
 

@@ -70,18 +70,18 @@ def decide(
         return ()
     if forced is not None:
         rows: Sequence[Tensor | None] = [None] * len(counts)
-        chosen = forced
+        picked = forced
     else:
         policy = policy or flex.compressor.policy
         costs = _per_view(encoded) if policy.per_view else counts
         with torch.no_grad():
             choice = flex.compressor.decided(scores(flex, encoded), costs, images, policy)
         encoded.made["judged"] = all(choice.judged)
-        chosen, rows = choice.levels, list(choice.scores)
+        picked, rows = choice.levels, list(choice.scores)
     table = counts.tolist()
     return tuple(
         Decision(level=pick, scores=row, tokens=costs[pick], of=costs[-1])
-        for pick, row, costs in zip(chosen, rows, table, strict=True)
+        for pick, row, costs in zip(picked, rows, table, strict=True)
     )
 
 
@@ -94,8 +94,7 @@ def at_levels(
     rows: Sequence[int] | None = None,
 ) -> Spliced:
     """The batch with each image at its level; see `FlexModel.at_levels`."""
-    batch = _read_again(flex, inputs, encoded)
-    return _chosen(flex, batch, encoded, levels).splice(flex.adapter, padding_side, rows)
+    return chosen(flex, inputs, encoded, levels).splice(flex.adapter, padding_side, rows)
 
 
 def in_rows(
@@ -107,17 +106,18 @@ def in_rows(
         side: where shortened rows are padded; None keeps the side the batch has.
     """
     batch = _read_again(flex, inputs, encoded)
-    chosen, kept = _chosen(flex, batch, encoded, levels), side or padding_side(batch.attended)
+    picked, kept = chosen(flex, inputs, encoded, levels), side or padding_side(batch.attended)
 
     def splice(rows: Sequence[int] | None) -> Spliced:
-        return chosen.splice(flex.adapter, kept, rows)
+        return picked.splice(flex.adapter, kept, rows)
 
     return Rows(flex.host, flex.adapter, batch, splice(None), kept, splice)
 
 
-def _chosen(flex: FlexModel, batch: HostBatch, encoded: Encoded, levels: Sequence[int]) -> Chosen:
-    picked = spread(read_levels(levels, flex.compressor.num_levels), len(encoded.counts))
-    return tower_of(flex.adapter, flex.compressor).chosen(encoded, batch, picked)
+def chosen(flex: FlexModel, inputs: HostInputs, encoded: Encoded, levels: Sequence[int]) -> Chosen:
+    """Each image at its level, before it is put into the text; the vision tower runs for what it hasn't seen yet."""
+    levels = spread(read_levels(levels, flex.compressor.num_levels), len(encoded.counts))
+    return tower_of(flex.adapter, flex.compressor).chosen(encoded, _read_again(flex, inputs, encoded), levels)
 
 
 def _per_view(encoded: Encoded) -> Int[Tensor, "images levels"]:
