@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import tokenflex
 from tests.hosts.served import served
+from tests.hosts.test_every_host import SERVED
 from tokenflex import Budget, Escalate
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
 from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
@@ -153,6 +154,62 @@ def test_the_tower_runs_once_and_sure_rows_are_not_read_again():
     assert sum(prompts) == sum(len(out.decisions[image].tried) for image in tried.values()) + 2  # two rows of words
     assert [rows for rows, _ in calls[-NEW:]] == [len(ROWS)] * NEW, "new tokens aren't generated together"
     assert all(columns == 1 for _, columns in calls[-NEW:])
+
+
+LONG = tuple(range(1, 9))
+HEADED = (
+    (*LONG, PICTURE, 3),
+    (4, 5, 6, 7, 8),
+    (*LONG, 9, PICTURE, 9, 10, PICTURE, 11),
+    (PICTURE, 2),
+    (*LONG, 1, PICTURE),
+)
+
+
+def all_confidences(flex, inputs, measure, way):
+    flex.batching = way
+    try:
+        out = answers(
+            flex, inputs, Escalate(threshold=1e9, measure=measure, levels=LEVELS), return_dict_in_generate=True
+        )
+    finally:
+        flex.batching = "auto"
+    same_as_plain(flex, inputs, out)
+    return [[t.confidence for t in d.tried[:-1]] for d in out.decisions]
+
+
+def require_the_same_whether_read_again(name):
+    """Rows in groups go on from the words in front of their first picture; padded, all is read again."""
+    for rows in (HEADED, HEADED[:1]):
+        flex, inputs = model(name, rows)
+        for measure in MEASURES:
+            grouped, padded = (all_confidences(flex, inputs, measure, way) for way in ("grouped", "padded"))
+            assert grouped == [pytest.approx(one, abs=1e-4) for one in padded]
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_words_in_front_of_pictures_are_not_read_again(name):
+    require_the_same_whether_read_again(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(SERVED) - {*HOSTS, "janus"}))
+def test_so_on_every_other_host(name):
+    require_the_same_whether_read_again(name)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_words_in_front_of_pictures_cost_once(measure):
+    flex, inputs = model(rows=HEADED[:1])
+    escalate = Escalate(threshold=1e9, measure=measure, levels=(0,))
+    flex.batching = "grouped"
+    try:
+        calls, _ = passes(flex, lambda: answers(flex, inputs, escalate, max_new_tokens=1))
+    finally:
+        flex.batching = "auto"
+    (coarse,), (fine,) = (flex.decide(**inputs, level=level) for level in (0, 4))
+    around, before = 1 + len(LONG) + 1, 1 + len(LONG)
+    assert [columns for _, columns in calls] == [coarse.tokens + around, fine.tokens + around - before]
 
 
 def test_an_unsure_pass_of_the_first_token_ends_behind_it():

@@ -298,10 +298,17 @@ def refused_generate(rows: Rows, told: Options) -> str | None:
         (told("use_cache") is False, "there is no cache to join"),
         (kind not in (None, "hybrid"), f"a cache of the kind {kind!r} isn't joined"),
         (bool((rows.whole.index[:, -1] < 0).any()), "a row doesn't end with a word"),
+        (_ends_with_mark(rows), "a row ends with a mark whose embedding comes with its picture"),
         (min(rows.lengths) < 2, "a row has nothing in front of its last word"),
     )
     unjoined = joining.refusal(stock.base_of(rows.host), rows.side)
     return next((reason for holds, reason in reasons if holds), unjoined)
+
+
+def _ends_with_mark(rows: Rows) -> bool:
+    """Whether a last token, which is read by itself once more, is embedded by the host's encoder."""
+    marks = getattr(stock.base_of(rows.host).config, "visual_indicator_token_ids", None)
+    return bool(marks) and not set(marks).isdisjoint(rows.whole.inputs[IDS][:, -1].tolist())
 
 
 def _forward(rows: Rows, inputs: Mapping[str, Any], groups: Sequence[Sequence[int]]) -> Any:

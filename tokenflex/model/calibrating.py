@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenflex.contracts import Confidence
 from tokenflex.errors import InputError
 from tokenflex.hosts import continuing
 from tokenflex.hosts.grouped import Options
@@ -133,19 +132,15 @@ def _answers(flex: FlexModel, ladder: escalating.Ladder, passes: Passes, escalat
     found: dict[int, list[Answer]] = {row: [] for row in climb.rungs}
     pending = list(climb.rungs)
     while pending:
-        for rows, asks in _split(climb, pending, measure):
+        on = climb.below_the_last(pending)
+        for rows, asks in ((on, measure), ([row for row in pending if row not in on], None)):
             for row, answer in passes.attempt(ladder.levels, rows, asks).items() if rows else ():
                 found[row].append(answer)
+        passes.keep_only(set(), set(pending))
         pending = climb.below_the_last(pending)
         for row in pending:
             climb.at[row] += 1
     return found
-
-
-def _split(climb: Any, pending: Sequence[int], measure: Confidence) -> list[tuple[list[int], Confidence | None]]:
-    """Rows that could go on, which are asked how sure they are, and the others."""
-    on = climb.below_the_last(pending)
-    return [(on, measure), ([row for row in pending if row not in on], None)]
 
 
 def _own_losses(answers: Mapping[int, Sequence[Answer]], targets: Any, loss: Loss) -> dict[int, list[float]]:

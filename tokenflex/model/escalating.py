@@ -190,7 +190,7 @@ def _climb(ladder: Ladder, passes: Passes, measure: Confidence, threshold: float
                 answers[row] = answer
             else:
                 climb.at[row] += 1
-        passes.keep_only(sure, set(pending))
+        passes.keep_only(sure if keep else set(), set(pending))
         pending = climb.below_the_last([row for row in pending if row not in sure])
     for row in climb.rungs:
         if row not in answers:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from tokenflex.contracts import Confidence
+from tokenflex.contracts import Confidence, Spliced
 from tokenflex.hosts import continuing, grouped, joining, stock
 from tokenflex.hosts.grouped import IDS, LABELS, MASK, Options, Part, Rows
 from tokenflex.model import callbacks, encoding, generation
+from tokenflex.model.prefixes import WORTH, Prefixes
 from tokenflex.model.watching import AfterOne, Watch, answered
 from tokenflex.ops.partition import CALL, partition
 
@@ -31,6 +32,21 @@ ONE_PASS: Mapping[str, Any] = {
     "output_hidden_states": False,
 }  # fmt: skip
 """What a pass leaves out that nobody sees of it."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What some rows have read.
+
+    Attributes:
+        rows: their numbers.
+        part: their cache, without the last token.
+        spliced: what was read; None once rows have settled.
+    """
+
+    rows: Group
+    part: Part
+    spliced: Spliced | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,8 @@ class Passes:
         self.flex, self.batch, self.encoded, self.options, self.own = flex, batch, encoded, dict(options), own
         self.told = Options(flex.host, options)
         self.crops = joining.croppable(stock.base_of(flex.host))
-        self._kept: list[tuple[Group, Part]] = []
+        self._kept: list[Kept] = []
+        self._prefixes = Prefixes(flex.host, 1 if flex.batching == "grouped" else WORTH)
         self._apart: bool | None = None
 
     def attempt(
@@ -81,7 +98,7 @@ class Passes:
             wanted: numbers of the rows.
             measure: reads how sure they are; None: nobody asks.
             first: whether answers end with their first token.
-            keep: whether the caches of the prompts are kept, for `keep_only` and `finish`.
+            keep: whether the caches of the prompts are to be kept for `finish`; `keep_only` says of which rows.
         """
         rows = self._rows(levels)
         if not self._takes_apart(rows):
@@ -93,19 +110,22 @@ class Passes:
         return answers
 
     def keep_only(self, sure: set[int], asked: set[int]) -> None:
-        """Let go of what unsure rows have read.
+        """Let go of what the other rows have read, but for what stands before their first picture.
 
         Args:
-            sure: rows of the last pass that have settled.
+            sure: rows of the last pass that have settled, if they are to be kept.
             asked: all rows of it.
         """
-        kept: list[tuple[Group, Part]] = []
-        for group, part in self._kept:
-            stay = [i for i, row in enumerate(group) if row in sure or row not in asked]
-            if stay and len(stay) < len(group):
-                joining.select(part.cache, stay)
+        kept: list[Kept] = []
+        for one in self._kept:
+            stay = [i for i, row in enumerate(one.rows) if row in sure or row not in asked]
+            for place, row in enumerate(one.rows):
+                if place not in stay and one.spliced is not None:
+                    self._prefixes.remember(row, place, one.spliced, one.part)
+            if stay and len(stay) < len(one.rows):
+                joining.select(one.part.cache, stay)
             if stay:
-                kept.append(([group[i] for i in stay], part))
+                kept.append(Kept([one.rows[i] for i in stay], one.part))
         self._kept = kept
 
     def finish(self, levels: Sequence[int]) -> tuple[Rows, Any]:
@@ -114,13 +134,20 @@ class Passes:
         inputs, ids = rows.whole.inputs, rows.whole.inputs[IDS]
         options = generation.lengths(self.options, self.own, self.batch[IDS].shape[1] - ids.shape[1])
         options = callbacks.in_the_callers_prompt(options, self.batch[IDS], ids, self.own)
-        if not self._kept:
-            return rows, grouped.generate(rows, inputs, options, self.flex.batching)
-        known = {row for group, _ in self._kept for row in group}
+        known = {row for one in self._kept for row in one.rows}
         rest = self._groups(rows, [row for row in range(rows.count) if row not in known])
-        parts = [*self._kept, *((group, grouped.prefilled(rows, group, self.told)) for group in rest)]
+        if not self._kept:
+            begun = self._prefixes.behind(rest[0], inputs) if len(rest) == 1 and self._apart else {}
+            if begun:
+                return rows, self.flex.host.generate(**inputs, **begun, **options)
+            return rows, grouped.generate(rows, inputs, options, self.flex.batching)
+        parts = [*self._kept, *(Kept(group, self._prefilled(rows, group)) for group in rest)]
         self._kept = []
-        return rows, grouped.behind(rows, inputs, [group for group, _ in parts], [part for _, part in parts], options)
+        return rows, grouped.behind(rows, inputs, [one.rows for one in parts], [one.part for one in parts], options)
+
+    def _prefilled(self, rows: Rows, group: Group) -> Part:
+        part = dict(rows.splice(group).inputs)
+        return grouped.prefilled(part, self.told, rows.host, self._prefixes.behind(group, part))
 
     def _rows(self, levels: Sequence[int]) -> Rows:
         return encoding.in_rows(self.flex, self.batch, self.encoded, levels, "left")
@@ -144,18 +171,21 @@ class Passes:
 
     def _pass(self, rows: Rows, group: Group, measure: Confidence | None, first: bool, keep: bool) -> list[Answer]:
         """Answers of a group; its cache is kept without the last token of the prompt, which is read again with it."""
-        part = dict(rows.splice(group).inputs)
+        spliced = rows.splice(group)
+        part = dict(spliced.inputs)
         part.pop(LABELS, None)
         length, options = part[IDS].shape[1], self._asked(group, part[IDS], first)
         if keep and not self.crops:
-            kept = grouped.prefilled(rows, group, self.told)
-            self._kept.append((group, kept))
+            kept = grouped.prefilled(part, self.told, rows.host)
+            self._kept.append(Kept(group, kept))
             part = grouped.continued(rows, part, kept.name, copy.deepcopy(kept.cache))
+        else:
+            part |= self._prefixes.behind(group, part)
         output, answers = self._read(part, options, length, measure)
-        if keep and self.crops:
+        if self.crops and (keep or self._prefixes.shares):
             cache = continuing.cache_of(output)
             joining.crop(cache, length - 1)
-            self._kept.append((group, Part(continuing.name_of_cache(output), cache, length - 1)))
+            self._kept.append(Kept(group, Part(continuing.name_of_cache(output), cache, length - 1), spliced))
         return answers
 
     def _asked(self, group: Group, ids: Tensor, first: bool) -> dict[str, Any]:
