@@ -1,6 +1,6 @@
 """The hosts the embedded task can be trained with, and what stage 0 needs to know of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from tokenflex.composed import compose
 from tokenflex.errors import ConfigError
 from tokenflex.quickstart import qwen_host
 from tokenflex.quickstart.host import TILE, build_tokenizer, seeded, text_config
-from tokenflex.quickstart.pictures import COLS, ROWS
 
 TIMM = {"embed_dim": 96, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0}
 
@@ -24,17 +23,20 @@ class SmallHost:
     Attributes:
         model, processor: as `tokenflex.wrap` and the trainer take them.
         tower: the part that stage 0 trains.
-        look: from pixels, ``(pictures, views, patches, width)``; the tiles are the last views.
+        look: from what the processor makes of pictures of one size, ``(pictures, views, patches, width)``; the tiles
+            are the last views.
         width: channels of a patch.
         tiles: views that lie side by side and together are the picture.
+        shares: of the picture's pixels that the tower is shown in stage 0; 1: all.
     """
 
     model: Any
     processor: Any
     tower: nn.Module
-    look: Callable[[Tensor], Float[Tensor, "pictures views patches width"]]
+    look: Callable[[Mapping[str, Tensor]], Float[Tensor, "pictures views patches width"]]
     width: int
     tiles: int
+    shares: tuple[float, ...] = (1.0,)
 
 
 def build(name: str, seed: int, device: torch.device) -> SmallHost:
@@ -63,7 +65,8 @@ def _llava_next(seed: int, device: torch.device) -> SmallHost:
     model: Any = nn.Module.to(made, device)
     tower = model.model.vision_tower
 
-    def look(pixels: Tensor) -> Tensor:
+    def look(seen: Mapping[str, Tensor]) -> Tensor:
+        pixels = seen["pixel_values"]
         hidden = tower(pixels.flatten(0, 1), output_hidden_states=True).hidden_states[-1][:, 1:]
         return hidden.unflatten(0, pixels.shape[:2])
 
@@ -85,25 +88,26 @@ def _composed(seed: int, device: torch.device) -> SmallHost:
     model: Any = nn.Module.to(made, device)
     tower = model.vision_tower
 
-    def look(pixels: Tensor) -> Tensor:
-        return tower(pixels).flatten(2).transpose(1, 2)[:, None]
+    def look(seen: Mapping[str, Tensor]) -> Tensor:
+        return tower(seen["pixel_values"]).flatten(2).transpose(1, 2)[:, None]
 
     return SmallHost(model, processor, tower, look, TIMM["embed_dim"], tiles=1)
 
 
 def _qwen2_5_vl(seed: int, device: torch.device) -> SmallHost:
-    """The whole picture as 8 x 16 patches, four of which are merged into a token."""
+    """The whole picture as 8 x 16 patches, four of which are merged into a token.
+
+    The published towers were trained on pictures of all sizes, so stage 0 shows this one several.
+    """
     made, processor = qwen_host.seeded(seed)
     model: Any = nn.Module.to(made, device)
-    tower, cells = model.model.visual, ROWS * COLS
-    grid = torch.tensor([[1, ROWS * qwen_host.MERGE, COLS * qwen_host.MERGE]], device=device)
+    tower = model.model.visual
 
-    def look(pixels: Tensor) -> Tensor:
-        pictures = len(pixels) // (cells * qwen_host.MERGE**2)
-        merged = tower(pixels, grid.expand(pictures, -1)).pooler_output
-        return merged.unflatten(0, (pictures, 1, cells))
+    def look(seen: Mapping[str, Tensor]) -> Tensor:
+        sizes = seen["image_grid_thw"]
+        return tower(seen["pixel_values"], sizes).pooler_output.unflatten(0, (len(sizes), 1, -1))
 
-    return SmallHost(model, processor, tower, look, qwen_host.WIDTH, tiles=1)
+    return SmallHost(model, processor, tower, look, qwen_host.WIDTH, tiles=1, shares=qwen_host.SHARES)
 
 
 HOSTS: dict[str, Callable[[int, torch.device], SmallHost]] = {

@@ -20,6 +20,8 @@ from tokenflex.quickstart.pictures import CELL, COLS, ROWS
 MERGE = 2
 PATCH = CELL // MERGE
 WIDTH = 96
+SHARES = (1 / 16, 1 / 4, 9 / 16, 1.0)
+"""Of a picture's pixels: its sides become a quarter, a half, three quarters, and stay as they are."""
 VIDEO = "<video>"
 """A placeholder that the classes ask for; no word of the tokenizer, as there are no videos."""
 

@@ -14,6 +14,7 @@ from tokenflex.quickstart.hosts import SmallHost
 from tokenflex.quickstart.pictures import Picture, Row, exam, practice, row
 from tokenflex.quickstart.pretrain import pretrain
 from tokenflex.quickstart.progress import Overall
+from tokenflex.quickstart.qwen_host import SHARES
 from tokenflex.registry import routers, scalers
 from tokenflex.training import STAGES, ChatDataset, FlexCollator, FlexTrainer, FlexTrainingArguments, Stage
 from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
@@ -60,7 +61,7 @@ class Plan:
     calibration: int = 768
     risk: float = 0.02
     confidence: float = 0.95
-    shares: tuple[float, ...] = (1 / 16, 1 / 4, 9 / 16, 1.0)
+    shares: tuple[float, ...] = SHARES
     router_text_tokens: int = 4
     tolerance: float = 0.1
     pretrain_steps: int = 200
@@ -92,8 +93,9 @@ def trained(
         levels, router_rows: as of `tokenflex.quickstart.run.run`.
     """
     sized = levels == RESOLUTION
-    with progress.phase("stage 0: vision tower", 15.0, plan.pretrain_steps) as tick:
-        pretrain(small, stock, steps=plan.pretrain_steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
+    steps = plan.pretrain_steps * (1 if len(small.shares) == 1 else 2)
+    with progress.phase("stage 0: vision tower", 15.0, steps) as tick:
+        pretrain(small, stock, steps=steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
     reads = adapter_for(small.model, {"scope": "prompt"})  # the template has no words that open a turn
     scaler = _sizes(plan) if sized else "average-pool"
     flex = wrap(small.model, scaler=scaler, router=_router(plan, router_rows), adapter=reads)
