@@ -77,14 +77,14 @@ def test_a_conforming_part(capsys):
     assert code == 0
     told = json.loads(out.out)
     assert told == {
-        "part": "AveragePoolScaler", "passed": 18, "total": 18, "skipped": {}, "expected_failures": {}, "failures": {}
+        "part": "AveragePoolScaler", "passed": 20, "total": 20, "skipped": {}, "expected_failures": {}, "failures": {}
     }  # fmt: skip
 
 
 def test_names_that_two_kinds_share(capsys):
     code, out = printed(capsys, "check", "random")
     assert code == 0
-    assert out.out.startswith("RandomScaler and RandomRouter: 31 of 32 checks passed")
+    assert out.out.startswith("RandomScaler and RandomRouter: 34 of 35 checks passed")
     assert "skipped: router: gradients-reach-parameters" in out.out
     _, out = printed(capsys, "check", "random", "--kind", "scaler")
     assert out.out.startswith("RandomScaler: 20 of 20 checks passed")
