@@ -60,12 +60,15 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
         share = f"{100 * tokens / finest:.0f} %"
         table.add_row(name, f"{tokens:.1f}", share, tower, f"{summary['accuracy']:.3f}", *kinds)
     console.print(table)
+    untrained = (
+        " Reconstruction: a router without training, which looks at the picture only; random reconstr.: its own "
+        "choices at random."
+    )
     console.print(
         f"{result['questions']} held-out questions, answered with generate; {100 * result['fine_share']:.0f} % of them "
         f"need fine detail ({', '.join(FINE_KINDS)}). Tokens: visual tokens per picture, mean, of all passes. Tower: "
         "work of the vision tower, of that at the finest level. Random router: the router's own choices, dealt out at "
-        "random. Reconstruction: a router without training, which looks at the picture only; random reconstr.: its own "
-        "choices at random."
+        f"random.{untrained if 'reconstruction_router' in result else ''}"
     )
     for line in promises(result):
         console.print(line)
