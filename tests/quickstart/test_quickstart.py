@@ -182,7 +182,7 @@ def test_levels_can_be_sizes_of_the_picture(sized):
     assert towers[0] < 0.1
     assert "reconstruction_router" not in report
     assert report["router"]["tower"] >= report["random_router"]["tower"]
-    assert "the cells of the picture" in (folder / "report.html").read_text()
+    assert "drawn as the vision tower saw them" in (folder / "report.html").read_text()
     flex = AutoModelForImageTextToText.from_pretrained(folder / "model")
     assert flex.compressor.scaler.shares == (1 / 16, 1 / 4, 9 / 16, 1.0)
 
