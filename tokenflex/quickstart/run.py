@@ -57,15 +57,17 @@ def run(
     folder, expected = Path(out), 5.0 + 15.0 + sum(phase.seconds for phase in plan.phases) + 20.0 + 45.0
     folder.mkdir(parents=True, exist_ok=True)
     with _quiet(), shown(console, expected) as progress:
-        with progress.phase("pictures", 5.0, 1):
+        with progress.phase("pictures", 5.0, 1) as tick:
             stock = list(pictures(seed, "train", plan.stock))
             questions = exam(seed, "test", plan.questions)
             others = exam(seed, "test", plan.calibration)
+            tick()
         small = build(host, seed, where)
         processor = small.processor
         flex = trained(small, stock, plan, progress, seed=seed, levels=levels, router_rows=router_rows)
-        with progress.phase("calibration", 20.0, 1):
+        with progress.phase("calibration", 20.0, 1) as tick:
             allowed = calibrated(flex, processor, others, plan)
+            tick()
         settings = flex.compressor.num_levels + 1 + (not sized) + len(allowed)
         with progress.phase("evaluation", 45.0, -(-len(questions) // evaluate.BATCH) * settings) as tick:
             fixed, routers, escalated = answered(flex, processor, questions, allowed, tick)
