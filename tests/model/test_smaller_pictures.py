@@ -1,5 +1,7 @@
 """Levels before the vision tower: what the host is given, what the tower is called with, what the caller gets."""
 
+import itertools
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -326,10 +328,28 @@ def test_hosts_without_smaller_pictures_are_refused(flex):
         assembled(host=flex.host, adapter=Fixed(flex.host))
 
 
-@pytest.mark.parametrize(("router", "message"), [("reconstruction", "compares an image's levels")])
-def test_routers_that_compare_levels_are_refused(flex, router, message):
+@pytest.mark.parametrize(
+    ("router", "message"),
+    [("reconstruction", "compares an image's levels"), ("attention-mass", "needs the vision tower's attention")],
+)
+def test_routers_that_see_too_little_are_refused(flex, router, message):
     with pytest.raises(ConfigError, match=message):
         assembled(host=flex.host, router=router, voter="mean")
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 2.0])
+@torch.no_grad()
+def test_answers_that_are_tried_again_encode_every_size_once(flex, threshold):
+    inputs = batch_of(flex)
+    unsure = tokenflex.Escalate(threshold=threshold, start="coarsest")
+    with watched(flex) as calls:
+        out = flex.generate(**inputs, **TOKENS, escalate=unsure, return_dict_in_generate=True)
+    levels = [decision.level for decision in out.decisions]
+    assert levels == ([0] * 3 if threshold < 0 else [4] * 3)
+    assert torch.equal(out.sequences, flex.generate(**inputs, **TOKENS, level=levels))
+    sizes = [TestTower().patches(flex, inputs, [level] * 3) for level in range(levels[0] + 1)]
+    finer = [[b for a, b in zip(*pair, strict=True) if a != b] for pair in itertools.pairwise(sizes)]
+    assert calls.patches == [sum(sizes[0]), *map(sum, finer)]
 
 
 @torch.no_grad()

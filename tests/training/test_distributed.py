@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.training import two_processes
-from tests.training.two_processes import WAYS
+from tests.training.two_processes import SMALLER, WAYS
 
 ROOT = Path(__file__).parents[2]
-DATA_PARALLEL = (*(f"stage 3, {way}" for way in WAYS), "stage 3, low, accumulated")
+DATA_PARALLEL = (*(f"stage 3, {way}" for way in (*WAYS, SMALLER[0])), "stage 3, low, accumulated")
 DATA_PARALLEL += ("stage 4", "stage 4, uneven", "feedback")
-SHARDED = tuple(f"sharded, {name}" for name in (*WAYS, "stage 4"))
+SHARDED = tuple(f"sharded, {name}" for name in (*WAYS, *SMALLER, "stage 4"))
 
 
 @pytest.fixture(scope="module")

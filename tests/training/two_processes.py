@@ -37,9 +37,15 @@ SINGLES = [
 STAGE3 = STAGES[3].with_rates(vision_tower=1e-2, projector=1e-2, language_model=1e-2)
 
 
-def made(seed=0):
+SMALLER = ("smaller pictures, low", "smaller pictures, packed")
+"""Ways of stage 3 where every level encodes a picture of its own."""
+
+
+def made(seed=0, name=""):
     torch.manual_seed(seed)
-    return tokenflex.wrap(tiny_llava_next(), router=tokenflex.routers.get("avg").Config(dropout=0.0)).train()
+    parts = {"scaler": "resolution"} if name in SMALLER else {}
+    router = tokenflex.routers.get("avg").Config(dropout=0.0)
+    return tokenflex.wrap(tiny_llava_next(), router=router, **parts).train()
 
 
 def arguments(folder, processes, **settings):
@@ -63,10 +69,11 @@ def data_parallel(folder, processes):
     """Stages 3 and 4 through the trainers, and the feedback pass."""
     found = {}
     collator = FlexCollator(tiny_llava_next_processor())
-    for way in WAYS:
+    for name in (*WAYS, SMALLER[0]):
         given = {"train_dataset": ChatDataset(ROWS * 2), "data_collator": collator}
-        settings = arguments(folder / "out", processes)
-        found[f"stage 3, {way}"] = trained(MultiGranularityTrainer(made(), settings, stage=STAGE3, memory=way, **given))
+        settings, way = arguments(folder / "out", processes), name.split()[-1]
+        trainer = MultiGranularityTrainer(made(name=name), settings, stage=STAGE3, memory=way, **given)
+        found[f"stage 3, {name}"] = trained(trainer)
     settings = arguments(folder / "out", processes, gradient_accumulation_steps=2 if processes == 2 else 1)
     settings.per_device_train_batch_size = 1 if processes == 2 else 4
     found["stage 3, low, accumulated"] = trained(
@@ -102,15 +109,15 @@ def prepared(flex):
 def sharded(processes, rank):
     """Stage 3 in all ways and stage 4, under FSDP2: gradients of one global batch, gathered."""
     found = {}
-    for name in (*WAYS, "stage 4"):
-        flex = made()
+    for name in (*WAYS, *SMALLER, "stage 4"):
+        flex = made(name=name)
         batch, answers = share(SINGLES if name == "stage 4" else ROWS, processes, rank)
         if name == "stage 4":
             select(flex, STAGES[4])
             objective = RGLFObjective()
         else:
             select(flex, STAGES[3])
-            objective = MultiGranularityObjective(name, backward=lambda loss: (loss * processes).backward())
+            objective = MultiGranularityObjective(name.split()[-1], backward=lambda loss: (loss * processes).backward())
             batch["num_items_in_batch"] = torch.tensor(answers)
         if processes > 1:
             flex = prepared(flex)
