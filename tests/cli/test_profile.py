@@ -87,6 +87,7 @@ def test_without_any_model_it_is_the_quickstarts(capsys, folder, tmp_path, monke
         (["{}/nothing"], "nothing can't be loaded"),
         (["{}/model", "--image", "{}/nothing.png"], "nothing.png can't be read"),
         (["{}/model", "--image", "{}"], "can't be read"),
+        (["{}/model", "--escalate", "measure=min-margin"], "--escalate measure=min-margin: setting"),
         (["{}/model", "--budget", "half"], "--budget half: write KEY=VALUE"),
         (["{}/model", "--budget", "ration=0.5"], "unknown setting(s) ['ration']"),
         (["{}/model", "--budget", "ratio=much"], "--budget ratio=much: a value has the wrong type"),

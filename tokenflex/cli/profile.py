@@ -49,6 +49,9 @@ def register(commands: Any) -> None:
     much.add_argument("--mix", nargs="+", default=[], metavar="SHARE",
                       help="also routed, with levels that differ within the batch and keep a share of the tokens: "
                       "AI2D, ScienceQA, ChartQA (14.7, 54.9, 99.1 %%), or a share such as 0.3")  # fmt: skip
+    much.add_argument("--escalate", action="append", default=[], metavar="KEY=VALUE[,...]",
+                      help="also with coarse answers, and finer ones where the model is unsure, e.g. threshold=0.9 or "
+                      "threshold=0.9,levels=[0,4]; may be repeated")  # fmt: skip
     much.add_argument("--runs", type=int, default=20, help="timed runs per setting; fewer than 20 bring a warning")
     much.add_argument("--warm-up", type=int, default=3, help="runs before them (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -83,6 +86,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         levels=options.level,
         budgets={text: _budget(text) for text in options.budget},
         mixes={text: read_mix(text) for text in options.mix},
+        escalations={text: allowed for text in options.escalate if (allowed := _escalate(flex, text))},
         answers=options.answer,
         runs=options.runs,
         warm_up=options.warm_up,
@@ -179,6 +183,17 @@ def _budget(text: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"--budget {text}: {error}") from error
     return budget
+
+
+def _escalate(flex: Any, text: str) -> Any:
+    """``threshold=0.9,levels=[0,4]`` as what answers are allowed to."""
+    from tokenflex.errors import ConfigError
+    from tokenflex.evaluation.settings import parse
+
+    try:
+        return parse(flex, [f"escalate@{text}"])[0].escalate
+    except ConfigError as error:
+        raise ConfigError(f"--escalate {text}: {error}") from error
 
 
 def _described(options: argparse.Namespace, requests: Any) -> str:

@@ -10,11 +10,12 @@ from torch import Tensor
 from tokenflex.contracts import ComponentConfig
 from tokenflex.errors import ConfigError
 from tokenflex.measure.mix import GivenLevels, levels_for, require_share
+from tokenflex.model import Escalate
 
 ENOUGH = 20
 """Runs from which on a 95th percentile says something."""
 
-Kind = Literal["vanilla", "level", "routed", "budget", "mix"]
+Kind = Literal["vanilla", "level", "routed", "budget", "mix", "escalate"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Setting:
     Attributes:
         name: as tables show it.
         kind: ``vanilla``, the plain host on the processor's full inputs; ``level``, forced, without the router;
-            ``routed``; ``budget``, routed within a budget; or ``mix``, the router run in full and its choice replaced
-            by levels that together keep a share of the batch's tokens.
+            ``routed``; ``budget``, routed within a budget; ``mix``, the router run in full and its choice replaced
+            by levels that together keep a share of the batch's tokens; or ``escalate``, coarse answers and finer ones
+            where the model is unsure.
         level: of kind ``level``.
         budget: of kind ``budget``: settings of the policy; of kind ``mix`` once it stands before a batch, see `on`.
         share: of kind ``mix``: of the visual tokens.
+        escalate: of kind ``escalate``.
     """
 
     name: str
@@ -36,10 +39,11 @@ class Setting:
     level: int | None = None
     budget: ComponentConfig | None = None
     share: float | None = None
+    escalate: Escalate | None = None
 
     @property
     def decides(self) -> bool:
-        """Whether the router runs."""
+        """Whether it is asked, before anything is answered, which levels are chosen."""
         return self.kind in ("routed", "budget", "mix")
 
     def on(self, counts: Int[Tensor, "images levels"]) -> "Setting":
@@ -53,7 +57,7 @@ class Setting:
     @property
     def arguments(self) -> dict[str, Any]:
         """For `FlexModel.generate` and `FlexModel.decide`."""
-        given = {"level": self.level, "budget": self.budget}
+        given = {"level": self.level, "budget": self.budget, "escalate": self.escalate}
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -74,9 +78,11 @@ class Plan:
         mixes: shares of visual tokens, above 0 and at most 1, each measured as a setting of its own: the router run in
             full, its choice replaced by levels that differ within the batch and keep that share; by the name tables
             show.
+        escalations: what answers are allowed to, each measured as a setting of its own; by the name tables show. What
+            they were calibrated on doesn't matter here.
 
     Raises:
-        ConfigError: a number is too small, or a mix is no share.
+        ConfigError: a number is too small, a mix is no share, or an escalation has no threshold.
     """
 
     levels: Sequence[int] | None = None
@@ -86,6 +92,7 @@ class Plan:
     warm_up: int = 3
     request: str = ""
     mixes: Mapping[str, float] | None = None
+    escalations: Mapping[str, Escalate] | None = None
 
     def __post_init__(self) -> None:
         if not self.answers or min(self.answers) < 1:
@@ -97,6 +104,9 @@ class Plan:
             )
         for name, share in (self.mixes or {}).items():
             require_share(name, share)
+        for name, allowed in (self.escalations or {}).items():
+            if allowed.threshold is None:
+                raise ConfigError(f"the escalation {name!r} has no threshold: write Escalate(threshold=...).")
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -104,7 +114,7 @@ class Plan:
         return tuple(sorted(set(self.answers)))
 
     def settings(self, num_levels: int) -> tuple[Setting, ...]:
-        """The vanilla host first, then forced levels from the coarsest, routed, budgets, and mixes.
+        """The vanilla host first, then forced levels from the coarsest, routed, budgets, mixes, and escalations.
 
         Raises:
             ConfigError: there is no such level.
@@ -120,4 +130,8 @@ class Plan:
             Setting("routed", "routed"),
             *(Setting(f"routed, {name}", "budget", budget=budget) for name, budget in (self.budgets or {}).items()),
             *(Setting(f"mix {name}", "mix", share=share) for name, share in (self.mixes or {}).items()),
+            *(
+                Setting(f"escalate {name}", "escalate", escalate=replace(allowed, calibrated=None))
+                for name, allowed in (self.escalations or {}).items()
+            ),
         )

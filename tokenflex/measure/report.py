@@ -19,7 +19,8 @@ NONE = "-"
 TITLES = {"vision_tower": "tower", "decision": "decision", "scaler": "scaler", "splice": "splice", "prefill": "prefill"}
 LEGEND = (
     "Times in ms per batch, medians; where there are two, median / 95th percentile. The vanilla host's prefill has its "
-    "vision tower inside (*). Rest: time to first token less the stages. Visual tokens per picture, mean. Peak memory: "
+    "vision tower inside (*). Escalation goes through all stages once per pass, so it is told as a whole; its tokens "
+    "are those of all passes. Rest: time to first token less the stages. Visual tokens per picture, mean. Peak memory: "
     "weights, batch and all that is live at once; working: without what is there before."
 )
 
@@ -105,7 +106,7 @@ def costs(batch: BatchProfile) -> Rows:
         mebibytes = (digits(one / 2**20) for one in (used.peak, used.working, used.cache))
         flops = (setting.prefill.flops, *(answer.work.flops for answer in setting.answers))
         giga = [digits(one / 1e9) for one in flops]
-        if setting.kind == "vanilla":
+        if setting.kind in ("vanilla", "escalate"):
             giga[0] += "*"
         shown = (_levels(setting), f"{setting.tokens:.1f}", str(setting.prompt_length), *mebibytes, *giga)
         body.append((setting.name, *shown))

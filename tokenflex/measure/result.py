@@ -47,10 +47,10 @@ class SettingProfile:
 
     Attributes:
         levels: chosen or forced, one per picture; none for the vanilla host.
-        tokens: visual tokens per picture that the language model sees, mean.
+        tokens: visual tokens per picture that the language model sees, in all passes, mean.
         prompt_length: length of the batch that the language model sees, padding included.
         stages: those that the setting has (see `tokenflex.measure.stages.STAGES`).
-        prefill: the work of that stage.
+        prefill: the work of that stage; of escalation, which has none, that of an answer of one token.
         first_token: one call of ``generate`` for one token.
         answers: by length, ascending.
     """
@@ -96,7 +96,7 @@ class BatchProfile:
         prompt_length: as the processor made it, placeholders and padding included.
         settings: the vanilla host first.
         break_even: one per answer length.
-        comparisons: routed settings beside the vanilla host, one per answer length.
+        comparisons: routed and escalating settings beside the vanilla host, one per answer length.
     """
 
     rows: int

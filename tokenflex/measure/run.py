@@ -105,7 +105,7 @@ def _batch(bench: _Bench, inputs: HostInputs) -> tuple[BatchProfile, list[str]]:
     prefills: dict[Setting, Work] = {}
     for setting in settings:
         staged = stages(flex, inputs, setting, encoded, accounts[setting].decisions)
-        prefills[setting] = flops.counted(staged["prefill"])
+        prefills[setting] = flops.counted(staged.get("prefill", answering(flex, inputs, setting, 1)))
         whole = {_answer(length): answering(flex, inputs, setting, length) for length in (1, *plan.lengths)}
         calls[setting.name] = {**staged, **whole}
     times = interleaved(calls, plan.runs, plan.warm_up, bench.clock, bench.tick)
@@ -165,7 +165,7 @@ def _concluded(inputs: HostInputs, pictures: int, profiles: Mapping[Setting, Set
         comparisons += [
             compare(one.name, answer.new_tokens, one.answers[place].end_to_end.seconds, answer.end_to_end.seconds)
             for setting, one in profiles.items()
-            if setting.decides
+            if setting.decides or setting.kind == "escalate"
         ]
     rows, length = inputs["input_ids"].shape
     return BatchProfile(rows, pictures, length, every, tuple(evens), tuple(comparisons))

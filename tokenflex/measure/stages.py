@@ -43,7 +43,7 @@ def stages(
     router, voter and policy, and the scaler for all levels, which the router looks at; ``scaler`` makes the chosen
     levels; ``splice`` shortens the batch; ``prefill`` is the host's forward on it, in groups of rows as the model's
     ``batching`` says, with a cache and the logits of the last position. The vanilla host's ``prefill`` has its vision
-    tower inside.
+    tower inside. Escalation has no stages: it goes through them once per pass.
 
     Args:
         encoded: of ``inputs``.
@@ -51,6 +51,8 @@ def stages(
     """
     if setting.kind == "vanilla":
         return {"prefill": prefill(flex.host, inputs)}
+    if setting.kind == "escalate":
+        return {}
     parts, adapter, levels = flex.compressor, flex.adapter, [decision.level for decision in decisions]
 
     def decide() -> None:

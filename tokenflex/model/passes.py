@@ -199,7 +199,14 @@ class Passes:
         if first:
             given = options.get("stopping_criteria") or ()
             options["stopping_criteria"] = StoppingCriteriaList([*given, AfterOne()])
-        return {**options, **ONE_PASS}
+        given = options.get("generation_config")
+        if given is None:
+            return {**options, **ONE_PASS}
+        config = copy.deepcopy(given)
+        for name, value in ONE_PASS.items():
+            setattr(config, name, value)
+        rest = {name: value for name, value in options.items() if name not in ONE_PASS}
+        return {**rest, "generation_config": config}
 
     def _read(
         self, inputs: Mapping[str, Any], options: dict[str, Any], length: int, measure: Confidence | None
