@@ -305,6 +305,22 @@ def test_pictures_that_cannot_be_judged_are_refused_or_kept_fine(flex):
     assert lenient.decide(**inputs)[0].level == 4
 
 
+@pytest.mark.parametrize("scaler", ["resolution", "average-pool"])
+def test_what_nobody_was_to_look_at_is_not_judged(flex, scaler):
+    other, inputs = assembled(host=flex.host, scaler=scaler), batch_of(flex)
+    with pytest.raises(InputError, match="encoded with look=False"):
+        other.scores(other.encode(inputs, look=False))
+
+
+@torch.no_grad()
+def test_budgets_are_calibrated_on_what_smaller_pictures_cost(flex):
+    inputs = batch_of(flex)
+    counts = flex.encode(inputs).counts
+    found = tokenflex.calibrate(flex, tokenflex.Budget(ratio=0.4), [inputs])
+    tokens = sum(one.tokens for one in flex.decide(**inputs, budget=found))
+    assert tokens <= 0.4 * int(counts[:, -1].sum())
+
+
 def test_decisions_carry_the_processors_settings(flex):
     inputs = batch_of(flex)
     batch = flex.adapter.read(inputs)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokenflex.contracts import Decision, Grid, HostBatch, HostInputs, Instruction, PaddingSide, Policy, Spliced
 from tokenflex.contracts.levels import read_levels, spread
+from tokenflex.errors import InputError
 from tokenflex.hosts.grouped import Rows
 from tokenflex.hosts.placeholders import padding_side
 from tokenflex.model import door, generation
@@ -49,7 +50,13 @@ def encode(flex: FlexModel, inputs: HostInputs, look: bool = True) -> Encoded:
 
 
 def scores(flex: FlexModel, encoded: Encoded) -> Float[Tensor, "images levels"]:
-    """The voter's scores, with gradients to router and voter."""
+    """The voter's scores, with gradients to router and voter.
+
+    Raises:
+        InputError: the batch was encoded for nobody to look at.
+    """
+    if len(encoded.instructions) < len(encoded.counts) or len(encoded.images) < len(encoded.counts):
+        raise InputError("the batch was encoded with look=False, so a router can't judge it; encode it with look=True.")
     table, made = flex.compressor.judged(encoded.images, encoded.instructions, encoded.made.get("pyramids"))
     encoded.made["pyramids"] = made
     return table
