@@ -30,7 +30,7 @@ def test_built_in_names():
         kind.kind: [name for name in kind.names() if kind.provider(name).distribution == "tokenflex"]
         for kind in registry.REGISTRIES
     }
-    assert own["scaler"] == ["average-pool", "random", "resize", "stride"]
+    assert own["scaler"] == ["average-pool", "random", "resize", "resolution", "stride"]
     assert own["router"] == ["attention-mass", "avg", "constant", "random", "reconstruction"]
     assert own["voter"] == ["attention", "majority", "max-detail", "mean", "position-weighted", "quantile"]
     assert own["confidence"] == [

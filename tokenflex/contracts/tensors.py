@@ -176,7 +176,7 @@ class Decision:
     processor: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def processor_kwargs(self) -> dict[str, Any]:
-        """`processor`, to be passed on, for instance ``{"max_pixels": 200704}``.
+        """`processor`, to be passed on, for instance ``{"size": {"shortest_edge": 784, "longest_edge": 56644}}``.
 
         Raises:
             InputError: the host's processor has no setting for the size of one picture, or it wasn't asked for.
