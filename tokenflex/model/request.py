@@ -101,8 +101,8 @@ def _refuse_misspelt(flex: Any, name: str) -> None:
         return
     if name in LIMITS:
         raise InputError(f"{name}= is a setting of the budget; write budget=Budget({name}=...).")
-    if name == like[0]:
-        raise InputError(f"{name}= isn't taken here; only generate() writes answers, so only it has {name}=.")
+    if name == "escalate":
+        raise InputError("escalate= isn't taken here: only generate() writes answers.")
     raise InputError(f"{name}= is nothing that the model takes. Did you mean {like[0]}=?")
 
 
