@@ -15,6 +15,7 @@ import tokenflex
 from tests.hosts.served import served
 from tokenflex import Budget, Escalate
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
+from tokenflex.model import escalating
 from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
 
 ROWS = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12), (3, 4, 5), (3, 7, 2, PICTURE, 5, 7))
@@ -450,6 +451,13 @@ def test_more_refusals():
     with pytest.raises(InputError, match="belongs to one call"):
         flex.generate(input_ids=ids, **held, escalate=Escalate(threshold=0.5), max_new_tokens=2)
     assert flex.generate(**inputs, escalate=False, level=0, max_new_tokens=2).shape == out.sequences.shape
+
+
+def test_processes_in_step(monkeypatch):
+    monkeypatch.setattr(escalating, "in_step", lambda host: True)
+    flex, inputs = model()
+    with pytest.raises(InputError, match="processes that share it"):
+        flex.generate(**inputs, escalate=Escalate(threshold=0.5), max_new_tokens=2)
 
 
 def test_a_host_that_shows_no_scores():

@@ -267,7 +267,7 @@ def refusal(rows: Rows, inputs: Mapping[str, Any]) -> str | None:
         (rows.batch.inputs.get(POSITIONS) is not None, f"{POSITIONS} are the caller's own"),
         (asked, f"{', '.join(asked)} belong to one call"),
         (rows.holed, "padding stands between tokens"),
-        (_in_step(rows.host), "every process must call the host equally often"),
+        (in_step(rows.host), "every process must call the host equally often"),
         (torch.compiler.is_compiling(), "it is being compiled"),
     )
     return next((str(reason) for holds, reason in reasons if holds), None)
@@ -402,7 +402,7 @@ def _is_plain(value: Any) -> bool:
     return plain or (isinstance(value, Tensor) and value.dim() == 0)
 
 
-def _in_step(host: Any) -> bool:
+def in_step(host: Any) -> bool:
     """Whether processes have to call the host equally often: they train together, or each holds a share of it."""
     group = torch.distributed
     if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from tokenflex.contracts import Confidence, Decision
 from tokenflex.errors import InputError
 from tokenflex.hosts import continuing
-from tokenflex.hosts.grouped import IDS, Options, Rows
+from tokenflex.hosts.grouped import IDS, Options, Rows, in_step
 from tokenflex.model import encoding, escalation, fingerprint, generation, request
 from tokenflex.model.escalation import Escalate
 from tokenflex.model.passes import Answer, Passes
@@ -80,6 +80,11 @@ def generate(
     """
     told = Options(flex.host, options)
     require_served(batch, told, escalate)
+    if in_step(flex.host):
+        raise InputError(
+            "escalate calls the host as often as its rows need, and processes that share it must call it equally "
+            "often. Load the whole host in each process, or choose levels with level= or a router."
+        )
     fingerprint.require_same(flex, escalate, told, budget)
     threshold = math.inf if escalate.threshold is None else escalate.threshold
     ladder = begin(flex, batch, escalate, budget, finest=threshold == math.inf)
