@@ -28,7 +28,8 @@ def test_the_code_runs(host, processor, batch, tmp_path, monkeypatch, capsys):
     assert os.listdir("my-parts")
     assert flex.escalate.calibrated.rows == 60
     assert re.search(r"\d+ \d+ (confidence|there is no finer)", capsys.readouterr().out)
-    loss = BLOCKS[1].replace("risk=0.6", "risk=0.999").replace("float(text.strip() != target)", "0.5")  # random weights get nothing right
+    # Random weights get nothing right.
+    loss = BLOCKS[1].replace("risk=0.6", "risk=0.999").replace("float(text.strip() != target)", "0.5")
     exec(loss, names)
     assert names["by_score"].calibrated.of == "own"
     before = set(confidences.names())

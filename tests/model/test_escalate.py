@@ -15,7 +15,7 @@ import tokenflex
 from tests.hosts.served import served
 from tokenflex import Budget, Escalate
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
-from tokenflex.model import escalating
+from tokenflex.model.escalation import climbing
 from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
 
 ROWS = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12), (3, 4, 5), (3, 7, 2, PICTURE, 5, 7))
@@ -260,7 +260,7 @@ def test_the_router_is_the_start_or_never_runs():
 
 
 def test_images_of_a_row_go_on_together_and_never_back():
-    from tokenflex.model.rungs import rungs_of
+    from tokenflex.model.escalation.rungs import rungs_of
 
     found = rungs_of((0, 0, 2), (1, 3, 4), (0, 2, 4))
     assert found[0].levels == ((1, 3), (2, 3), (4, 4))
@@ -454,7 +454,7 @@ def test_more_refusals():
 
 
 def test_processes_in_step(monkeypatch):
-    monkeypatch.setattr(escalating, "in_step", lambda host: True)
+    monkeypatch.setattr(climbing, "in_step", lambda host: True)
     flex, inputs = model()
     with pytest.raises(InputError, match="processes that share it"):
         flex.generate(**inputs, escalate=Escalate(threshold=0.5), max_new_tokens=2)

@@ -165,7 +165,7 @@ def test_other_answers_are_refused(flex):
 
 
 def test_weights_are_read_once(flex, monkeypatch):
-    from tokenflex.model import fingerprint
+    from tokenflex.model.escalation import fingerprint
 
     found, inputs, reads = calibrate(flex), batches(flex)[0], []
     monkeypatch.setattr(fingerprint, "of_tensors", lambda state: reads.append(1) or "other")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.model.test_escalate import answers, model, words
 from tokenflex import Escalate
 from tokenflex.hosts.grouped import Options
-from tokenflex.model.watching import answered, padding, side_by_side
+from tokenflex.model.escalation.watching import answered, padding, side_by_side
 
 PAD, END = 0, 2
 

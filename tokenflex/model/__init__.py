@@ -2,7 +2,7 @@
 
 from tokenflex.model.budget import Budget, calibrate
 from tokenflex.model.config import FlexConfig
-from tokenflex.model.escalation import Escalate
+from tokenflex.model.escalation.settings import Escalate
 from tokenflex.model.flex import Encoded, FlexModel
 from tokenflex.model.loading import load_parts, wrap
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenflex.errors import ConfigError, InputError
-from tokenflex.model import calibrating
-from tokenflex.model.escalation import Escalate
+from tokenflex.model.escalation import calibrating
+from tokenflex.model.escalation.settings import Escalate
 from tokenflex.model.flex import FlexModel
 from tokenflex.model.request import Budgets, read_budget
 from tokenflex.policies.budget import BudgetPolicy, overtaking, shared_weight

@@ -30,8 +30,6 @@ from tokenflex.model import (
     compiling,
     door,
     encoding,
-    escalating,
-    escalation,
     exporting,
     generation,
     peft_hosts,
@@ -39,6 +37,8 @@ from tokenflex.model import (
 )
 from tokenflex.model.config import FlexConfig
 from tokenflex.model.encoding import Encoded
+from tokenflex.model.escalation import climbing
+from tokenflex.model.escalation.settings import Allowed
 from tokenflex.model.hosting import Hosting
 from tokenflex.model.request import Budgets, Level
 from tokenflex.model.signature import HostSignature
@@ -310,7 +310,7 @@ class FlexModel(Hosting):
         *,
         level: Level = None,
         budget: Budgets = None,
-        escalate: escalation.Allowed = None,
+        escalate: Allowed = None,
         **kwargs: Any,
     ) -> Any:
         """The host's ``generate`` on the shortened batch.
@@ -333,7 +333,7 @@ class FlexModel(Hosting):
             ConfigError: as for `prepare`.
         """
         request.check(self, kwargs, level, budget)
-        allowed = escalating.asked(self, escalate, level)
+        allowed = climbing.asked(self, escalate, level)
         if inputs is not None:
             kwargs["input_ids"] = inputs
         own = getattr(self.host, "generation_config", None)
@@ -344,11 +344,11 @@ class FlexModel(Hosting):
         door.check(batch, self.adapter, held)
         batch = dict(generation.with_mask(batch, self.host, options))
         if "input_ids" not in batch or not door.shortens(batch) or self._is_paged(batch, options):
-            escalating.require_ids(allowed, batch)
+            climbing.require_ids(allowed, batch)
             self._nothing_to_choose(batch, level, budget)
             return self.host.generate(**batch, **options)
         if allowed is not None:
-            return escalating.generate(self, batch, allowed, budget, options, own)
+            return climbing.generate(self, batch, allowed, budget, options, own)
         if held:
             return self._continue(batch, held, level, budget, options)
         rows, decisions = self._prepared(batch, level, "left", budget)

@@ -15,7 +15,7 @@ from tokenflex.hosts import stock
 from tokenflex.hosts.turns import say_what_is_read
 from tokenflex.model import peft_hosts, saving
 from tokenflex.model.continuous import TextBatching
-from tokenflex.model.escalatable import Escalatable
+from tokenflex.model.escalation.held import Escalatable
 
 
 class Hosting(Escalatable, TextBatching, PreTrainedModel, GenerationMixin):

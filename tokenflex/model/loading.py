@@ -14,7 +14,7 @@ from tokenflex.contracts import ComponentConfig, HostAdapter
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.turns import say_what_is_read, turn_markers
 from tokenflex.model.config import FlexConfig
-from tokenflex.model.escalation import Escalate
+from tokenflex.model.escalation.settings import Escalate
 from tokenflex.model.flex import FlexModel
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ def _mask() -> Tensor:
 
 
 def _judged(part: Confidence, scores: list[Tensor], mask: Tensor) -> Tensor:
-    """As `tokenflex.model.watching` calls it."""
+    """As `tokenflex.model.escalation.watching` calls it."""
     steps = 1 if part.first_only else len(scores)
     values = [part.of_tokens(one, one.argmax(-1)) for one in scores[:steps]]
     return part.of_answer(torch.stack(values, dim=1), mask[:, :steps])

@@ -20,11 +20,12 @@ from tokenflex.contracts import Confidence, Decision
 from tokenflex.errors import InputError
 from tokenflex.hosts import continuing
 from tokenflex.hosts.grouped import IDS, Options, Rows, in_step
-from tokenflex.model import encoding, escalation, fingerprint, generation, request
-from tokenflex.model.escalation import Escalate
-from tokenflex.model.passes import Answer, Passes
-from tokenflex.model.rungs import Climb, rungs_of
-from tokenflex.model.watching import padding, side_by_side
+from tokenflex.model import encoding, generation, request
+from tokenflex.model.escalation import fingerprint, settings
+from tokenflex.model.escalation.passes import Answer, Passes
+from tokenflex.model.escalation.rungs import Climb, rungs_of
+from tokenflex.model.escalation.settings import Escalate
+from tokenflex.model.escalation.watching import padding, side_by_side
 
 if TYPE_CHECKING:
     from tokenflex.model.flex import FlexModel
@@ -114,7 +115,7 @@ def asked(flex: FlexModel, escalate: Any, level: Any) -> Escalate | None:
     Raises:
         InputError: it isn't an `Escalate` with a threshold, or a level comes with it.
     """
-    found = escalation.read(escalate, flex.escalate)
+    found = settings.read(escalate, flex.escalate)
     if found is not None and level is not None:
         raise InputError(f"level={level!r:.200} forces the level, so nothing could escalate; give one of the two.")
     return found

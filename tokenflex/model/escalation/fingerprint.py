@@ -12,7 +12,7 @@ from tokenflex.contracts import Component
 from tokenflex.errors import InputError
 from tokenflex.hosts.grouped import Options
 from tokenflex.model import request
-from tokenflex.model.escalation import Escalate
+from tokenflex.model.escalation.settings import Escalate
 from tokenflex.ops.digest import of_tensors
 
 if TYPE_CHECKING:

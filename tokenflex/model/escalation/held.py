@@ -4,7 +4,7 @@ from typing import Any
 
 from tokenflex.checkpoint import ESCALATE
 from tokenflex.errors import ConfigError
-from tokenflex.model.escalation import Escalate
+from tokenflex.model.escalation.settings import Escalate
 
 
 class Escalatable:

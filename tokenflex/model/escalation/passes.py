@@ -17,8 +17,8 @@ from tokenflex.contracts import Confidence, Spliced
 from tokenflex.hosts import continuing, grouped, joining, stock
 from tokenflex.hosts.grouped import IDS, LABELS, MASK, Options, Part, Rows
 from tokenflex.model import callbacks, encoding, generation
-from tokenflex.model.prefixes import WORTH, Prefixes
-from tokenflex.model.watching import AfterOne, Watch, answered
+from tokenflex.model.escalation.prefixes import WORTH, Prefixes
+from tokenflex.model.escalation.watching import AfterOne, Watch, answered
 from tokenflex.ops.partition import CALL, partition
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from torch import Tensor
 from tokenflex.errors import InputError
 from tokenflex.hosts import continuing
 from tokenflex.hosts.grouped import Options
-from tokenflex.model import door, escalating, fingerprint, generation
-from tokenflex.model.escalation import Calibration, Escalate
-from tokenflex.model.passes import Answer, Passes
+from tokenflex.model import door, generation
+from tokenflex.model.escalation import climbing, fingerprint
+from tokenflex.model.escalation.passes import Answer, Passes
+from tokenflex.model.escalation.settings import Calibration, Escalate
 from tokenflex.ops import risk
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def calibrated(
             "on more rows, or leave out loss=, to count what differs from the finest level's answers."
         )
     threshold, mean = chosen
-    settled = [any(escalating.is_sure(c, threshold) for c in path.confidences) for path in found]
+    settled = [any(climbing.is_sure(c, threshold) for c in path.confidences) for path in found]
     told_of = Calibration(
         threshold=threshold,
         risk=escalate.risk,
@@ -108,9 +109,9 @@ def paths(
     batch, told = generation.split(given, flex.adapter.encoder_inputs)
     door.check(batch, flex.adapter, continuing.held_by(batch))
     batch = dict(generation.with_mask(batch, flex.host, told))
-    escalating.require_ids(escalate, batch)
-    escalating.require_served(batch, Options(flex.host, told), replace(escalate, threshold=None, calibrated=None))
-    ladder = escalating.begin(flex, batch, escalate, budget)
+    climbing.require_ids(escalate, batch)
+    climbing.require_served(batch, Options(flex.host, told), replace(escalate, threshold=None, calibrated=None))
+    ladder = climbing.begin(flex, batch, escalate, budget)
     answers = _answers(flex, ladder, Passes(flex, batch, ladder.encoded, told, own), escalate)
     rungs = ladder.climb.rungs
     if loss is None:
@@ -126,7 +127,7 @@ def paths(
     ]
 
 
-def _answers(flex: FlexModel, ladder: escalating.Ladder, passes: Passes, escalate: Escalate) -> dict[int, list[Answer]]:
+def _answers(flex: FlexModel, ladder: climbing.Ladder, passes: Passes, escalate: Escalate) -> dict[int, list[Answer]]:
     """Of every row and pass."""
     climb, measure = ladder.climb, escalate.config.build().to(flex.device)
     found: dict[int, list[Answer]] = {row: [] for row in climb.rungs}
