@@ -49,14 +49,15 @@ def build(name: str, seed: int, device: torch.device) -> SmallHost:
     return HOSTS[name](seed, device)
 
 
-def check(name: str) -> None:
-    """Refuse unknown names.
+def check(name: str) -> str:
+    """The name, if it is known.
 
     Raises:
         ConfigError: with the known ones.
     """
     if name not in HOSTS:
         raise ConfigError(f"quickstart host {name!r} isn't known; use {', '.join(HOSTS)}.")
+    return name
 
 
 def _llava_next(seed: int, device: torch.device) -> SmallHost:

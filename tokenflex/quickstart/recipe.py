@@ -75,6 +75,11 @@ class Plan:
         Phase(STAGES[4].with_rates(router=2e-3), 32, 300, 50.0),
     )
 
+    @property
+    def seconds(self) -> float:
+        """Expected of everything: pictures, tower, stages, calibration, evaluation."""
+        return 5.0 + 15.0 + sum(phase.seconds for phase in self.phases) + 20.0 + 45.0
+
 
 def trained(
     small: SmallHost,

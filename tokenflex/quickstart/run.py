@@ -51,10 +51,9 @@ def run(
         ConfigError: the device isn't there, host or levels aren't known, or a library isn't installed.
     """
     plan, console, where = plan or Plan(), Console(), _device(device)
-    sized, host = levels == RESOLUTION, _host(host, levels)
-    check(host)
+    sized, host = levels == RESOLUTION, check(_host(host, levels))
     MultiGranularityObjective(levels="all" if sized else levels)  # refuses what it doesn't know
-    folder, expected = Path(out), 5.0 + 15.0 + sum(phase.seconds for phase in plan.phases) + 20.0 + 45.0
+    folder, expected = Path(out), plan.seconds
     folder.mkdir(parents=True, exist_ok=True)
     with _quiet(), shown(console, expected) as progress:
         with progress.phase("pictures", 5.0, 1) as tick:
@@ -68,8 +67,8 @@ def run(
         with progress.phase("calibration", 20.0, 1) as tick:
             allowed = calibrated(flex, processor, others, plan)
             tick()
-        settings = flex.compressor.num_levels + 1 + (not sized) + len(allowed)
-        with progress.phase("evaluation", 45.0, -(-len(questions) // evaluate.BATCH) * settings) as tick:
+        settings = flex.compressor.num_levels + (1 if sized else 2) + len(allowed)
+        with progress.phase("evaluation", 45.0, -(-plan.questions // evaluate.BATCH) * settings) as tick:
             fixed, routers, escalated = answered(flex, processor, questions, allowed, tick)
         flex.escalate = allowed["escalate"]
         with locked(folder / "model"):
