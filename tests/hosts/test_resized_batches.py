@@ -9,10 +9,10 @@ from peft import LoraConfig, get_peft_model
 import tokenflex
 from tests.hosts.served import served
 from tokenflex.contracts import Grid
+from tokenflex.contracts.scaler import shrunk
 from tokenflex.errors import InputError
 from tokenflex.hosts.architecture import Unit
 from tokenflex.hosts.resized_patches import BY_ROW, BY_TOKEN, CHANNELS_FIRST, CHANNELS_LAST, amid
-from tokenflex.hosts.resizing import shrunk
 from tokenflex.ops import pixels
 from tokenflex.registry import hosts
 from tokenflex.testing.host_bench import ROWS, HostBench

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenflex.contracts import Grid, HostBatch
+from tokenflex.contracts.scaler import SLACK
 from tokenflex.hosts.architecture import Modality, Unit
-from tokenflex.hosts.resizing import SLACK, Call, Picture, Resizing, shared
+from tokenflex.hosts.resizing import Call, Picture, Resizing, shared
 from tokenflex.ops import pixels
 
 LOOK = 24

@@ -18,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenflex.contracts import Grid, HostBatch, VisualTokens
+from tokenflex.contracts.scaler import SLACK
 from tokenflex.hosts import anyres, placeholders
 from tokenflex.hosts.anyres import Item
-from tokenflex.hosts.resizing import SLACK, check_images, check_shares, rewritten
+from tokenflex.hosts.resizing import check_images, check_shares, rewritten
 from tokenflex.hosts.stretches import Stretch, Strip, Tiled
 from tokenflex.ops import pixels
 

@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenflex.contracts import Grid, HostBatch
+from tokenflex.contracts.scaler import shrunk
 from tokenflex.hosts.architecture import Modality, Unit
-from tokenflex.hosts.resizing import Call, Picture, Resizing, shared, shrunk
+from tokenflex.hosts.resizing import Call, Picture, Resizing, shared
 from tokenflex.ops import pixels
 
 Size = tuple[int, int]

@@ -4,7 +4,6 @@ A smaller picture is what the host's own processor would have made of it: the ho
 text has as many placeholders as that size takes, and its pixels are those of the full picture, resampled.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,23 +13,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tokenflex.contracts import Grid, HostBatch, Span
+from tokenflex.contracts import HostBatch, Span
 from tokenflex.errors import InputError
 from tokenflex.hosts import placeholders
 from tokenflex.hosts.architecture import Modality, Unit
 from tokenflex.hosts.encoded import Item
-
-SLACK = 1e-6
-"""What a side may fall short of a whole token by, in the square root of a share."""
-
-
-def shrunk(grid: Grid, share: float) -> Grid:
-    """The tokens of a picture that keeps ``share`` of its pixels: both sides rounded down, at least one token.
-
-    Processors that are told the most pixels a picture may have round down too.
-    """
-    scale = math.sqrt(share)
-    return Grid(max(int(grid.rows * scale + SLACK), 1), max(int(grid.cols * scale + SLACK), 1))
 
 
 def shared(modality: Modality, batch: HostBatch, *apart: str) -> dict[str, Any]:
