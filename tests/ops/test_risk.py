@@ -52,11 +52,11 @@ def test_the_envelope_is_the_worst_of_all_higher_thresholds(found, threshold):
 @settings(deadline=None)
 @given(paths(), st.floats(0.05, 0.95), st.floats(0.1, 0.9))
 def test_the_smallest_threshold_is_allowed_and_the_next_lower_is_not(found, risk, confidence):
-    chosen = smallest_threshold(*found, risk, confidence)
     confidences, losses, last = found
     n = len(last)
     within = losses[np.arange(losses.shape[1]) <= last[:, None]]
     binary = bool(np.isin(within, (0, 1)).all())
+    chosen = smallest_threshold(*found, risk, confidence, binary)
 
     def allowed(threshold):
         return p_values(np.array([bound(*found, threshold).sum()]), n, risk, binary)[0] <= 1 - confidence
@@ -145,15 +145,27 @@ def risk_at(population, threshold):
 
 def broken(population, risk, confidence, rows, splits, find=smallest_threshold):
     """(share of samples whose threshold loses more than the risk, share of thresholds that settle anything)."""
+    binary = bool(np.isin(population[1], (0, 1)).all())
     rng = np.random.default_rng(0)
     over, useful = 0, 0
     for _ in range(splits):
         drawn = rng.integers(0, len(population[0]), rows)
-        found = find(*(one[drawn] for one in population), risk, confidence)
+        found = find(*(one[drawn] for one in population), risk, confidence, binary)
         assert found is not None
         over += risk_at(population, found[0]) > risk
         useful += math.isfinite(found[0])
     return over / splits, useful / splits
+
+
+def test_a_sample_of_zeros_and_ones_proves_nothing_of_the_losses():
+    """Only who knows that there can be no others may count exactly; the bound for all losses asks for more."""
+    losses = np.zeros((200, 2))
+    losses[:5, 0] = 1
+    confidences, last = np.tile([0.5, np.nan], (200, 1)), np.ones(200, dtype=int)
+    exact = smallest_threshold(confidences, losses, last, 0.055, 0.95, binary=True)
+    bounded = smallest_threshold(confidences, losses, last, 0.055, 0.95)
+    assert exact == (0.5, 5 / 200)
+    assert bounded == (math.inf, 0.0)
 
 
 @pytest.mark.parametrize("bounded", [False, True])
@@ -171,7 +183,7 @@ def test_the_promise_is_kept(shape, bounded):
 def test_the_promise_says_something():
     """Without the p-value, at the sample's own mean loss, it is broken far too often; so the test above can fail."""
 
-    def naive(confidences, losses, last, risk, confidence):
+    def naive(confidences, losses, last, risk, confidence, binary):
         at, sums = envelope(confidences, losses, last)
         return at[int(np.argmax(sums / len(last) <= risk))], 0.0
 

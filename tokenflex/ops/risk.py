@@ -99,7 +99,12 @@ def rows_needed(risk: float, confidence: float) -> int:
 
 
 def smallest_threshold(
-    confidences: Paths, losses: Paths, last: Int[np.ndarray, " rows"], risk: float, confidence: float
+    confidences: Paths,
+    losses: Paths,
+    last: Int[np.ndarray, " rows"],
+    risk: float,
+    confidence: float,
+    binary: bool = False,
 ) -> tuple[float, float] | None:
     """(The threshold, the sample's mean envelope at it); None where even last passes lose too much.
 
@@ -108,10 +113,12 @@ def smallest_threshold(
 
     Args:
         confidences, losses, last: as for `envelope`; losses from 0 to 1.
+        binary: losses can't be anything but 0 or 1, whatever the sample; that it holds no others doesn't say so.
     """
-    at, sums = envelope(confidences, losses, last)
     n = len(confidences)
-    binary = bool(np.isin(losses[np.arange(losses.shape[1]) <= last[:, None]], (0.0, 1.0)).all())
+    if not n:
+        return None
+    at, sums = envelope(confidences, losses, last)
     allowed = p_values(sums, n, risk, binary) <= 1 - confidence
     if not allowed[-1]:
         return None

@@ -64,7 +64,8 @@ def calibrated(
             f"{escalate.confidence:g}, whatever their answers: at least {needed} are needed."
         )
     confidences, losses, last = _table(found)
-    chosen = risk.smallest_threshold(confidences, losses, last, escalate.risk, escalate.confidence)
+    promised = (escalate.risk, escalate.confidence)
+    chosen = risk.smallest_threshold(confidences, losses, last, *promised, binary=loss is None)
     if chosen is None:
         finest = float(losses[np.arange(len(last)), last].mean())
         raise InputError(
