@@ -17,7 +17,7 @@ from tokenflex.catalog import HOSTS_SINCE
 from tokenflex.contracts import Decision, Tried
 from tokenflex.errors import ConfigError
 from tokenflex.quickstart import evaluate
-from tokenflex.quickstart.evaluate import Answers
+from tokenflex.quickstart.evaluate import Answers, Results
 from tokenflex.quickstart.host import seeded
 from tokenflex.quickstart.pictures import COARSE_KINDS, FINE_KINDS, INKS, exam, pictures, words
 from tokenflex.quickstart.recipe import Plan
@@ -154,6 +154,8 @@ def test_report_says_everything(result):
     for entry in escalated:
         assert 1 <= entry["passes_mean"] <= 2
         assert entry["escalate"]["risk"] == 0.2
+    assert report["smaller_picture"]["tokens_mean"] == 17  # the whole view alone, and a newline
+    assert report["smaller_picture"]["tower"] < 0.5
     most = report["levels"][0]["tokens_mean"] + report["levels"][-1]["tokens_mean"]
     assert report["levels"][0]["tokens_mean"] <= report["escalate"]["tokens_mean"] <= most
     assert sum(sum(counts) for counts in report["router"]["choices_by_kind"].values()) == 36
@@ -180,7 +182,7 @@ def test_levels_can_be_sizes_of_the_picture(sized):
     assert towers == sorted(towers)
     assert towers[-1] == 1
     assert towers[0] < 0.1
-    assert "reconstruction_router" not in report
+    assert not {"reconstruction_router", "smaller_picture"} & set(report)
     assert report["router"]["tower"] >= report["random_router"]["tower"]
     assert "drawn as the vision tower saw them" in (folder / "report.html").read_text()
     flex = AutoModelForImageTextToText.from_pretrained(folder / "model")
@@ -218,7 +220,8 @@ def test_comparison_of_settings():
     unsure = Answers(said, table[picks, places], costs[0] + picks * costs[1], picks, once + picks, work[0])
     promise = tokenflex.Escalate(risk=0.1, confidence=0.9, threshold=0.5)
     routers = {"router": routed, "reconstruction_router": levels[0]}
-    found = evaluate.compare(levels, routers, questions, 0, {"escalate": (unsure, promise)})
+    results = Results(levels, routers, {"escalate": (unsure, promise)}, smaller=levels[0])
+    found = evaluate.compare(results, questions, 0)
     assert [level["accuracy"] for level in found["levels"]] == [0.5, 1.0]
     assert found["router"]["accuracy"] == 0.75
     assert found["router"]["tokens_mean"] == found["random_router"]["tokens_mean"] == 3.0
@@ -229,6 +232,7 @@ def test_comparison_of_settings():
     assert [level["tower"] for level in found["levels"]] == [0.25, 1.0]
     assert found["router"]["tower"] == (0.75 * 2 + 0.25 * 5) / 4
     assert found["random_router"]["tower"] == (0.75 * 1 + 0.25 * 4) / 4
+    assert found["smaller_picture"] == found["levels"][0]
     assert found["escalate"]["tokens_mean"] == 2 + 6 / 4
     assert found["escalate"]["passes_mean"] == 1.25
     assert found["escalate"]["differs_from_finest"] == 0.75

@@ -99,22 +99,32 @@ def summarise(right: np.ndarray, tokens: np.ndarray, exam: Exam) -> dict[str, An
     }
 
 
-def compare(
-    levels: Sequence[Answers],
-    routers: Mapping[str, Answers],
-    exam: Exam,
-    seed: int,
-    escalated: Mapping[str, tuple[Answers, Escalate]] | None = None,
-) -> dict[str, Any]:
-    """Every fixed level, routers, the choices of each dealt out at random, escalation, the oracle.
+@dataclass(frozen=True)
+class Results:
+    """The exam in all settings.
 
-    Random choices are the mean over 200 shuffles of a router's own among the questions; the oracle takes the coarsest
-    level that answers right (the coarsest of all where none does). Towers are compared with that of the finest level.
-
-    Args:
-        routers: by name, ``router`` or ``..._router``; ``random_...`` are its choices dealt out at random.
+    Attributes:
+        levels: at every level.
+        routers: by name, ``router`` or ``..._router``.
         escalated: by name, answers and what they were allowed to.
+        smaller: with the smallest picture that the host takes, encoded as such; None where that is a level, or there
+            is one size only.
     """
+
+    levels: Sequence[Answers]
+    routers: Mapping[str, Answers]
+    escalated: Mapping[str, tuple[Answers, Escalate]]
+    smaller: Answers | None = None
+
+
+def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
+    """Every setting, the choices of each router dealt out at random, the oracle.
+
+    Random choices, ``random_...``, are the mean over 200 shuffles of a router's own among the questions; the oracle
+    takes the coarsest level that answers right (the coarsest of all where none does). Towers are compared with that of
+    the finest level.
+    """
+    levels = results.levels
     table = np.stack([answers.right for answers in levels])
     costs = np.stack([answers.tokens for answers in levels])
     work = np.stack([answers.tower for answers in levels]) / levels[-1].tower
@@ -150,9 +160,10 @@ def compare(
 
     return {
         "levels": [told(answers) for answers in levels],
-        **{name: chosen(answers) for name, answers in routers.items()},
-        **{f"random_{name.removesuffix('_router')}": dealt(answers) for name, answers in routers.items()},
-        **{name: promised(*found) for name, found in (escalated or {}).items()},
+        **({} if results.smaller is None else {"smaller_picture": told(results.smaller)}),
+        **{name: chosen(answers) for name, answers in results.routers.items()},
+        **{f"random_{name.removesuffix('_router')}": dealt(answers) for name, answers in results.routers.items()},
+        **{name: promised(*found) for name, found in results.escalated.items()},
         "oracle": {
             **summarise(table[best, places], costs[best, places], exam),
             "tower": round(float(work[best, places].mean()), 4),

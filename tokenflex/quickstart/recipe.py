@@ -102,7 +102,7 @@ def trained(
     with progress.phase("stage 0: vision tower", 15.0, steps) as tick:
         pretrain(small, stock, steps=steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
     reads = adapter_for(small.model, {"scope": "prompt"})  # the template has no words that open a turn
-    scaler = _sizes(plan) if sized else "average-pool"
+    scaler = sizes(plan.shares) if sized else "average-pool"
     flex = wrap(small.model, scaler=scaler, router=_router(plan, router_rows), adapter=reads)
     for phase in plan.phases:
         with progress.phase(phase.name, phase.seconds, phase.steps) as tick, tempfile.TemporaryDirectory() as scratch:
@@ -169,10 +169,10 @@ def _router(plan: Plan, rows: str) -> Any:
     return served.Config.from_dict({"text_tokens": plan.router_text_tokens, "dropout": 0.0, "rows": rows})
 
 
-def _sizes(plan: Plan) -> Any:
-    """Levels that are sizes of the picture."""
+def sizes(shares: Sequence[float]) -> Any:
+    """Levels that are sizes of the picture; settings of the scaler."""
     served: type[Component] = scalers.get("resolution")
-    return served.Config.from_dict({"shares": plan.shares})
+    return served.Config.from_dict({"shares": tuple(shares)})
 
 
 class _Tick(TrainerCallback):

@@ -30,6 +30,7 @@ ZOOM = 3
 
 
 SETTINGS = (
+    ("smaller_picture", "smaller picture", "s", "#64748b"),
     ("router", "router", "*", "#dc2626"),
     ("random_router", "random router", "x", "#ca8a04"),
     ("reconstruction_router", "reconstruction", "P", "#2563eb"),
@@ -61,6 +62,7 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
         table.add_row(name, f"{tokens:.1f}", share, tower, f"{summary['accuracy']:.3f}", *kinds)
     console.print(table)
     untrained = (
+        " Smaller picture: the smallest that the host takes, where it takes several; no stage trained on it."
         " Reconstruction: a router without training, which looks at the picture only; random reconstr.: its own "
         "choices at random."
     )

@@ -17,12 +17,15 @@ from tokenflex.files import locked
 from tokenflex.model import Escalate, FlexModel, calibrate, wrap
 from tokenflex.ops.pooling import PYRAMID
 from tokenflex.quickstart import evaluate, report
-from tokenflex.quickstart.evaluate import Answers
+from tokenflex.quickstart.evaluate import Answers, Results
 from tokenflex.quickstart.hosts import build, check
 from tokenflex.quickstart.pictures import exam, pictures
 from tokenflex.quickstart.progress import shown
-from tokenflex.quickstart.recipe import RESOLUTION, Plan, trained
+from tokenflex.quickstart.recipe import RESOLUTION, Plan, sizes, trained
 from tokenflex.training.objectives import MultiGranularityObjective
+
+SMALLEST = 1 / 64
+"""Of a picture's pixels: no host makes more than its smallest picture of them."""
 
 
 def run(
@@ -67,9 +70,9 @@ def run(
         with progress.phase("calibration", 20.0, 1) as tick:
             allowed = calibrated(flex, processor, others, plan)
             tick()
-        settings = flex.compressor.num_levels + (1 if sized else 2) + len(allowed)
+        settings = flex.compressor.num_levels + (1 if sized else 3) + len(allowed)
         with progress.phase("evaluation", 45.0, -(-plan.questions // evaluate.BATCH) * settings) as tick:
-            fixed, routers, escalated = answered(flex, processor, questions, allowed, tick)
+            found = answered(flex, processor, questions, allowed, tick)
         flex.escalate = allowed["escalate"]
         with locked(folder / "model"):
             for save in (flex.save_pretrained, flex.save_parts, processor.save_pretrained):
@@ -79,10 +82,10 @@ def run(
         "questions": len(questions),
         "fine_share": round(sum(q.fine for _, q in questions) / len(questions), 4),
         "seconds": {name: round(value, 1) for name, value in progress.seconds.items()},
-        **evaluate.compare(fixed, routers, questions, seed, escalated),
+        **evaluate.compare(found, questions, seed),
     }
     draw = report.resized(_grids(flex, processor, questions)) if sized else report.pooled(PYRAMID)
-    report.write(folder, result, questions, fixed[-1], routers["router"], draw)
+    report.write(folder, result, questions, found.levels[-1], found.routers["router"], draw)
     report.show(console, result, folder)
     return result
 
@@ -127,18 +130,25 @@ def answered(
     questions: evaluate.Exam,
     allowed: Mapping[str, Escalate],
     tick: Callable[[], None],
-) -> tuple[list[Answers], dict[str, Answers], dict[str, tuple[Answers, Escalate]]]:
-    """At every level; by the router and, where levels are made after the tower, one without training; escalated."""
+) -> Results:
+    """At every level; by the router; escalated. Where levels are made after the tower, a router without training too,
+    and the smallest picture that the host takes.
+    """
 
     def told(model: FlexModel, level: int | None = None, escalate: Escalate | None = None) -> Answers:
         return evaluate.answer(model, processor, questions, level, tick, escalate)
 
     levels = [told(flex, level) for level in range(flex.compressor.num_levels)]
-    routers = {"router": told(flex)}
+    routers, smaller = {"router": told(flex)}, None
     if not flex.compressor.scaler.shares:
         plain = wrap(flex.host, router="reconstruction", voter="mean", adapter=flex.adapter).eval()
         routers["reconstruction_router"] = told(plain)
-    return levels, routers, {name: (told(flex, escalate=one), one) for name, one in allowed.items()}
+        if flex.adapter.resize_refusal is None:
+            ends = sizes((SMALLEST, 1.0))
+            sized = wrap(flex.host, scaler=ends, router="constant", voter="mean", adapter=flex.adapter).eval()
+            smaller = told(sized, 0)
+    escalated = {name: (told(flex, escalate=one), one) for name, one in allowed.items()}
+    return Results(levels, routers, escalated, smaller)
 
 
 def _device(name: str) -> torch.device:
