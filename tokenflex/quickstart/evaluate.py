@@ -12,7 +12,7 @@ from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
 from tokenflex.model import Escalate, FlexModel
 from tokenflex.quickstart.pictures import COARSE_KINDS, FINE_KINDS, Picture, Question, row
-from tokenflex.quickstart.tower import TowerWork, tower_work
+from tokenflex.quickstart.tower import tower_work
 
 BATCH, SHUFFLES = 96, 200
 ANSWER = 3
@@ -67,16 +67,14 @@ def answer(
     """
     texts: list[str] = []
     decisions: list[Decision] = []
-    work: TowerWork | None = None
+    work = tower_work(flex, next(batches(flex, processor, exam[:1])))
     for inputs in batches(flex, processor, exam):
-        work = work or tower_work(flex, inputs)
         asked: dict[str, Any] = {"level": level} if escalate is None else {"escalate": escalate}
         output = flex.generate(**inputs, **asked, max_new_tokens=ANSWER, return_dict_in_generate=True)
         new = output.sequences[:, inputs["input_ids"].shape[1] :]
         texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
         decisions += output.decisions
         tick()
-    assert work is not None
     return Answers(
         texts=tuple(texts),
         right=np.array([text == question.answer for text, (_, question) in zip(texts, exam, strict=True)]),

@@ -37,14 +37,14 @@ def build_processor() -> Qwen2_5_VLProcessor:
 
 
 def build_host(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGeneration:
-    """0.5 M parameters; weights come from torch's global generator."""
+    """0.7 M parameters; weights come from torch's global generator."""
     tokenizer: Any = processor.tokenizer
     text = text_config(tokenizer)
-    quarter = text.hidden_size // text.num_attention_heads // 2 // 3
+    per_axis = text.hidden_size // text.num_attention_heads // 2 // 3
     shared = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
               "num_key_value_heads", "max_position_embeddings", "initializer_range", "tie_word_embeddings",
               "pad_token_id", "bos_token_id", "eos_token_id")  # fmt: skip
-    sections = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [quarter] * 3}
+    sections = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [per_axis] * 3}
     vision = {
         "depth": 2, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "out_hidden_size": text.hidden_size,
         "num_heads": 4, "patch_size": PATCH, "spatial_merge_size": MERGE, "fullatt_block_indexes": [0, 1],

@@ -56,9 +56,9 @@ def run(
     plan, console, where = plan or Plan(), Console(), _device(device)
     sized, host = levels == RESOLUTION, check(_host(host, levels))
     MultiGranularityObjective(levels="all" if sized else levels)  # refuses what it doesn't know
-    folder, expected = Path(out), plan.seconds
+    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    with _quiet(), shown(console, expected) as progress:
+    with _quiet(), shown(console, plan.seconds) as progress:
         with progress.phase("pictures", 5.0, 1) as tick:
             stock = list(pictures(seed, "train", plan.stock))
             questions = exam(seed, "test", plan.questions)

@@ -35,18 +35,17 @@ class TowerWork:
 
 @torch.no_grad()
 def tower_work(flex: FlexModel, inputs: HostInputs) -> TowerWork:
-    """Count what the tower does for a batch's first picture.
+    """Count what the tower does for a picture.
 
     Args:
-        inputs: as the processor made them.
+        inputs: of one question about one picture, as the processor made them.
     """
     batch, scaler = flex.adapter.read(inputs), flex.compressor.scaler
-    pictures = len(batch.grids)
     if not scaler.shares:
-        whole = flops.counted(lambda: flex.adapter.encode(batch)).flops // pictures
+        whole = flops.counted(lambda: flex.adapter.encode(batch)).flops
         return TowerWork({1.0: whole}, (1.0,) * scaler.num_levels, looks=False)
     found = {
-        share: flops.counted(lambda share=share: flex.adapter.encode_resized(batch, [share] * pictures, [0])).flops
+        share: flops.counted(lambda share=share: flex.adapter.encode_resized(batch, [share], [0])).flops
         for share in dict.fromkeys(scaler.shares)
     }
     return TowerWork(found, scaler.shares, looks=True)
