@@ -26,6 +26,7 @@ from tokenflex.contracts.levels import spread
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
 from tokenflex.hosts import continuing, grouped, stock
 from tokenflex.model import (
+    aligned,
     callbacks,
     compiling,
     door,
@@ -39,6 +40,7 @@ from tokenflex.model.config import FlexConfig
 from tokenflex.model.encoding import Encoded
 from tokenflex.model.escalation import climbing
 from tokenflex.model.escalation.settings import Allowed
+from tokenflex.model.host_weights import in_float32
 from tokenflex.model.hosting import Hosting
 from tokenflex.model.request import Budgets, Level
 from tokenflex.model.signature import HostSignature
@@ -46,7 +48,7 @@ from tokenflex.model.signature import HostSignature
 Objective = Callable[["FlexModel", HostInputs], ModelOutput]
 
 
-class FlexModel(Hosting):
+class FlexModel(aligned.Headless, Hosting):
     """A host and the parts that shorten its input, as one transformers model.
 
     ``flex.host`` is the host itself and works as before; nothing of it is changed. Make one with
@@ -63,7 +65,6 @@ class FlexModel(Hosting):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules: ClassVar = ["compressor"]  # pyright: ignore[reportIncompatibleVariableOverride]
     _keep_in_fp32_modules_strict: ClassVar = ["compressor"]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
@@ -82,7 +83,8 @@ class FlexModel(Hosting):
             self.host = plain if config.adapters is None else peft_hosts.rebuild(plain, config.adapters)
         built = host is None
         self.adapter = adapter or checkpoint.adapter_for(self.host, spec["host"]["options"])
-        self.compressor = compressor or checkpoint.assemble(spec, self.adapter)
+        with in_float32():
+            self.compressor = compressor or checkpoint.assemble(spec, self.adapter)
         _require_served(self.compressor, self.adapter)
         self.batching = "auto"
         self.accepts_loss_kwargs = _accepts_loss_kwargs(self.host)
@@ -178,12 +180,13 @@ class FlexModel(Hosting):
         """
         request.check(self, inputs, level, budget)
         door.check(inputs, self.adapter)
-        rows, decisions = self._prepared(inputs, level, padding_side, budget)
+        rows, decisions = self.in_rows(inputs, level, padding_side, budget)
         return rows.whole, decisions
 
-    def _prepared(
+    def in_rows(
         self, inputs: HostInputs, level: Level, padding_side: PaddingSide | None, budget: Budgets
     ) -> tuple[grouped.Rows, tuple[Decision, ...]]:
+        """As `prepare`, of a batch that was checked; its rows can be had apart."""
         levels, policy = request.read(level, budget, self.compressor.num_levels)
         encoded = encoding.encode(self, inputs, look=levels is None)
         decisions = encoding.decide(self, encoded, levels, policy)
@@ -242,12 +245,12 @@ class FlexModel(Hosting):
         level: Level = None,
         budget: Budgets = None,
         objective: Objective | None = None,
+        align: str | None = None,
         **inputs: Any,
     ) -> Any:
         """The host's own output on the shortened batch, plus ``decisions``.
 
-        Logits belong to the shortened sequence; labels are shortened alike, so the loss is the host's loss.
-        Text-only rows and batches pass through.
+        Labels are shortened alike, so the loss is the host's loss. Text-only rows and batches pass through.
 
         Args:
             input_ids: ``(rows, length)`` with the processor's full placeholders.
@@ -257,36 +260,47 @@ class FlexModel(Hosting):
             budget: as for `prepare`.
             objective: a training objective to evaluate instead, given this model and the batch. Going through
                 ``forward`` keeps wrappers such as DistributedDataParallel in charge.
+            align: where logits and hidden states stand: ``compact``, in the shortened sequence; ``input``, at the
+                caller's positions, zeros where a position has no output; None: as ``flex.config.align`` says.
 
         Raises:
             InputError: images, placeholders and levels don't fit together, or as for `prepare`.
             ConfigError: as for `prepare`.
         """
         request.check(self, inputs, level, budget)
+        at_positions = aligned.asked(align, self.config)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, **inputs}
         batch = {key: value for key, value in batch.items() if value is not None}
         held = continuing.held_by(batch)
         door.check(batch, self.adapter, held)
         if objective is not None:
-            if level is not None or budget is not None:
-                raise InputError("the objective chooses its levels itself; give no level or budget with it.")
+            if level is not None or budget is not None or align is not None:
+                raise InputError("the objective chooses its levels itself; give no level, budget or align with it.")
             return objective(self, batch)
         if input_ids is None or held or not door.shortens(batch):
-            return self._unshortened(batch, held, level, budget)
-        rows, decisions = self._prepared(batch, level, None, budget)
-        output = grouped.forward(rows, generation.with_logits(rows.whole, batch), self.batching)
+            return self.host(**self.as_it_is(batch, held, level, budget))
+        rows, decisions = self.in_rows(batch, level, None, budget)
+        if at_positions:
+            output = aligned.forward(self, rows, batch)
+        else:
+            inputs = {**generation.with_logits(rows.whole, batch), **aligned.shifted(rows)}
+            output = grouped.forward(rows, inputs, self.batching)
         if isinstance(output, ModelOutput):
             continuing.remember(continuing.cache_of(output), rows.whole.inputs, self.adapter)
             output["decisions"] = decisions
         return output
 
-    def _unshortened(self, batch: dict[str, Any], held: int, level: Level, budget: Budgets) -> Any:
-        """The host's output on embeddings, or on what follows a filled cache: there is nothing to shorten in either."""
+    def as_it_is(self, batch: dict[str, Any], held: int, level: Level, budget: Budgets) -> dict[str, Any]:
+        """The host's inputs for embeddings, or for what follows a filled cache: there is nothing to shorten in either.
+
+        Args:
+            held: tokens that the cache holds.
+        """
         self._nothing_to_choose(batch, level, budget)
         if held and "input_ids" in batch:
             continuing.require_continuation(batch, held, self.adapter, new_only=True)
             batch = batch | continuing.positions(batch, held, self.adapter, new_only=True)
-        return self.host(**batch)
+        return batch
 
     def _nothing_to_choose(self, batch: HostInputs, level: Level, budget: Budgets) -> None:
         """Check level and budget where they meet no image.
@@ -351,7 +365,7 @@ class FlexModel(Hosting):
             return climbing.generate(self, batch, allowed, budget, options, own)
         if held:
             return self._continue(batch, held, level, budget, options)
-        rows, decisions = self._prepared(batch, level, "left", budget)
+        rows, decisions = self.in_rows(batch, level, "left", budget)
         spliced, ids = rows.whole, rows.whole.inputs["input_ids"]
         options = generation.lengths(options, own, batch["input_ids"].shape[1] - ids.shape[1])
         options = callbacks.in_the_callers_prompt(options, batch["input_ids"], ids, own)

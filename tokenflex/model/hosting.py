@@ -1,29 +1,24 @@
 """What transformers asks of a model that contains another: to be loaded, saved, cast and tied as the host is."""
 
 import os
+import tempfile
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 
 from tokenflex import checkpoint
-from tokenflex.compressor import Compressor
-from tokenflex.contracts import HostAdapter
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import stock
 from tokenflex.hosts.turns import say_what_is_read
 from tokenflex.model import peft_hosts, saving
 from tokenflex.model.continuous import TextBatching
 from tokenflex.model.escalation.held import Escalatable
+from tokenflex.model.host_weights import HostWeights
 
 
-class Hosting(Escalatable, TextBatching, PreTrainedModel, GenerationMixin):
+class Hosting(Escalatable, TextBatching, HostWeights, GenerationMixin):
     """A transformers model around a host and its parts, before it is known how they are called (`FlexModel`)."""
-
-    host: Any
-    adapter: HostAdapter
-    compressor: Compressor
 
     @property
     def _inner(self) -> str:
@@ -35,12 +30,6 @@ class Hosting(Escalatable, TextBatching, PreTrainedModel, GenerationMixin):
     def _wraps(self) -> bool:
         """Whether the host is a wrapper around a transformers model, such as PEFT's."""
         return not isinstance(self.host, PreTrainedModel)
-
-    def init_weights(self) -> None:
-        """Nothing: host and parts initialised themselves when they were built, and may have been trained since."""
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing, for the same reason; modules of the host that a file lacks are left to the host."""
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """As the host ties them; inside a wrapper, what is tied already."""
@@ -56,8 +45,10 @@ class Hosting(Escalatable, TextBatching, PreTrainedModel, GenerationMixin):
             kwargs: all that transformers takes. Parts are never quantised.
 
         Raises:
-            ConfigError: tensors are missing or have no place, or weights of the parts aren't finite.
+            ConfigError: tensors are missing or have no place, weights of the parts aren't finite, or the folder holds
+                parts only.
         """
+        saving.refuse_parts(pretrained_model_name_or_path)
         asked = kwargs.pop("output_loading_info", False)
         made: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         flex, info = made
@@ -92,18 +83,6 @@ class Hosting(Escalatable, TextBatching, PreTrainedModel, GenerationMixin):
         saving.require_castable(self)
         return super().bfloat16()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The host's."""
-        return self.host.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """The host's."""
-        self.host.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The host's."""
-        return self.host.get_output_embeddings()
-
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write host and parts as one transformers model.
 
@@ -123,6 +102,17 @@ class Hosting(Escalatable, TextBatching, PreTrainedModel, GenerationMixin):
         kwargs.setdefault("save_original_format", False)
         with saving.as_quantised(self):
             super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            saving.explain(self, save_directory)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, with this model's card instead of the empty one that was put there just before."""
+        saving.explain(self, working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: saved folders name this package, and the files of this class aren't copied into them."""
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
         """Write ``tokenflex.json`` and ``tokenflex.safetensors``; the host is not saved.
@@ -130,10 +120,30 @@ class Hosting(Escalatable, TextBatching, PreTrainedModel, GenerationMixin):
         Raises:
             ConfigError: a part isn't registered under a name.
         """
-        checkpoint.save(folder, self._described(), self.compressor.state_dict())
+        checkpoint.save_parts(folder, self.compressor, self.adapter, more=self._more())
+
+    def push_parts_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Put what `save_parts` writes into a repository on the model hub, which is made if there is none.
+
+        Args:
+            repo_id: ``user/name``.
+            options: of ``huggingface_hub.HfApi.upload_folder``, such as ``commit_message`` and ``revision``, and
+                ``private`` and ``token``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConfigError: a part isn't registered under a name, or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_parts(folder)
+            return saving.upload(folder, repo_id, options)
 
     def _described(self) -> checkpoint.Spec:
         """The parts and, where it is known, how answers may escalate."""
+        return {**checkpoint.describe(self.compressor, self.adapter), **self._more()}
+
+    def _more(self) -> dict[str, Any]:
         allowed = self.escalate
-        spec = checkpoint.describe(self.compressor, self.adapter)
-        return spec if allowed is None else {**spec, checkpoint.ESCALATE: allowed.to_dict()}
+        return {} if allowed is None else {checkpoint.ESCALATE: allowed.to_dict()}

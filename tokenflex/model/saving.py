@@ -1,15 +1,17 @@
 """Saving a host together with its parts so that it loads as it was, and quantised hosts."""
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from tokenflex import checkpoint, loadable
+from tokenflex import cards, checkpoint, loadable
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import stock
 from tokenflex.model import peft_hosts
@@ -67,6 +69,7 @@ def require_complete(flex: Any, info: Mapping[str, Any], where: Any) -> None:
         for name, buffer in unsaved:
             buffer.copy_(fresh[name])
     checkpoint.require_sound(parts.state_dict(), str(where))
+    flex.parts_made = True
 
 
 def _unsaved(parts: nn.Module) -> list[tuple[str, Tensor]]:
@@ -95,6 +98,52 @@ def as_quantised(flex: Any) -> Iterator[None]:
         if not own:
             del flex.hf_quantizer
             del flex.config.quantization_config
+
+
+def refuse_parts(source: Any) -> None:
+    """Refuse a folder of parts, which has no host.
+
+    Raises:
+        ConfigError: says how to load it.
+    """
+    folder = Path(source) if isinstance(source, str | os.PathLike) else None
+    if folder is not None and (folder / checkpoint.JSON_NAME).is_file() and not (folder / "config.json").exists():
+        raise ConfigError(
+            f"{folder} holds parts only, as save_parts() writes them. Load the host, and put them onto it: "
+            f"tokenflex.load_parts({str(folder)!r}, host=host)."
+        )
+
+
+def explain(flex: Any, folder: str | os.PathLike[str]) -> None:
+    """Put a card into a folder that was saved, and what tells transformers where the model's class is."""
+    target = Path(folder)
+    parts, adapter = flex.compressor, flex.adapter
+    spec = checkpoint.with_origin(checkpoint.describe(parts, adapter), adapter)
+    cards.write_code(target, "tokenflex.model", "FlexConfig", "FlexModel")
+    cards.write_card(target, cards.of_model(spec, parts.scaler.granularities(adapter.grid)))
+
+
+def upload(folder: str, repository: str, options: Mapping[str, Any]) -> str:
+    """Put a folder's files into a repository on the model hub.
+
+    Args:
+        options: of ``huggingface_hub.HfApi.upload_folder``, and ``private``.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ConfigError: the hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    given = dict(options)
+    api, private = HfApi(token=given.pop("token", None)), given.pop("private", None)
+    try:
+        made = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        return str(api.upload_folder(repo_id=made, folder_path=folder, **given).commit_url)
+    except Exception as error:  # of the network, the hub and what checks names
+        raise ConfigError(f"{repository!r} can't be written on the hub: {error}") from error
 
 
 def require_castable(flex: Any) -> None:

@@ -50,5 +50,5 @@ def _joined(function: Callable[..., Any], host: type) -> inspect.Signature:
         for one in theirs
         if one.kind in kinds and one.name not in known
     ]
-    rest = [one for one in own if one.kind is one.VAR_KEYWORD]
+    rest = [one for one in theirs if one.kind is one.VAR_KEYWORD] or [one for one in own if one.kind is one.VAR_KEYWORD]
     return inspect.Signature([*named, *further, *rest])

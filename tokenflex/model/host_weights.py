@@ -1,0 +1,106 @@
+"""Embeddings, their number and the first values of weights: a `FlexModel` answers for its host, as transformers asks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tokenflex import checkpoint
+from tokenflex.compressor import Compressor
+from tokenflex.contracts import HostAdapter
+from tokenflex.hosts import stock
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Within, modules are built in float32, whatever type transformers builds the host in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class HostWeights(PreTrainedModel):
+    """What is asked of the host's embeddings and of weights that were never set."""
+
+    host: Any
+    adapter: HostAdapter
+    compressor: Compressor
+    _being_built = False
+
+    def post_init(self) -> None:
+        """As transformers' own, but no weight is initialised: host and parts have done so when they were built."""
+        self._being_built = True
+        try:
+            super().post_init()
+        finally:
+            self._being_built = False
+        if not any(True for _ in self.compressor.state_dict()):
+            kept: Any = self._keep_in_fp32_modules_strict
+            self._keep_in_fp32_modules_strict = {*kept} - {"compressor"}
+        self.parts_made = getattr(self, "parts_made", False) or not _is_nowhere(self.compressor)
+
+    def init_weights(self) -> None:
+        """Initialise what has no values yet, as after ``to_empty``; the host's own ``init_weights``, and fresh parts.
+
+        What was built, loaded or trained keeps its values.
+        """
+        if self._being_built:
+            return
+        stock.base_of(self.host).init_weights()
+        if not self.parts_made:
+            self._fill_parts()
+        self.tie_weights(recompute_mapping=False)
+
+    @torch.no_grad()
+    def _fill_parts(self) -> None:
+        with in_float32():
+            fresh = checkpoint.assemble(self.config.parts, self.adapter)
+        values: dict[str, Any] = dict(fresh.named_parameters()) | dict(fresh.named_buffers())
+        for name, tensor in [*self.compressor.named_parameters(), *self.compressor.named_buffers()]:
+            tensor.copy_(values[name])
+        self.parts_made = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing, since parts initialise themselves; modules of the host that a file lacks are left to the host."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The host's."""
+        return self.host.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """The host's."""
+        self.host.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The host's."""
+        return self.host.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """The host's."""
+        stock.base_of(self.host).set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """The host's vocabulary gets another size, as by the host's own method; the parts have none.
+
+        Args:
+            args, kwargs: as of the host's method.
+
+        Returns:
+            The host's input embeddings.
+        """
+        base = stock.base_of(self.host)
+        embeddings = base.resize_token_embeddings(*args, **kwargs)
+        if hasattr(base, "vocab_size"):
+            self.vocab_size = base.vocab_size
+        return embeddings
+
+
+def _is_nowhere(parts: nn.Module) -> bool:
+    """Whether parts were built without values, on torch's ``meta`` device."""
+    return any(tensor.device.type == "meta" for tensor in [*parts.parameters(), *parts.buffers()])
