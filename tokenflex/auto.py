@@ -22,6 +22,12 @@ MODELS = {
 """Package -> its configuration and model."""
 
 
+AUTO_MODELS = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+"""Auto classes that load both models; pipelines go by them."""
+NAMES = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
+"""Tables of transformers, type of configuration -> name of a class, that ``transformers serve`` and pipelines read."""
+
+
 def register_when_loaded() -> None:
     """Register now or as soon as transformers' Auto classes are imported."""
     if any(isinstance(finder, _Watcher) for finder in sys.meta_path):
@@ -32,12 +38,16 @@ def register_when_loaded() -> None:
 
 
 def _register(package: str) -> None:
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    import transformers
+    from transformers.models.auto import modeling_auto
 
     module = importlib.import_module(package)
     config, model = (getattr(module, name) for name in MODELS[package])
-    AutoConfig.register(config.model_type, config, exist_ok=True)
-    AutoModelForImageTextToText.register(config, model, exist_ok=True)
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    for name in AUTO_MODELS:
+        getattr(transformers, name).register(config, model, exist_ok=True)
+    for name in NAMES:
+        getattr(modeling_auto, name).setdefault(config.model_type, model.__name__)
 
 
 class _Watcher(MetaPathFinder):

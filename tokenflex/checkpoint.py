@@ -24,7 +24,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tokenflex import catalog, compressor, registry
+from tokenflex import cards, catalog, compressor, registry
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import Component, ComponentConfig, Grid, HostAdapter
 from tokenflex.errors import ConfigError, UnknownComponentError, UnsupportedHostError
@@ -200,7 +200,9 @@ def _check_shape(spec: Any) -> None:
     _expect_keys(spec, known | {ESCALATE} if isinstance(spec, Mapping) and ESCALATE in spec else known, JSON_NAME)
     if spec["format"] != FORMAT:
         raise ConfigError(f"format {spec['format']!r} isn't known; this version reads {FORMAT}. Upgrade tokenflex.")
-    _expect_keys(spec["host"], {"model_type", "dim", "grid", "options"}, f"{JSON_NAME}: host")
+    host = spec["host"]
+    told = {"name", "revision"}.intersection(host) if isinstance(host, Mapping) else set()
+    _expect_keys(host, {"model_type", "dim", "grid", "options"} | told, f"{JSON_NAME}: host")
     _expect_keys(spec["parts"], set(KINDS), f"{JSON_NAME}: parts")
     for kind, part in spec["parts"].items():
         _expect_keys(part, {"name", "provider", "version", "config"}, f"{JSON_NAME}: {kind}")
@@ -271,8 +273,38 @@ def save(folder: str | os.PathLike[str], spec: Spec, state: Mapping[str, Tensor]
         write_whole(target / JSON_NAME, json.dumps({**spec, DIGEST: f"sha256:{digest}"}, indent=2) + "\n")
 
 
-def load(folder: str | os.PathLike[str]) -> tuple[Spec, dict[str, Tensor]]:
+def save_parts(
+    folder: str | os.PathLike[str],
+    parts: Compressor,
+    facts: HostFacts,
+    state: Mapping[str, Tensor] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write parts, described with where their host came from, and a card for people.
+
+    Args:
+        state: the parts' weights; None: as they are.
+        more: further entries of the description.
+
+    Raises:
+        ConfigError: a part isn't registered under a name.
+    """
+    spec = with_origin({**describe(parts, facts), **(more or {})}, facts)
+    save(folder, spec, parts.state_dict() if state is None else state)
+    cards.write_card(Path(folder), cards.of_parts(spec, parts.scaler.granularities(facts.grid)))
+
+
+def with_origin(spec: Spec, facts: HostFacts) -> Spec:
+    """The description with the name and revision of the host's repository, where they are known."""
+    config = getattr(getattr(facts, "host", None), "config", None)
+    return {**spec, "host": {**spec["host"], **cards.origin(config)}}
+
+
+def load(folder: str | os.PathLike[str], revision: str | None = None) -> tuple[Spec, dict[str, Tensor]]:
     """Read both files, of one and the same save, from a folder or, where there is no such folder, from the model hub.
+
+    Args:
+        revision: branch, tag or commit of a repository; folders have none.
 
     Raises:
         ConfigError: a file is missing or isn't readable, the two belong to different saves, or the weights hold NaN
@@ -280,15 +312,16 @@ def load(folder: str | os.PathLike[str]) -> tuple[Spec, dict[str, Tensor]]:
     """
     source = Path(folder)
     if not source.is_dir():
-        source = _download(str(folder))
+        source = _download(str(folder), revision)
+    elif revision is not None:
+        raise ConfigError(
+            f"revision={revision!r} goes with a repository on the hub; {source} is a folder. Leave it out."
+        )
     try:
         text = (source / JSON_NAME).read_text(encoding="utf-8")
         weights = (source / WEIGHTS_NAME).read_bytes()
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{source} has no {Path(error.filename or JSON_NAME).name}; save_parts() writes {JSON_NAME} and "
-            f"{WEIGHTS_NAME} into one folder."
-        ) from None
+        raise ConfigError(_not_parts(source, Path(error.filename or JSON_NAME).name)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source / JSON_NAME} or {WEIGHTS_NAME} can't be read: {error}") from error
     try:
@@ -299,6 +332,21 @@ def load(folder: str | os.PathLike[str]) -> tuple[Spec, dict[str, Tensor]]:
     spec = _description(source, text, weights)
     _check_shape(spec)
     return spec, state
+
+
+def _not_parts(source: Path, missing: str) -> str:
+    """What a folder without one of the two files is, and how to load that."""
+    try:
+        kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    if kind == "tokenflex":
+        return (
+            f"{source} holds a whole model, host and parts, as save_pretrained() writes it, and no {missing}. Load it "
+            f"with AutoModelForImageTextToText.from_pretrained({str(source)!r}); no host is needed."
+        )
+    told = f" It holds a model of type {kind!r} without parts: load that as the host." if kind is not None else ""
+    return f"{source} has no {missing}; save_parts() writes {JSON_NAME} and {WEIGHTS_NAME} into one folder.{told}"
 
 
 def fill(parts: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -398,10 +446,11 @@ def _require_own_model(data: Mapping[str, Any]) -> None:
             )
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    wanted = [JSON_NAME, WEIGHTS_NAME, "config.json"]
     try:
-        return Path(snapshot_download(repository, allow_patterns=[JSON_NAME, WEIGHTS_NAME]))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise ConfigError(f"{repository!r} is no folder here and can't be fetched from the hub: {error}") from error

@@ -48,3 +48,7 @@ class ComposedConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """From what a file holds; keys by which it could name code are passed over, the caller's own are not."""
         return super().from_dict(without_code(config_dict), **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: saved folders name this package, and the file of this class isn't copied into them."""

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tokenflex import loadable
+from tokenflex import cards, loadable
 from tokenflex.composed.config import ComposedConfig
 from tokenflex.composed.projector import CUSTOM, build_projector
 from tokenflex.composed.vision import rebuild
@@ -189,3 +190,10 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         loadable.require_same_as_built(self, twin, kwargs.get("state_dict"), REMEDY)
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            names = type(self.config).__name__, type(self).__name__
+            cards.write_code(Path(save_directory), "tokenflex.composed", *names)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: saved folders name this package, and the files of this class aren't copied into them."""

@@ -6,6 +6,10 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from tokenflex.checkpoint import without_code
+from tokenflex.errors import ConfigError
+
+ALIGN = ("compact", "input")
+"""Where outputs stand: at the positions of the shortened sequence, or of the caller's."""
 
 OWN = frozenset(
     {
@@ -45,6 +49,7 @@ class FlexConfig(PreTrainedConfig):
         host: the host's configuration.
         parts: the description `tokenflex.checkpoint.describe` gives; ``tokenflex.json`` holds the same.
         adapters: PEFT's adapters on the host, as `tokenflex.model.peft_hosts.describe` gives them; None without.
+        align: where outputs of ``forward`` stand, ``compact`` or ``input``; None: ``compact`` (see docs/clients.md).
     """
 
     model_type = "tokenflex"
@@ -53,6 +58,7 @@ class FlexConfig(PreTrainedConfig):
     host: PreTrainedConfig | dict[str, Any] | None = None
     parts: dict[str, Any] | None = None
     adapters: dict[str, Any] | None = None
+    align: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Make the host's configuration from its data; where there is none, LLaVA-NeXT's defaults.
@@ -79,6 +85,10 @@ class FlexConfig(PreTrainedConfig):
         """From what a file holds; keys by which it could name code are passed over, the caller's own are not."""
         return super().from_dict(without_code(config_dict), **kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: saved folders name this package, and the file of this class isn't copied into them."""
+
     def __getattribute__(self, name: str) -> Any:
         """The host's value of what every configuration has, except for this class's own entries."""
         host = _host_of(self) if name in SHARED else None
@@ -92,7 +102,13 @@ class FlexConfig(PreTrainedConfig):
         return getattr(host, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Change the host's value of every entry that isn't this class's own."""
+        """Change the host's value of every entry that isn't this class's own.
+
+        Raises:
+            ConfigError: ``align`` is set to something unknown.
+        """
+        if name == "align" and value is not None and value not in ALIGN:
+            raise ConfigError(f"align={value!r:.200}; use one of {', '.join(map(repr, ALIGN))}.")
         host = None if _own(name) else _host_of(self)
         if host is None:
             super().__setattr__(name, value)

@@ -54,7 +54,12 @@ def wrap(
 
 
 def load_parts(
-    folder: str | os.PathLike[str], *, host: nn.Module, adapter: HostAdapter | None = None, processor: Any = None
+    folder: str | os.PathLike[str],
+    *,
+    host: nn.Module,
+    adapter: HostAdapter | None = None,
+    processor: Any = None,
+    revision: str | None = None,
 ) -> FlexModel:
     """Put parts that `FlexModel.save_parts` wrote onto a host.
 
@@ -62,11 +67,12 @@ def load_parts(
         folder: a local folder, or the id of a repository on the model hub.
         host: a loaded model of the type the parts were made for.
         processor: as for `wrap`, for parts that were saved without knowing where turns begin.
+        revision: branch, tag or commit of the repository.
 
     Raises:
         ConfigError: the files don't fit this host, or name parts that aren't installed.
     """
-    spec, state = checkpoint.load(folder)
+    spec, state = checkpoint.load(folder, revision)
     adapter = told_turns(adapter or checkpoint.adapter_for(host, spec.get("host", {}).get("options")), processor)
     parts = checkpoint.assemble(spec, adapter)
     checkpoint.fill(parts, state, str(folder))

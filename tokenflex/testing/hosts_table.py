@@ -8,6 +8,7 @@ from typing import Any
 
 import transformers
 from packaging.version import Version
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tokenflex import catalog
@@ -57,8 +58,8 @@ class HostRow:
 
 
 def architectures() -> list[str]:
-    """Every ``model_type`` of ``AutoModelForImageTextToText`` in the installed transformers, sorted."""
-    return sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    """Every ``model_type`` of ``AutoModelForImageTextToText`` that the installed transformers has itself, sorted."""
+    return sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys() & CONFIG_MAPPING_NAMES.keys())
 
 
 def refusal(model_type: str) -> str | None:

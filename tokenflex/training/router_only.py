@@ -108,7 +108,7 @@ class RouterModel(nn.Module):
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
         """As `FlexModel.save_parts`."""
-        checkpoint.save(folder, checkpoint.describe(self.compressor, self.facts), self.compressor.state_dict())
+        checkpoint.save_parts(folder, self.compressor, self.facts)
 
 
 @dataclass(frozen=True)

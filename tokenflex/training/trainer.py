@@ -244,7 +244,7 @@ class FlexTrainer(Trainer):
             return
         prefix, facts = "compressor.", unwrapped.adapter if isinstance(unwrapped, FlexModel) else unwrapped.facts
         state = {name.removeprefix(prefix): value for name, value in gathered.items() if name.startswith(prefix)}
-        checkpoint.save(folder, checkpoint.describe(unwrapped.compressor, facts), state)
+        checkpoint.save_parts(folder, unwrapped.compressor, facts, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._holds_parts(resume_from_checkpoint):
