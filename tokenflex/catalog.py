@@ -34,6 +34,38 @@ CONFIDENCES = {
     "mean-log-probability": "tokenflex.confidences.answer:MeanLogProbability",
     "min-margin": "tokenflex.confidences.answer:MinMargin",
 }
+ELSEWHERE = {
+    "scaler": {
+        "adaptive-pool": "tokenflex-resampling",
+        "cdpruner": "tokenflex-selection",
+        "dart": "tokenflex-selection",
+        "density-peaks": "tokenflex-matching",
+        "divprune": "tokenflex-selection",
+        "farthest-point": "tokenflex-selection",
+        "holov": "tokenflex-selection",
+        "id-selection": "tokenflex-selection",
+        "mmtok": "tokenflex-selection",
+        "nested-queries": "tokenflex-resampling",
+        "norm": "tokenflex-selection",
+        "prumerge": "tokenflex-matching",
+        "prumerge-plus": "tokenflex-matching",
+        "region-attention": "tokenflex-resampling",
+        "tome": "tokenflex-matching",
+        "top-attention": "tokenflex-selection",
+        "two-rates": "tokenflex-vir",
+        "vispruner": "tokenflex-selection",
+        "visionzip": "tokenflex-matching",
+    },
+    "router": {
+        "effective-rank": "tokenflex-selection",
+        "mutual-information": "tokenflex-selection",
+        "outliers": "tokenflex-matching",
+        "redundancy": "tokenflex-matching",
+        "tile-gate": "tokenflex-vir",
+    },
+    "policy": {"quantile-gate": "tokenflex-vir"},
+}
+"""Kind -> name -> this project's own distribution that has it."""
 GRID_HOSTS = (
     "aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni", "deepseek_vl",
     "deepseek_vl_hybrid", "dots3_note", "ernie4_5_vl_moe", "exaone4_5", "fast_vlm", "gemma3", "gemma4",

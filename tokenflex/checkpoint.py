@@ -71,6 +71,16 @@ def adapter_for(host: nn.Module, options: Mapping[str, Any] | None = None) -> Ho
         ConfigError: the adapter doesn't know an option, or can't use it.
     """
     model_type = getattr(getattr(host, "config", None), "model_type", None)
+    if isinstance(host, str | os.PathLike):
+        raise UnsupportedHostError(
+            f"{os.fspath(host)!r} names a model, and the loaded model is wanted: "
+            f"AutoModelForImageTextToText.from_pretrained({os.fspath(host)!r}). A folder of parts goes to "
+            "tokenflex.load_parts(folder, host=...)."
+        )
+    if model_type == "tokenflex":
+        raise UnsupportedHostError(
+            "this model has parts already (it is a FlexModel). Give its host to have others: wrap(flex.host, ...)."
+        )
     needed = catalog.HOSTS_SINCE.get(str(model_type), OLDEST_TRANSFORMERS)
     if Version(transformers.__version__).release < Version(needed).release:
         raise UnsupportedHostError(
@@ -95,6 +105,28 @@ def adapter_for(host: nn.Module, options: Mapping[str, Any] | None = None) -> Ho
         return served(host, **given)
     except (AttributeError, TypeError) as error:
         raise ConfigError(f"{served.__name__} can't be made with the options {given!r}: {error}.") from error
+
+
+def adapter_of(host: nn.Module, spec: Spec) -> HostAdapter:
+    """The registered adapter for a host, as parts were described with it.
+
+    Raises:
+        UnsupportedHostError, ConfigError: as for `adapter_for`, or the parts are for another type of host.
+    """
+    described = spec.get("host") if isinstance(spec, Mapping) else None
+    options = described.get("options") if isinstance(described, Mapping) else None
+    made_for = described.get("model_type") if isinstance(described, Mapping) else None
+    actual = getattr(getattr(host, "config", None), "model_type", None)
+    if isinstance(made_for, str) and isinstance(actual, str) and made_for != actual != "tokenflex":
+        raise ConfigError(_other_host("model_type", made_for, actual))
+    return adapter_for(host, options)
+
+
+def _other_host(key: str, made_for: Any, actual: Any) -> str:
+    return (
+        f"these parts were made for a host with {key} {made_for!r}, this host has {actual!r}. Load them onto the host "
+        "they were trained with."
+    )
 
 
 def _known_options(served: type[HostAdapter], options: Any) -> dict[str, Any]:
@@ -187,10 +219,7 @@ def assemble(spec: Spec, adapter: HostFacts) -> Compressor:
         ("grid", [grid.rows, grid.cols]),
     ):
         if spec["host"][key] != actual:
-            raise ConfigError(
-                f"these parts were made for a host with {key} {spec['host'][key]!r}, this host has {actual!r}. "
-                "Load them onto the host they were trained with."
-            )
+            raise ConfigError(_other_host(key, spec["host"][key], actual))
     configs = {kind: config_from(kind, part) for kind, part in spec["parts"].items()}
     return compressor.build(**configs, dim=adapter.dim, grid=grid)
 

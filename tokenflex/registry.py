@@ -77,17 +77,31 @@ class Registry(Generic[T]):
         """
         found = self._providers().get(name, [])
         if not found:
-            near = difflib.get_close_matches(name, self.names(), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UnknownComponentError(
-                f"no {self.kind} is called {name!r}.{hint} There are: {', '.join(self.names())}."
-            )
+            raise UnknownComponentError(self._unknown(name))
         if len(found) > 1:
             who = " and ".join(sorted(provider.distribution for provider in found))
             raise DuplicateComponentError(
                 f"the {self.kind} {name!r} is offered by {who}; uninstall one, or ask it to rename its entry point."
             )
         return found[0]
+
+    def elsewhere(self) -> dict[str, str]:
+        """Names that a distribution of this project offers and nobody here does -> that distribution."""
+        here = self._providers()
+        return {name: dist for name, dist in catalog.ELSEWHERE.get(self.kind, {}).items() if name not in here}
+
+    def _unknown(self, name: str) -> str:
+        """What to say of a name that nobody offers: where to get it, or the nearest one."""
+        elsewhere = self.elsewhere()
+        if name in elsewhere:
+            package = elsewhere[name]
+            return f"the {self.kind} {name!r} is part of {package}, which isn't installed: pip install {package}"
+        near = difflib.get_close_matches(str(name), [*self.names(), *elsewhere], n=1)
+        hint = ""
+        if near:
+            get = f" (pip install {elsewhere[near[0]]})" if near[0] in elsewhere else ""
+            hint = f" Did you mean {near[0]!r}{get}?"
+        return f"no {self.kind} is called {name!r}.{hint} There are: {', '.join(self.names())}."
 
     def get(self, name: str) -> type[T]:
         """The component class registered as ``name``, imported now if it wasn't.

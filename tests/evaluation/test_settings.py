@@ -99,7 +99,7 @@ class Weighted(StrideScaler):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("levels:3", "isn't known; use levels, level:N, router"),
+        ("levels:3", "isn't known. Use levels, level:N, router"),
         ("level", "isn't known"),
         ("level:5", r"'5' is no level; there are 0 \(fewest tokens\) to 4 \(all\)"),
         ("level:two", "'two' is no level"),

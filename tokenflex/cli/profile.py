@@ -119,7 +119,8 @@ def _model(options: argparse.Namespace) -> Any:
     from transformers import AutoModelForImageTextToText
 
     from tokenflex.errors import ConfigError
-    from tokenflex.model import FlexModel, load_parts, wrap
+    from tokenflex.model import FlexModel, load_parts
+    from tokenflex.model.loading import fresh
 
     named = {kind: name for kind in PARTS if (name := getattr(options, kind)) is not None}
     if (options.model is None) == (options.host is None):
@@ -141,7 +142,7 @@ def _model(options: argparse.Namespace) -> Any:
     if options.model is None:
         if options.parts:
             return load_parts(options.parts, host=loaded).eval()
-        return wrap(loaded, processor=_processor(str(source)), **named).eval()
+        return fresh(loaded, processor=_processor(str(source)), **named).eval()
     if not isinstance(loaded, FlexModel):
         raise ConfigError(f"{source} is a {type(loaded).__name__} without parts; say --host {source} and name parts.")
     return loaded.eval()

@@ -1,6 +1,7 @@
 """``Component``: what scalers, routers, voters and policies have in common."""
 
 import dataclasses
+import difflib
 import inspect
 from abc import ABC
 from collections.abc import Mapping
@@ -71,8 +72,10 @@ class ComponentConfig:
         given: Mapping[str, Any] = data  # pyright: ignore[reportUnknownVariableType]
         unknown = sorted(set(given) - set(known), key=str)
         if unknown:
+            near = [near for name in unknown for near in difflib.get_close_matches(str(name), known, n=1)]
             raise ConfigError(
-                f"unknown setting(s) {unknown} for {cls.owner.__name__}; it knows {known}. "
+                f"unknown setting(s) {unknown} for {cls.owner.__name__}; it knows {known}."
+                f"{f' Did you mean {near[0]!r}?' if near else ''} "
                 "Correct the spelling, or install the version of the package that wrote them."
             )
         return cls(**{key: _tuples(value) for key, value in given.items()})

@@ -1,12 +1,15 @@
 """The model to evaluate, and its processor."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tokenflex.checkpoint import JSON_NAME
 from tokenflex.errors import ConfigError
-from tokenflex.model import FlexModel, load_parts, wrap
+from tokenflex.model import FlexModel, load_parts
+from tokenflex.model.loading import fresh
 
 
 def load(
@@ -31,6 +34,9 @@ def load(
     source = model or host
     if source is None or (model and (host or parts)):
         raise ConfigError("give either a saved FlexModel, or a host with or without parts.")
+    folder = Path(source)
+    if (folder / JSON_NAME).is_file() and not (folder / "config.json").exists():
+        raise ConfigError(f"{source!r} holds parts only. Name their host too: --host NAME --parts {source}.")
     try:
         found: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
         processor = AutoProcessor.from_pretrained(source)
@@ -45,5 +51,5 @@ def load(
     flex: Any = found
     if host:
         plain = found.host if isinstance(found, FlexModel) else found
-        flex = load_parts(parts, host=plain) if parts else wrap(plain, processor=processor)
+        flex = load_parts(parts, host=plain) if parts else fresh(plain, processor=processor)
     return flex.to(device).eval(), processor

@@ -11,6 +11,7 @@
                        ``scaler:NAME@windows=[[2,2],[1,1]]`` with settings
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -29,6 +30,7 @@ FORMS = "levels, level:N, router, router@ratio=0.3, escalate@threshold=0.9, rand
 GROUPS = ("level", "router", "budget", "escalate", "random", "scaler")
 """In the order of reports."""
 ROUTED = "router+escalate"
+KINDS = ("levels", "level", "router", "escalate", ROUTED, "random", "scaler")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def _expanded(flex: FlexModel, name: str) -> list[Setting]:
         other = _with_scaler(flex, rest[0], options)
         wanted = [_level(rest[1], other, name)] if len(rest) == 2 else range(other.compressor.num_levels)
         return [Setting(f"scaler:{rest[0]}:{n}{at}{text}", "scaler", other, level=n) for n in wanted]
-    raise ConfigError(f"setting {name!r} isn't known; use {FORMS}.")
+    near = difflib.get_close_matches(kind, KINDS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near and near[0] != kind else ""
+    raise ConfigError(f"setting {name!r} isn't known.{hint} Use {FORMS}.")
 
 
 def _options(name: str, text: str) -> dict[str, Any]:

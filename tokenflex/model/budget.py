@@ -73,6 +73,8 @@ def calibrate(
         InputError: the target is neither; the data has no images, or one that the router can't judge; even the coarsest
             allowed levels cost more than the budget; rows are too few for the promise, or the finest level breaks it.
     """
+    if isinstance(data, Mapping):
+        raise InputError("data is one batch; give batches: calibrate(flex, target, [batch, ...]).")
     if isinstance(target, Escalate):
         return calibrating.calibrated(flex, target, data, loss, options)
     if loss is not None or options:

@@ -1,5 +1,6 @@
 """Putting parts onto a host that is already loaded."""
 
+import functools
 import logging
 import os
 from typing import Any
@@ -34,6 +35,8 @@ def wrap(
 ) -> FlexModel:
     """Give a host fresh, untrained parts.
 
+    Says once, as a warning of this module's logger, that a router with weights has random ones.
+
     Args:
         host: a loaded model, e.g. from ``AutoModelForImageTextToText.from_pretrained``; it is not changed.
         scaler, router, voter, policy: a registered name, or a ``Config`` for other settings.
@@ -46,6 +49,35 @@ def wrap(
         UnsupportedHostError: no adapter serves this host.
         UnknownComponentError: a name isn't registered.
     """
+    chosen: dict[str, Any] = {"scaler": scaler, "router": router, "voter": voter, "policy": policy}
+    flex = fresh(host, **chosen, adapter=adapter, processor=processor, dtype=dtype)
+    parts = (flex.compressor.router, flex.compressor.voter)
+    if any(parameter.requires_grad for part in parts for parameter in part.parameters()):
+        _say_that_it_is_untrained()
+    return flex
+
+
+@functools.cache
+def _say_that_it_is_untrained() -> None:
+    logger.warning(
+        "The router's weights are fresh and random, so the levels it chooses mean nothing yet. Train it "
+        "(docs/training.md) or load a trained one with tokenflex.load_parts(); until then choose yourself, "
+        "flex.generate(..., level=0), or use a router that needs no training: wrap(host, router='reconstruction')."
+    )
+
+
+def fresh(
+    host: nn.Module,
+    *,
+    scaler: Part = "average-pool",
+    router: Part = "avg",
+    voter: Part = "position-weighted",
+    policy: Part = "argmax",
+    adapter: HostAdapter | None = None,
+    processor: Any = None,
+    dtype: torch.dtype = torch.float32,
+) -> FlexModel:
+    """As `wrap`, for those who train the parts next or fill them: nothing is said of their weights."""
     adapter = told_turns(adapter or checkpoint.adapter_for(host), processor)
     chosen = {"scaler": scaler, "router": router, "voter": voter, "policy": policy}
     configs = {kind: checkpoint.config_of(kind, part) for kind, part in chosen.items()}
@@ -73,7 +105,7 @@ def load_parts(
         ConfigError: the files don't fit this host, or name parts that aren't installed.
     """
     spec, state = checkpoint.load(folder, revision)
-    adapter = told_turns(adapter or checkpoint.adapter_for(host, spec.get("host", {}).get("options")), processor)
+    adapter = told_turns(adapter or checkpoint.adapter_of(host, spec), processor)
     parts = checkpoint.assemble(spec, adapter)
     checkpoint.fill(parts, state, str(folder))
     flex = _joined(host, parts, adapter, processor)

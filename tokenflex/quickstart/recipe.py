@@ -9,7 +9,8 @@ from transformers import PrinterCallback, ProcessorMixin, TrainerCallback
 
 from tokenflex.checkpoint import adapter_for
 from tokenflex.contracts import Component
-from tokenflex.model import FlexModel, wrap
+from tokenflex.model import FlexModel
+from tokenflex.model.loading import fresh
 from tokenflex.quickstart.hosts import SmallHost
 from tokenflex.quickstart.pictures import Picture, Row, exam, practice, row
 from tokenflex.quickstart.pretrain import pretrain
@@ -103,7 +104,7 @@ def trained(
         pretrain(small, stock, steps=steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
     reads = adapter_for(small.model, {"scope": "prompt"})  # the template has no words that open a turn
     scaler = sizes(plan.shares) if sized else "average-pool"
-    flex = wrap(small.model, scaler=scaler, router=_router(plan, router_rows), adapter=reads)
+    flex = fresh(small.model, scaler=scaler, router=_router(plan, router_rows), adapter=reads)
     for phase in plan.phases:
         with progress.phase(phase.name, phase.seconds, phase.steps) as tick, tempfile.TemporaryDirectory() as scratch:
             given = _rows(phase, stock, seed), _objective(phase.stage, plan, "all" if sized else levels)

@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
 from tokenflex import compressor
-from tokenflex.checkpoint import KINDS, adapter_for, assemble, describe, fill
+from tokenflex.checkpoint import KINDS, adapter_for, adapter_of, assemble, describe, fill
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import varlen
-from tokenflex.model import FlexModel, wrap
+from tokenflex.model import FlexModel
+from tokenflex.model.loading import fresh
 from tokenflex.training import parts
 from tokenflex.training.collate import FlexCollator
 from tokenflex.training.data import ChatDataset, read_rows
@@ -140,13 +141,13 @@ def load(recipe: Recipe, say: Say = lambda line: None, seed: int | None = None) 
             return host, processor
         host = host.host
     spec = next((saved.spec for saved in sources.values()), None)
-    adapter = adapter_for(host, spec["host"]["options"] if spec else None)
+    adapter = adapter_for(host) if spec is None else adapter_of(host, spec)
     if spec is not None:
         assemble(spec, adapter)
     if seed is not None:
         set_seed(seed)
     configs: dict[str, Any] = dict(choice.configs)
-    flex = wrap(host, **configs, adapter=adapter, processor=processor if spec is None else None)
+    flex = fresh(host, **configs, adapter=adapter, processor=processor if spec is None else None)
     choice.fill(flex.compressor)
     return flex, processor
 
