@@ -252,6 +252,23 @@ def apart(rows: Rows, batching: str = "auto") -> list[tuple[list[int], dict[str,
     return [(group, dict(rows.splice(group).inputs)) for group in groups]
 
 
+def backbone_parts(rows: Rows, batching: str = "auto") -> list[tuple[list[int], dict[str, Any], int]]:
+    """(Numbers of rows, inputs, columns of the padded batch in front of theirs) of every group, for a host's backbone.
+
+    Empty where rows stay together, as they do where the backbone is to fill a cache.
+    """
+    inputs = rows.whole.inputs
+    cached = inputs["use_cache"] if inputs.get("use_cache") is not None else any(rows.setting("use_cache"))
+    groups = groups_of(rows, batching, lambda: refusal(rows, inputs) or ("a cache is filled" if cached else None))
+    plain = {name: value for name, value in inputs.items() if _is_plain(value)}
+    found = list[tuple[list[int], dict[str, Any], int]]()
+    for group in groups:
+        part = rows.splice(group).inputs | plain
+        before = rows.length - part[IDS].shape[1] if rows.side == "left" else 0
+        found.append((group, {**part, **_placed(rows, group, part)}, before))
+    return found
+
+
 def refusal(rows: Rows, inputs: Mapping[str, Any]) -> str | None:
     """Why neither ``forward`` nor ``generate`` can take a batch apart, as a clause; None when they can."""
     adapter = rows.adapter

@@ -14,6 +14,8 @@ ENCODED = "mm_encoder_outputs"
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Inputs that say where packed samples begin, in positions of the caller's sequence."""
 TEXT = ("input_ids", "inputs_embeds")
+SHIFTED = "shift_labels"
+"""Labels that stand at the position which predicts them."""
 
 
 def visual_inputs(batch: Mapping[str, Any], adapter: HostAdapter) -> list[str]:
@@ -103,15 +105,14 @@ def _check_mask(batch: Mapping[str, Any], ids: Tensor, held: int, shown: bool) -
 
 
 def _check_labels(batch: Mapping[str, Any], ids: Tensor) -> None:
-    labels = batch.get("labels")
-    if labels is None:
-        return
-    if not isinstance(labels, Tensor) or labels.shape != ids.shape:
-        shape = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-        raise InputError(
-            f"labels: {shape}, input_ids {tuple(ids.shape)}; give one label per token, {IGNORE} where nothing is "
-            "supervised."
-        )
+    for name in ("labels", SHIFTED):
+        labels = batch.get(name)
+        if labels is not None and (not isinstance(labels, Tensor) or labels.shape != ids.shape):
+            shape = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+            raise InputError(
+                f"{name}: {shape}, input_ids {tuple(ids.shape)}; give one label per token, {IGNORE} where nothing is "
+                "supervised."
+            )
 
 
 def check_targets(batch: HostBatch, adapter: HostAdapter) -> None:
@@ -140,7 +141,7 @@ def _check_positions(batch: Mapping[str, Any], ids: Tensor, visual: set[str]) ->
                 f"{name} says where packed samples begin in the full sequence, which images of fewer tokens move. Pass "
                 "one sample per row, padded, with attention_mask."
             )
-    known = {*TEXT, *SEQUENCE_KEYS, *visual, "labels"}
+    known = {*TEXT, *SEQUENCE_KEYS, *visual, "labels", SHIFTED}
     for name, value in batch.items():
         if name in known or not isinstance(value, Tensor):
             continue

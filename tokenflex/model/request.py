@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     Level = Budgets = Any  # whatever comes is read here, and refused in this library's own words
 
-OWN = ("level", "budget", "escalate", "objective")
+OWN = ("level", "budget", "escalate", "objective", "align")
 """Keywords that a FlexModel takes besides what its host takes."""
 LIMITS = tuple(field.name for field in fields(BudgetPolicy.Config))
 ALIKE = 0.75
@@ -103,6 +103,8 @@ def _refuse_misspelt(flex: Any, name: str) -> None:
         raise InputError(f"{name}= is a setting of the budget; write budget=Budget({name}=...).")
     if name == "escalate":
         raise InputError("escalate= isn't taken here: only generate() writes answers.")
+    if name == "align":
+        raise InputError("align= isn't taken here: only forward() gives outputs per position.")
     raise InputError(f"{name}= is nothing that the model takes. Did you mean {like[0]}=?")
 
 
