@@ -1,8 +1,9 @@
 """Conversations to batches, through the host's own processor, with labels on the answers only."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from reprlib import repr as brief
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from tokenflex.chat import refused, special_tokens, written
 from tokenflex.errors import DataError
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.training.data import Sample
+from tokenflex.training.expanded import MARKS, Row, Span, overlap, pieces, places, processed
 
 BLANK = Sample("blank row", (Image.new("RGB", (32, 32)),), ({"role": "user", "content": [{"type": "image"}]},))
 
@@ -42,7 +44,6 @@ class FlexCollator:
                 "set processor.chat_template."
             )
         self.processor, self.max_length, self.always_picture = processor, max_length, always_picture
-        self.image_token_id: int = processor.image_token_id
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """A batch of ``input_ids``, ``attention_mask``, ``labels`` and the processor's image tensors.
@@ -53,18 +54,50 @@ class FlexCollator:
         if self.always_picture and not any(sample.images for sample in samples):
             samples = [*samples, BLANK]
         texts, spans = zip(*(self._conversation(sample) for sample in samples), strict=True)
-        images = [image for sample in samples for image in sample.images]
+        batch, rows = self._processed(samples, texts)
+        each = enumerate(zip(rows, texts, spans, samples, strict=True))
+        labels, pictures = zip(*(self._labels(batch, i, *row) for i, row in each), strict=True)
+        batch["labels"] = torch.stack(labels)
+        return self._cut(batch, torch.stack(pictures), samples)
+
+    def _processed(self, samples: Sequence[Sample], texts: Sequence[str]) -> tuple[dict[str, Tensor], list[Row]]:
+        """The processor's batch, and its rows as the tokenizer read them.
+
+        Pictures go in row by row, as ``apply_chat_template`` gives them, or in one list where a processor wants that.
+        """
         options: dict[str, Any] = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
-        special = special_tokens(self.processor, texts)
-        batch = self.processor(text=list(texts), images=images or None, **options, **special)
-        batch = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
-        rows = zip(batch["input_ids"], batch["attention_mask"], texts, spans, samples, strict=True)
-        batch["labels"] = torch.stack([self._labels(*row, special) for row in rows])
-        return self._cut(batch, samples)
+        options |= special_tokens(self.processor, texts)
+        nested = [list(sample.images) for sample in samples]
+        flat = [image for images in nested for image in images]
+        errors: list[Exception] = []
+        for images in (nested, flat):
+            try:
+                batch, rows = processed(self.processor, texts, images=images if flat else None, **options)
+            except DataError:
+                raise
+            except Exception as error:  # a processor raises what it likes
+                errors.append(error)
+            else:
+                return {key: value for key, value in batch.items() if isinstance(value, Tensor)}, rows
+        raise self._refused(samples, texts, errors[0]) from errors[0]
+
+    def _refused(self, samples: Sequence[Sample], texts: Sequence[str], error: Exception) -> DataError:
+        """The error for a batch that the processor doesn't take: of the row that is to blame, where that can be told."""
+        mark = getattr(self.processor, "image_token", None)
+        if isinstance(mark, str) and any(mark in text for text in texts):
+            for sample, text in zip(samples, texts, strict=True):
+                if text.count(mark) != len(sample.images):
+                    return DataError(
+                        f"{sample.name}: its text has {text.count(mark)} times {mark!r}, which stands for a picture, and "
+                        f"the row has {len(sample.images)}. Mend or remove it."
+                    )
+        names = ", ".join(sample.name for sample in samples)
+        return DataError(f"{type(self.processor).__name__} refuses {names} ({type(error).__name__}: {error}).")
 
     def _conversation(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
         """The whole text, and where its answers are: half-open character spans."""
         messages = list(sample.messages)
+        self._require_words(messages, sample.name)
         template = _template(self.processor)
         if re.search(r"{%-?\s*generation", template):
             return self._marked(messages, template, sample.name)
@@ -82,6 +115,18 @@ class FlexCollator:
                 )
             spans.append(self._until_eos(text, len(before), len(after)))
         return text, spans
+
+    def _require_words(self, messages: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Refuse texts with the processor's own placeholder: it would take it for a picture's."""
+        owners = (self.processor, self.processor.tokenizer)
+        held = [getattr(owner, mark, None) for owner in owners for mark in MARKS]
+        for part in (part for message in messages for part in message["content"] if part["type"] == "text"):
+            found = next((mark for mark in held if isinstance(mark, str) and mark in part["text"]), None)
+            if found is not None:
+                raise DataError(
+                    f"{name}: the text {brief(part['text'])} has {found!r}, which stands for a picture with this "
+                    "processor. Write it otherwise, or remove the row."
+                )
 
     def _marked(self, messages: list[dict[str, Any]], template: str, name: str) -> tuple[str, list[tuple[int, int]]]:
         """Text and spans by a template that marks the answers itself."""
@@ -117,44 +162,36 @@ class FlexCollator:
         return first, last if end < 0 else end + len(eos)
 
     def _labels(
-        self,
-        ids: Int[Tensor, " length"],
-        mask: Int[Tensor, " length"],
-        text: str,
-        spans: Sequence[tuple[int, int]],
-        sample: Sample,
-        special: dict[str, bool],
-    ) -> Int[Tensor, " length"]:
-        """Labels of one row: the processor repeats image tokens, all other tokens correspond one to one."""
-        plain = self.processor.tokenizer(text, return_offsets_mapping=True, **special)
-        answers = [
-            any(start < end and first < end and start < last for first, last in spans)
-            for token, (start, end) in zip(plain["input_ids"], plain["offset_mapping"], strict=True)
-            if token != self.image_token_id
-        ]
-        words = (ids != self.image_token_id) & (mask != 0)
-        if int(words.sum()) != len(answers):
-            raise DataError(
-                f"{sample.name}: the processor made {int(words.sum())} text tokens, the tokenizer "
-                f"{len(answers)}; their special-token settings differ."
-            )
-        labels = torch.full_like(ids, IGNORE)
-        chosen: Bool[Tensor, " words"] = torch.tensor(answers, dtype=torch.bool)
-        labels[words] = torch.where(chosen, ids[words], IGNORE)
-        return labels
+        self, batch: Mapping[str, Tensor], number: int, row: Row, text: str, spans: Sequence[Span], sample: Sample
+    ) -> tuple[Int[Tensor, " length"], Bool[Tensor, " length"]]:
+        """Labels of one row, and which of its tokens stand for pictures."""
+        ids = batch["input_ids"][number]
+        try:
+            found = pieces(self.processor, text, row.text, len(sample.images))
+            answers = overlap(row, [moved for span in spans for moved in found.moved(span)])
+            at = places(row, batch, number)
+        except DataError as error:
+            raise DataError(f"{sample.name}: {error}") from error
+        drawn = overlap(row, found.pictures(row.text))
+        labels, pictures = torch.full_like(ids, IGNORE), torch.zeros_like(ids, dtype=torch.bool)
+        labels[at] = torch.where(answers & ~drawn, ids[at], IGNORE)
+        pictures[at] = drawn
+        return labels, pictures
 
-    def _cut(self, batch: dict[str, Tensor], samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def _cut(
+        self, batch: dict[str, Tensor], pictures: Bool[Tensor, "rows length"], samples: Sequence[Sample]
+    ) -> dict[str, Tensor]:
         ids = batch["input_ids"]
         if self.max_length is None or ids.shape[1] <= self.max_length:
             return batch
-        lost = (ids[:, self.max_length :] == self.image_token_id).any(-1)
+        lost = pictures[:, self.max_length :].any(-1)
         if bool(lost.any()):
             bad = samples[int(lost.nonzero()[0])]
             raise DataError(
                 f"{bad.name}: a picture's placeholders reach beyond max_length={self.max_length}; raise it to "
                 f"{ids.shape[1]} or use fewer tiles."
             )
-        keys = [key for key, value in batch.items() if value.shape[:2] == ids.shape]
+        keys = [key for key, value in batch.items() if value.shape[:2] == ids.shape and not value.is_floating_point()]
         return batch | {key: batch[key][:, : self.max_length] for key in keys}
 
 
