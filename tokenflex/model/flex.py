@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import ModelOutput
 
 from tokenflex import checkpoint
@@ -48,7 +48,7 @@ from tokenflex.model.signature import HostSignature
 Objective = Callable[["FlexModel", HostInputs], ModelOutput]
 
 
-class FlexModel(aligned.Headless, Hosting):
+class FlexModel(aligned.Headless, Hosting, GenerationMixin):
     """A host and the parts that shorten its input, as one transformers model.
 
     ``flex.host`` is the host itself and works as before; nothing of it is changed. Make one with
