@@ -1,10 +1,14 @@
 """A test class of transformers for one host: around the host itself, or around a `FlexModel` at its finest level."""
 
+import contextlib
 import copy
 import functools
 import importlib
+import inspect
 import unittest
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -13,11 +17,35 @@ from tests.hf_suite.sources import PACKAGE
 from tokenflex.model import FlexConfig
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 from tokenflex.testing.zoo.hosts import ZOO
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import IMAGE, PICTURE
 
 VARIANTS = ("host", "flex")
-ROWS: tuple[tuple[int | str, ...], ...] = ((1, 2, PICTURE, 3, 4), (5, 2, PICTURE, 6, 7), (8, 9, PICTURE, 3, 1))
-"""Words and pictures of the batch: of one length, since the tests cut it as they like."""
+ROWS: tuple[tuple[int | str, ...], ...] = tuple((n, 2, PICTURE, 3, n + 1) for n in range(7))
+"""Words and pictures of the batch: of one length, and as many as any test takes, since tests cut batches as they like."""
+
+
+class Supervised(dict[str, Any]):
+    """Inputs in which labels at placeholders are -100, whoever sets them.
+
+    Args:
+        inputs: of a model.
+        placeholders: where images stand, ``(rows, length)``.
+    """
+
+    def __init__(self, inputs: dict[str, Any], placeholders: torch.Tensor) -> None:
+        super().__init__()
+        self.placeholders = placeholders
+        for name, value in inputs.items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Keep an input."""
+        fits = name == "labels" and value is not None and value.shape == self.placeholders.shape
+        super().__setitem__(name, value.masked_fill(self.placeholders, -100) if fits else value)
+
+    def __deepcopy__(self, memo: Any) -> "Supervised":
+        """A copy that goes on doing so."""
+        return Supervised(copy.deepcopy(dict(self), memo), self.placeholders)
 
 
 class ModelTester:
@@ -39,10 +67,12 @@ class ModelTester:
         self.seq_length = self.inputs()["input_ids"].shape[1]
         self.num_hidden_layers, self.hidden_size = text.num_hidden_layers, text.hidden_size
         self.num_attention_heads = text.num_attention_heads
+        self.image_token_id = IMAGE
 
     def get_config(self) -> Any:
-        """A fresh configuration of the class under test."""
-        host = copy.deepcopy(built(self.name).config)
+        """A fresh configuration of the class under test, in which no kernel of attention is chosen yet."""
+        known = built(self.name).config
+        host = type(known).from_dict(known.to_dict())
         return host if self.variant == "host" else FlexConfig(host=host, parts=copy.deepcopy(parts(self.name)))
 
     def inputs(self) -> dict[str, torch.Tensor]:
@@ -55,6 +85,16 @@ class ModelTester:
             if value.is_floating_point():
                 batch[name] = torch.randn(value.shape, generator=noise)
         return batch
+
+    def completed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs with the images of their rows, which some tests leave out or cut."""
+        ids = inputs.get("input_ids")
+        rows = 0 if ids is None else len(ids)
+        whole = self.inputs()
+        if rows and torch.equal(ids, whole["input_ids"][:rows]):
+            share = {name: value[: len(value) * rows // self.batch_size] for name, value in whole.items()}
+            inputs |= {name: value for name, value in share.items() if name not in ("input_ids", "attention_mask")}
+        return inputs if ids is None else Supervised(inputs, ids == self.image_token_id)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
         """Configuration and inputs; images and their placeholders always come together."""
@@ -71,6 +111,31 @@ def built(name: str) -> Any:
 def parts(name: str) -> Any:
     """The description of a `FlexModel`'s parts that always picks the finest level."""
     return tokenflex.wrap(built(name), policy="constant").config.parts
+
+
+@contextlib.contextmanager
+def told_of_host(kind: type) -> Iterator[None]:
+    """Within, the class `FlexModel` has the signature of ``forward`` and the flag for static caches of one host.
+
+    Its instances know their host, the class doesn't, and some tests ask the class and would be skipped.
+
+    Args:
+        kind: the host's class.
+    """
+    plain: Any = tokenflex.FlexModel.forward
+    own = list(inspect.signature(plain).parameters.values())
+    theirs = list(inspect.signature(getattr(kind, "forward")).parameters.values())[1:]  # noqa: B009
+    named = [one for one in own if one.kind is not one.VAR_KEYWORD]
+    known = {one.name for one in named}
+    more = [one.replace(kind=one.KEYWORD_ONLY) for one in theirs if one.name not in known and one.kind is not one.VAR_KEYWORD]
+    rest = [one for one in theirs if one.kind is one.VAR_KEYWORD] or [own[-1]]
+    plain.__signature__ = inspect.Signature([*named, *more, *rest])
+    try:
+        flag = "_can_compile_fullgraph"
+        with mock.patch.object(tokenflex.FlexModel, flag, getattr(kind, flag)):
+            yield
+    finally:
+        del plain.__signature__
 
 
 def make(name: str, variant: str) -> type[unittest.TestCase]:
@@ -94,10 +159,19 @@ def make(name: str, variant: str) -> type[unittest.TestCase]:
         test_all_params_have_gradient = False  # towers are read before their last layers, and no router is trained here
 
         def setUp(self) -> None:
+            """A tester of the host; for a `FlexModel` also what only its instances can tell (`told_of_host`)."""
             self.model_tester = ModelTester(self, name, variant)
+            if variant == "flex":
+                self.enterContext(told_of_host(kind))
 
         def _prepare_for_class(self, inputs_dict: Any, model_class: Any, return_labels: bool = False) -> Any:
-            """A `FlexModel` is asked for what its host's class is asked for."""
-            return super()._prepare_for_class(inputs_dict, kind, return_labels=return_labels)
+            """As the host's class is asked; images come with their placeholders, on which no label stands."""
+            inputs = super()._prepare_for_class(inputs_dict, kind, return_labels=return_labels)
+            return self.model_tester.completed(inputs)
+
+        def prepare_config_and_inputs_for_generate(self, batch_size: int = 2) -> Any:
+            """Rows of the batch with their images, which the test's own method cuts as if there were one per row."""
+            config, inputs = super().prepare_config_and_inputs_for_generate(batch_size)
+            return config, self.model_tester.completed(inputs)
 
     return Suite
