@@ -34,19 +34,20 @@ def shortens(batch: Mapping[str, Any]) -> bool:
     return mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)
 
 
-def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0) -> None:
+def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0, prefixed: bool = False) -> None:
     """Refuse what can't be shortened without guessing.
 
     Args:
         batch: as the host's processor made it; entries that are None don't count.
         held: tokens that a filled cache holds already.
+        prefixed: whether they are a prefix before the prompt (`tokenflex.model.prefixed`).
 
     Raises:
         InputError: the message names the input, what was expected, and how to mend it.
     """
     given = {name: value for name, value in batch.items() if value is not None}
     shown = visual_inputs(given, adapter)
-    if held and shown:
+    if held and shown and not prefixed:
         raise InputError(
             f"the cache already holds {held} tokens, the images among them; pass no {', '.join(shown)} with it. To "
             "continue a conversation give generate() the earlier output's compact_sequences, extended by the new "

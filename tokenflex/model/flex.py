@@ -34,6 +34,7 @@ from tokenflex.model import (
     exporting,
     generation,
     peft_hosts,
+    prefixed,
     request,
 )
 from tokenflex.model.config import FlexConfig
@@ -272,11 +273,14 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, **inputs}
         batch = {key: value for key, value in batch.items() if value is not None}
         held = continuing.held_by(batch)
-        door.check(batch, self.adapter, held)
+        prefix = prefixed.is_prefix(batch, held, bool(door.visual_inputs(batch, self.adapter)), self.adapter)
+        door.check(batch, self.adapter, held, prefix)
         if objective is not None:
             if level is not None or budget is not None or align is not None:
                 raise InputError("the objective chooses its levels itself; give no level, budget or align with it.")
             return objective(self, batch)
+        if prefix:
+            return prefixed.forward(self, batch, held, level, budget, at_positions)
         if input_ids is None or held or not door.shortens(batch):
             return self.host(**self.as_it_is(batch, held, level, budget))
         rows, decisions = self.in_rows(batch, level, None, budget)
@@ -348,6 +352,7 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         """
         request.check(self, kwargs, level, budget)
         allowed = climbing.asked(self, escalate, level)
+        prefixed.require_own_preparation(self)
         if inputs is not None:
             kwargs["input_ids"] = inputs
         own = getattr(self.host, "generation_config", None)
