@@ -72,7 +72,10 @@ def _backend():
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", "<unk>", *dict.fromkeys([*NAMED.values(), *WRITTEN])]
     trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=700,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     made.train_from_iterator(["user assistant what is this? a cat\n\n and where? red green\n1 2 3\n"] * 4, trainer)
     return made.to_str()

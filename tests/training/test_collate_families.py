@@ -90,9 +90,7 @@ def test_inputs_are_those_of_apply_chat_template(name):
         {**m, "content": [{**p, "image": next(images)} if p["type"] == "image" else p for p in m["content"]]}
         for m in sample.messages
     ]
-    expected: BatchFeature = made_of.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+    expected: BatchFeature = made_of.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
     batch = FlexCollator(made_of)([sample])
     assert set(batch) == {*expected, "labels"}
     for key, value in expected.items():
@@ -100,7 +98,9 @@ def test_inputs_are_those_of_apply_chat_template(name):
 
 
 WORDS = st.text("ab12 \n.é", max_size=6)
-ODD = st.sampled_from(["</s>", "<row_1_col_1>", "<fake_token_around_image>", "[IMG_END]", "</img>", "assistant\n", "\n\n"])
+ODD = st.sampled_from(
+    ["</s>", "<row_1_col_1>", "<fake_token_around_image>", "[IMG_END]", "</img>", "assistant\n", "\n\n"]
+)
 TEXTS = st.lists(WORDS | ODD, min_size=1, max_size=3).map("".join)
 ASKED = st.tuples(st.integers(0, 2), TEXTS, st.booleans())
 ROUND = st.tuples(ASKED, TEXTS.map(lambda words: "a" + words))

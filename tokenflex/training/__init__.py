@@ -8,6 +8,7 @@ from tokenflex.training.router_only import RouterModel
 from tokenflex.training.score import score
 from tokenflex.training.stages import STAGES, Stage
 from tokenflex.training.store import FeedbackStore
+from tokenflex.training.stream import ChatStream
 from tokenflex.training.trainer import (
     FlexTrainer,
     FlexTrainingArguments,
@@ -18,6 +19,7 @@ from tokenflex.training.trainer import (
 __all__ = [
     "STAGES",
     "ChatDataset",
+    "ChatStream",
     "FeedbackStore",
     "FlexCollator",
     "FlexTrainer",

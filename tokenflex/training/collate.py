@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
@@ -16,14 +17,16 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from tokenflex.chat import refused, special_tokens, written
 from tokenflex.errors import DataError
 from tokenflex.hosts.placeholders import IGNORE
-from tokenflex.training.data import Sample
+from tokenflex.training.data import Sample, read_sample
 from tokenflex.training.expanded import MARKS, Row, Span, overlap, pieces, places, processed
 
 BLANK = Sample("blank row", (Image.new("RGB", (32, 32)),), ({"role": "user", "content": [{"type": "image"}]},))
 
 
 class FlexCollator:
-    """Turns `Sample`s into the inputs of a `FlexModel`, padded on the right, with ``labels``.
+    """Turns `Sample`s, or rows in chat or LLaVA format, into the inputs of a `FlexModel`, padded on the right.
+
+    Rows are decoded as `ChatDataset` does; it adds a choice of what to do with those that can't be used.
 
     The ids are those of the processor's ``apply_chat_template(..., tokenize=True)``.
     Every assistant turn is supervised, up to and including the end-of-sequence token the chat template writes
@@ -35,27 +38,40 @@ class FlexCollator:
         always_picture: give batches without pictures one more row, a blank picture without an answer. Where parameters
             are sharded all processes must run the same modules, or they wait for each other for ever. The row counts as
             a sample without answers.
+        image_folder: where image paths of rows start; they must stay below it, links followed. None takes any path.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None, always_picture: bool = False) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        max_length: int | None = None,
+        always_picture: bool = False,
+        image_folder: str | Path | None = None,
+    ) -> None:
         if _template(processor) is None:
             raise DataError(
                 f"{type(processor).__name__} has no chat template, so conversations can't be written down; "
                 "set processor.chat_template."
             )
         self.processor, self.max_length, self.always_picture = processor, max_length, always_picture
+        self.image_folder = Path(image_folder) if image_folder is not None else None
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Sample | Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch of ``input_ids``, ``attention_mask``, ``labels`` and the processor's image tensors.
 
         Raises:
-            DataError: names the row whose text can't be labelled or whose picture doesn't fit ``max_length``.
+            DataError: names the row that can't be used, whose text can't be labelled or whose picture doesn't fit
+                ``max_length``.
         """
+        samples = [
+            row if isinstance(row, Sample) else read_sample(row, i, self.image_folder, " of the batch")
+            for i, row in enumerate(rows)
+        ]
         if self.always_picture and not any(sample.images for sample in samples):
             samples = [*samples, BLANK]
         texts, spans = zip(*(self._conversation(sample) for sample in samples), strict=True)
-        batch, rows = self._processed(samples, texts)
-        each = enumerate(zip(rows, texts, spans, samples, strict=True))
+        batch, read = self._processed(samples, texts)
+        each = enumerate(zip(read, texts, spans, samples, strict=True))
         labels, pictures = zip(*(self._labels(batch, i, *row) for i, row in each), strict=True)
         batch["labels"] = torch.stack(labels)
         return self._cut(batch, torch.stack(pictures), samples)

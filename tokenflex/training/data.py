@@ -109,10 +109,12 @@ class ChatDataset:
     """
 
     def __init__(self, rows: Rows, image_folder: str | Path | None = None, on_bad_sample: str = "raise") -> None:
-        if on_bad_sample not in ("raise", "skip"):
-            raise DataError(f"on_bad_sample={on_bad_sample!r}; use 'raise' or 'skip'.")
-        if isinstance(rows, Mapping):
-            raise DataError(f"the data has splits, {', '.join(map(str, rows))}; give the folder of one of them.")
+        require_known(on_bad_sample)
+        require_one_split(rows)
+        if not hasattr(rows, "__len__"):
+            raise DataError(
+                f"a {type(rows).__name__} has no length; use ChatStream(rows) for rows that come one after the other."
+            )
         if len(rows) == 0:
             raise DataError("the data set has no rows.")
         self.rows, self.on_bad_sample = rows, on_bad_sample
@@ -147,6 +149,27 @@ class ChatDataset:
         return row_at(self._stored, place)
 
 
+def require_known(on_bad_sample: str) -> None:
+    """Refuse anything but ``raise`` and ``skip``.
+
+    Raises:
+        DataError: names both.
+    """
+    if on_bad_sample not in ("raise", "skip"):
+        raise DataError(f"on_bad_sample={on_bad_sample!r}; use 'raise' or 'skip'.")
+
+
+def require_one_split(rows: Any) -> None:
+    """Refuse data with splits, such as a ``datasets.DatasetDict`` or ``IterableDatasetDict``.
+
+    Raises:
+        DataError: names the splits.
+    """
+    if isinstance(rows, Mapping):
+        names = ", ".join(map(str, rows))
+        raise DataError(f"the data has splits, {names}; give the folder of one of them, or data[name] in Python.")
+
+
 def row_at(rows: Rows, place: int) -> Any:
     """A row.
 
@@ -161,17 +184,19 @@ def row_at(rows: Rows, place: int) -> Any:
         raise DataError(f"row {place} can't be read ({type(error).__name__}: {error}). Mend or remove it.") from error
 
 
-def read_sample(row: Any, place: int, image_folder: Path | None) -> Sample:
+def read_sample(row: Any, place: int, image_folder: Path | None, of: str = "") -> Sample:
     """Decode one row, a mapping in chat or LLaVA format.
 
     Args:
+        place: how messages number the row.
         image_folder: where image paths start; they must stay below it, links followed. None takes any path.
+        of: what ``place`` counts in, for messages, if it isn't the data set.
 
     Raises:
         DataError: names the row and what is wrong: a picture that is missing, truncated, no picture or outside the
             folder, text without places for the pictures, no answer, an unknown role, anything of another shape.
     """
-    name = row_name(row, place)
+    name = row_name(row, place, of)
     turns = read_turns(row, name)
     if turns is None:
         raise DataError(f"{name} has neither 'messages' nor 'conversations'; it has {sorted(map(str, row))}.")
@@ -184,7 +209,7 @@ def read_sample(row: Any, place: int, image_folder: Path | None) -> Sample:
     return Sample(name, images, tuple(messages))
 
 
-def row_name(row: Any, place: int) -> str:
+def row_name(row: Any, place: int, of: str = "") -> str:
     """How messages call a row.
 
     Raises:
@@ -192,9 +217,9 @@ def row_name(row: Any, place: int) -> str:
     """
     if not isinstance(row, Mapping):
         raise DataError(
-            f"row {place} is a {type(row).__name__}; expected a mapping with 'messages' or 'conversations'."
+            f"row {place}{of} is a {type(row).__name__}; expected a mapping with 'messages' or 'conversations'."
         )
-    return f"row {place}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
+    return f"row {place}{of}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
 
 
 def read_turns(row: Mapping[str, Any], name: str) -> list[tuple[Any, Any]] | None:

@@ -85,7 +85,11 @@ def processed(processor: Any, texts: Sequence[str], **options: Any) -> tuple[dic
 
 
 def _row(text: str, encoding: Any) -> Row:
-    kept = [(one, span) for one, span, mask in zip(encoding.ids, encoding.offsets, encoding.attention_mask, strict=True) if mask]
+    kept = [
+        (one, span)
+        for one, span, mask in zip(encoding.ids, encoding.offsets, encoding.attention_mask, strict=True)
+        if mask
+    ]
     return Row(text, [one for one, _ in kept], [span for _, span in kept])
 
 
