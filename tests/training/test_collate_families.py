@@ -157,7 +157,7 @@ def test_slow_tokenizers_are_refused():
             return getattr(fast, name)
 
     made_of.tokenizer = Slow()
-    with pytest.raises(DataError, match="Slow doesn't tell which characters.* Use a fast tokenizer"):
+    with pytest.raises(DataError, match=r"Slow doesn't tell which characters.* Use a fast tokenizer"):
         FlexCollator(made_of)([ChatDataset(ROWS)[1]])
 
 

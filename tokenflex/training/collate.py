@@ -98,14 +98,14 @@ class FlexCollator:
         raise self._refused(samples, texts, errors[0]) from errors[0]
 
     def _refused(self, samples: Sequence[Sample], texts: Sequence[str], error: Exception) -> DataError:
-        """The error for a batch that the processor doesn't take: of the row that is to blame, where that can be told."""
+        """The error for a batch that the processor doesn't take, naming the row at fault where that can be told."""
         mark = getattr(self.processor, "image_token", None)
         if isinstance(mark, str) and any(mark in text for text in texts):
             for sample, text in zip(samples, texts, strict=True):
                 if text.count(mark) != len(sample.images):
                     return DataError(
-                        f"{sample.name}: its text has {text.count(mark)} times {mark!r}, which stands for a picture, and "
-                        f"the row has {len(sample.images)}. Mend or remove it."
+                        f"{sample.name}: its text has {text.count(mark)} times {mark!r}, which stands for a picture, "
+                        f"and the row has {len(sample.images)}. Mend or remove it."
                     )
         names = ", ".join(sample.name for sample in samples)
         return DataError(f"{type(self.processor).__name__} refuses {names} ({type(error).__name__}: {error}).")

@@ -1,8 +1,8 @@
 """Where the words of a conversation stand in the ids that a processor makes of it.
 
-A processor puts a longer text in the place of every picture: placeholders, and with many hosts row and column marks, line
-breaks or tags around them. It hands the whole to its tokenizer. That text and the characters of each token are read off
-the tokenizer's call here; words outside pictures are the same in it as in the conversation, only further along.
+A processor puts a longer text in the place of every picture: placeholders, and with many hosts row and column marks,
+line breaks or tags around them. It hands the whole to its tokenizer. That text and the characters of each token are
+read off the tokenizer's call here; words outside pictures are the same in it as in the conversation, further along.
 """
 
 import copy
@@ -78,8 +78,8 @@ def processed(processor: Any, texts: Sequence[str], **options: Any) -> tuple[dic
     read, made = calls[-1]
     if getattr(made, "encodings", None) is None:
         raise DataError(
-            f"{type(processor.tokenizer).__name__} doesn't tell which characters its tokens are of, so answers can't be "
-            "located. Use a fast tokenizer, as AutoTokenizer.from_pretrained gives one."
+            f"{type(processor.tokenizer).__name__} doesn't tell which characters its tokens are of, so answers can't "
+            "be located. Use a fast tokenizer, as AutoTokenizer.from_pretrained gives one."
         )
     return batch, [_row(text, encoding) for text, encoding in zip(read, made.encodings, strict=True)]
 
@@ -107,8 +107,8 @@ def places(row: Row, batch: Mapping[str, Any], number: int) -> Int[Tensor, " tok
     found = (windows == wanted).all(-1).nonzero()[:, 0]
     if len(found) != 1:
         raise DataError(
-            f"the processor gives {len(real)} ids where its tokenizer gave {len(wanted)}, and the one can't be found in "
-            "the other; so answers can't be located."
+            f"the processor gives {len(real)} ids where its tokenizer gave {len(wanted)}, and the one can't be found "
+            "in the other; so answers can't be located."
         )
     return real[int(found) : int(found) + len(wanted)]
 
@@ -156,8 +156,8 @@ class Pieces:
 def cut(plain: str, expanded: str, mark: str) -> Pieces | None:
     """The pieces of a text between its marks, as they are found in the expanded text; None where one isn't there.
 
-    The first and the last are looked for at the ends. Of the others, and where a processor writes more around the whole,
-    the leftmost and the rightmost places in which all of them follow each other are compared.
+    The first and the last are looked for at the ends. Of the others, and where a processor writes more around the
+    whole, the leftmost and the rightmost places in which all of them follow each other are compared.
 
     Args:
         mark: what stands for a picture; an empty one for texts without any.

@@ -33,8 +33,8 @@ class ChatStream(IterableDataset[Sample]):
         require_one_split(rows)
         if isinstance(rows, Iterator):
             raise DataError(
-                f"a {type(rows).__name__} can be read once, and every epoch reads from the beginning; give something that "
-                "can be iterated again, such as datasets.IterableDataset.from_generator(...)."
+                f"a {type(rows).__name__} can be read once, and every epoch reads from the beginning; give something "
+                "that can be iterated again, such as datasets.IterableDataset.from_generator(...)."
             )
         self.rows, self.on_bad_sample = rows, on_bad_sample
         self._stored = _undecoded(rows)
