@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from tests.evaluation.tables import made
 from tokenflex.errors import DataError
-from tokenflex.evaluation import frontier as frontiers
-from tokenflex.evaluation.frontier import Frontier
 from tokenflex.evaluation.records import Evaluation
 from tokenflex.evaluation.summary import Column, Table, bootstrap, summarise
+from tokenflex.ops import frontier as frontiers
+from tokenflex.ops.frontier import Frontier
 
 # Four samples at three levels of 1, 2 and 4 tokens: one needs the finest, one the middle, one anything, one fails.
 SCORES = np.array([[0, 0, 1, 0], [0, 1, 1, 0], [1, 1, 1, 0]], float)

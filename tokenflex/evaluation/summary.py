@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tokenflex.evaluation.frontier import Frontier, oracle, regret
 from tokenflex.evaluation.records import Evaluation, Record
 from tokenflex.evaluation.settings import group_of
+from tokenflex.ops.frontier import Frontier, oracle, regret
 
 INTERVAL = (0.025, 0.975)
 CORNERS = 60
