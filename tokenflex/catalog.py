@@ -34,6 +34,11 @@ CONFIDENCES = {
     "mean-log-probability": "tokenflex.confidences.answer:MeanLogProbability",
     "min-margin": "tokenflex.confidences.answer:MinMargin",
 }
+SETTINGS = ("levels", "level", "router", "escalate", "router+escalate", "random", "scaler")
+"""What an evaluation can compare; see `tokenflex.evaluation.settings`."""
+SETTING_FORMS = (
+    "levels, level:N, router, router@ratio=0.3, escalate@threshold=0.9, random, scaler:NAME or scaler:NAME:N"
+)
 ELSEWHERE = {
     "scaler": {
         "adaptive-pool": "tokenflex-resampling",

@@ -3,31 +3,24 @@
 Names are listed without importing anything; a component is imported, and checked, when it is first asked for.
 """
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import entry_points, version
 from typing import Any, Generic, TypeVar
 
-from tokenflex import catalog
+from tokenflex import offered
 from tokenflex.contracts import Confidence, HostAdapter, Policy, Router, Scaler, Voter
 from tokenflex.errors import BrokenPluginError, DuplicateComponentError, TokenFlexError, UnknownComponentError
+from tokenflex.offered import BUILT_IN, Provider
 
 T = TypeVar("T")
-BUILT_IN = "tokenflex"
+__all__ = [
+    "BUILT_IN", "NOTEBOOK", "REGISTRIES", "Listing", "Provider", "Registry", "confidences", "hosts", "policies", "routers",
+    "scalers", "voters",
+]  # fmt: skip
 NOTEBOOK = "this session"
-
-
-@dataclass(frozen=True)
-class Provider:
-    """Who offers a component: distribution, its version, and the object or where to import it from."""
-
-    distribution: str
-    version: str
-    target: Any
 
 
 @dataclass(frozen=True)
@@ -56,12 +49,10 @@ class Registry(Generic[T]):
     Args:
         kind: singular noun for messages, e.g. ``scaler``.
         base: what every component of this kind must be a subclass of.
-        builtins: name -> ``module:Class``.
     """
 
-    def __init__(self, kind: str, base: type[T], builtins: Mapping[str, str]) -> None:
-        self.kind, self.base, self.group = kind, base, f"tokenflex.{kind}s".replace("policys", "policies")
-        self._builtins = builtins
+    def __init__(self, kind: str, base: type[T]) -> None:
+        self.kind, self.base, self.group = kind, base, offered.group(kind)
         self._added: dict[str, Provider] = {}
 
     def names(self) -> list[str]:
@@ -77,31 +68,13 @@ class Registry(Generic[T]):
         """
         found = self._providers().get(name, [])
         if not found:
-            raise UnknownComponentError(self._unknown(name))
+            raise UnknownComponentError(offered.unknown(self.kind, name, self._providers()))
         if len(found) > 1:
             who = " and ".join(sorted(provider.distribution for provider in found))
             raise DuplicateComponentError(
                 f"the {self.kind} {name!r} is offered by {who}; uninstall one, or ask it to rename its entry point."
             )
         return found[0]
-
-    def elsewhere(self) -> dict[str, str]:
-        """Names that a distribution of this project offers and nobody here does -> that distribution."""
-        here = self._providers()
-        return {name: dist for name, dist in catalog.ELSEWHERE.get(self.kind, {}).items() if name not in here}
-
-    def _unknown(self, name: str) -> str:
-        """What to say of a name that nobody offers: where to get it, or the nearest one."""
-        elsewhere = self.elsewhere()
-        if name in elsewhere:
-            package = elsewhere[name]
-            return f"the {self.kind} {name!r} is part of {package}, which isn't installed: pip install {package}"
-        near = difflib.get_close_matches(str(name), [*self.names(), *elsewhere], n=1)
-        hint = ""
-        if near:
-            get = f" (pip install {elsewhere[near[0]]})" if near[0] in elsewhere else ""
-            hint = f" Did you mean {near[0]!r}{get}?"
-        return f"no {self.kind} is called {name!r}.{hint} There are: {', '.join(self.names())}."
 
     def get(self, name: str) -> type[T]:
         """The component class registered as ``name``, imported now if it wasn't.
@@ -142,8 +115,7 @@ class Registry(Generic[T]):
         for name, providers in self._providers().items():
             for provider in providers:
                 target = provider.target
-                where = target if isinstance(target, str) else getattr(target, "value", None)
-                if target is component or where == path:
+                if target is component or provider.path == path:
                     return name
         return None
 
@@ -176,11 +148,7 @@ class Registry(Generic[T]):
             del self._added[name]
 
     def _providers(self) -> dict[str, list[Provider]]:
-        found = {n: [Provider(BUILT_IN, _own_version(), path)] for n, path in self._builtins.items()}
-        for point in entry_points(group=self.group):
-            dist = point.dist
-            provider = Provider(dist.name if dist else "unknown", dist.version if dist else "", point)
-            found.setdefault(point.name, []).append(provider)
+        found = offered.providers(self.kind)
         for name, provider in self._added.items():
             found.setdefault(name, []).append(provider)
         return found
@@ -193,14 +161,10 @@ def _load(target: Any) -> Any:
     return target.load() if hasattr(target, "load") and not inspect.isclass(target) else target
 
 
-def _own_version() -> str:
-    return version("tokenflex")
-
-
-scalers: Registry[Scaler] = Registry("scaler", Scaler, catalog.SCALERS)
-routers: Registry[Router] = Registry("router", Router, catalog.ROUTERS)
-voters: Registry[Voter] = Registry("voter", Voter, catalog.VOTERS)
-policies: Registry[Policy] = Registry("policy", Policy, catalog.POLICIES)
-confidences: Registry[Confidence] = Registry("confidence", Confidence, catalog.CONFIDENCES)
-hosts: Registry[HostAdapter] = Registry("host", HostAdapter, catalog.HOSTS)
+scalers: Registry[Scaler] = Registry("scaler", Scaler)
+routers: Registry[Router] = Registry("router", Router)
+voters: Registry[Voter] = Registry("voter", Voter)
+policies: Registry[Policy] = Registry("policy", Policy)
+confidences: Registry[Confidence] = Registry("confidence", Confidence)
+hosts: Registry[HostAdapter] = Registry("host", HostAdapter)
 REGISTRIES: tuple[Registry[Any], ...] = (scalers, routers, voters, policies, confidences, hosts)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenflex.cli import early
 from tokenflex.cli.device import device
 
 
@@ -35,6 +36,7 @@ def register(commands: Any) -> None:
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Decide and print."""
+    early.sources(options.model, options.host, options.parts)
     from transformers.utils import logging
 
     from tokenflex import images

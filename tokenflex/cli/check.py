@@ -2,13 +2,15 @@
 
 import argparse
 import dataclasses
-import difflib
 import importlib
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from tokenflex import offered
+from tokenflex.errors import ConfigError
 
 
 def register(commands: Any) -> None:
@@ -35,12 +37,29 @@ def register(commands: Any) -> None:
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Check and print; 1 if the part doesn't conform."""
+    _require_known(options)
     import torch
 
     torch.set_num_threads(1)  # the checks are too small for more
     report = _report(options)
     print(json.dumps(report.to_dict(), indent=2) if options.json else report)
     return 0 if report.ok else 1
+
+
+def _require_known(options: argparse.Namespace) -> None:
+    """Refuse a name that no distribution offers, before anything is imported; those of this process come later.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    kinds = [kind for kind in offered.BUILT_INS if options.kind in (None, kind)]
+    if not kinds:
+        raise ConfigError(f"--kind {options.kind}: there are {', '.join(offered.BUILT_INS)}.")
+    known = dict.fromkeys(name for kind in kinds for name in offered.providers(kind))
+    if ":" in options.part or options.part in known or "tokenflex.registry" in sys.modules:
+        return
+    hint = offered.nearest(options.part, known) or " 'tokenflex plugins' lists what there is."
+    raise ConfigError(f"nothing is called {options.part!r}.{hint}")
 
 
 def _report(options: argparse.Namespace) -> Any:
@@ -63,7 +82,6 @@ def _report(options: argparse.Namespace) -> Any:
 
 def _of_class(found: type, options: argparse.Namespace) -> Any:
     from tokenflex.contracts import Component, HostAdapter
-    from tokenflex.errors import ConfigError
     from tokenflex.testing import cases, check_component
     from tokenflex.testing.hosts_table import probe
 
@@ -95,23 +113,18 @@ def _of_class(found: type, options: argparse.Namespace) -> Any:
 def _registered(name: str, kind: str | None) -> list[Any]:
     """The registries that have the name."""
     from tokenflex import registry
-    from tokenflex.errors import ConfigError
 
     every = [found for found in registry.REGISTRIES if kind in (None, found.kind)]
-    if not every:
-        raise ConfigError(f"--kind {kind}: there are {', '.join(found.kind for found in registry.REGISTRIES)}.")
     having = [found for found in every if name in found.names()]
     if not having:
         known = list(dict.fromkeys(other for found in every for other in found.names()))
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else " 'tokenflex plugins' lists what there is."
+        hint = offered.nearest(name, known) or " 'tokenflex plugins' lists what there is."
         raise ConfigError(f"nothing is called {name!r}.{hint}")
     return having
 
 
 def _class(path: str) -> type:
     """A class by ``module:name``; modules in the current folder are found, as by ``python -m``."""
-    from tokenflex.errors import ConfigError
 
     module, _, name = path.partition(":")
     if os.getcwd() not in sys.path:
@@ -126,7 +139,6 @@ def _class(path: str) -> type:
 
 
 def _pairs(given: Sequence[str], form: str) -> Mapping[str, str]:
-    from tokenflex.errors import ConfigError
 
     wrong = [text for text in given if "=" not in text]
     if wrong:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from tokenflex.cli import early
 from tokenflex.cli.device import device
 
 QUICKSTART, QUESTIONS, QUICKSTART_BATCH = "quickstart", 1536, 96
@@ -51,6 +52,8 @@ def register(commands: Any) -> None:
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Answer what isn't answered yet, report when everything is, and print; progress goes to standard error."""
+    early.settings(options.settings)
+    early.sources(options.model, options.host, options.parts, options.report_only)
     from tokenflex.errors import ConfigError
     from tokenflex.evaluation.report import report
 

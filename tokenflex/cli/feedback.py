@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from tokenflex.cli import early
+
 
 def register(commands: Any) -> None:
     """Add the command."""
@@ -26,6 +28,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.wants_help or options.recipe is None:
         options.parser.print_help()
         return 0 if options.wants_help else 2
+    early.recipe(options.recipe)
     from tokenflex.training import recipe, run
 
     settings, arguments = recipe.read(options.recipe, overrides)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenflex import offered
+
 
 def register(commands: Any) -> None:
     """Add the command."""
@@ -42,7 +44,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     unknown = sorted(set(options.model_type) - set(hosts_table.architectures()))
     if unknown:
-        raise ConfigError(f"{unknown} aren't architectures of AutoModelForImageTextToText in this transformers.")
+        hint = offered.nearest(unknown[0], hosts_table.architectures())
+        raise ConfigError(f"{unknown} aren't architectures of AutoModelForImageTextToText in this transformers.{hint}")
     logging.set_verbosity_error()
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the models are too small for more

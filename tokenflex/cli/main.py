@@ -5,10 +5,23 @@ import sys
 from collections.abc import Sequence
 
 import tokenflex
+from tokenflex import offered
 from tokenflex.cli import advise, check, convert, evaluate, feedback, hosts, plugins, profile, quickstart, serve, train
 from tokenflex.errors import TokenFlexError
 
 COMMANDS = (quickstart, feedback, train, evaluate, advise, serve, profile, convert, hosts, plugins, check)
+
+AGAIN = " Run the same command again: it goes on where it was."
+GO_ON = {
+    "quickstart": AGAIN,
+    "feedback": AGAIN,
+    "evaluate": AGAIN,
+    "train": " With --resume_from_checkpoint true the same command goes on from the newest whole checkpoint (the "
+    "recipe's save_strategy and save_steps say how often there is one).",
+    "convert": " Nothing was written to its folder; run it again.",
+    "profile": " Nothing was written; run it again, with fewer --runs for a first look.",
+}
+"""What to do after Ctrl-C."""
 
 
 def build() -> argparse.ArgumentParser:
@@ -23,7 +36,13 @@ def build() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 1 when it refused its input, with one message on standard error."""
-    options, rest = build().parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    known = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    if words and not words[0].startswith("-") and words[0] not in known:
+        build().error(
+            f"there is no command {words[0]!r}.{offered.nearest(words[0], known)} There are {', '.join(known)}."
+        )
+    options, rest = build().parse_known_args(words)
     if rest and not options.takes_overrides:
         build().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
@@ -32,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tokenflex {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\ntokenflex {options.command}: interrupted", file=sys.stderr)
+        print(f"\ntokenflex {options.command}: interrupted.{GO_ON.get(options.command, '')}", file=sys.stderr)
         return 130
 
 

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenflex.cli import early
+from tokenflex.errors import ConfigError
+
 PARTS = ("scaler", "router", "voter")
 UNTRAINED = "The parts are untrained: what is chosen means nothing, so see the forced levels and the decision's time."
 
@@ -61,12 +64,14 @@ def register(commands: Any) -> None:
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Measure and print; progress goes to standard error."""
+    for kind in PARTS:
+        early.part(kind, getattr(options, kind))
+    _require_clear(options)
     from rich.console import Console
     from tqdm.auto import tqdm
     from transformers.utils import logging
 
     from tokenflex.cli.quickstart_model import quickstart_model
-    from tokenflex.errors import ConfigError
     from tokenflex.measure import Plan, profile, report
     from tokenflex.measure.mix import read_mix
     from tokenflex.measure.requests import Requests, photograph, question
@@ -109,26 +114,38 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _model(options: argparse.Namespace) -> Any:
-    """The model with its parts, on its device, ready to answer.
+def _named(options: argparse.Namespace) -> dict[str, str]:
+    return {kind: name for kind in PARTS if (name := getattr(options, kind)) is not None}
+
+
+def _require_clear(options: argparse.Namespace) -> None:
+    """Refuse what doesn't say which model is meant; nothing at all means the quickstart's.
 
     Raises:
-        ConfigError: it isn't clear what to load, or it has no parts.
+        ConfigError: names the options.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    from tokenflex.errors import ConfigError
-    from tokenflex.model import FlexModel, load_parts
-    from tokenflex.model.loading import fresh
-
-    named = {kind: name for kind in PARTS if (name := getattr(options, kind)) is not None}
-    if (options.model is None) == (options.host is None):
+    named = _named(options)
+    if (options.model is None) == (options.host is None) and (options.model or options.parts or named):
         raise ConfigError("name either MODEL, or --host with --parts or with names of parts.")
     if options.model is not None and (options.parts or named):
         raise ConfigError(f"{options.model} brings its own parts; to use others, name its host with --host.")
     if options.parts and named:
         raise ConfigError(f"--parts {options.parts} brings all parts; leave out --{', --'.join(named)}.")
+    early.sources(options.model, options.host, options.parts)
+
+
+def _model(options: argparse.Namespace) -> Any:
+    """The model with its parts, on its device, ready to answer.
+
+    Raises:
+        ConfigError: it can't be loaded, or it has no parts.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from tokenflex.model import FlexModel, load_parts
+    from tokenflex.model.loading import fresh
+
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu.")
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -142,7 +159,7 @@ def _model(options: argparse.Namespace) -> Any:
     if options.model is None:
         if options.parts:
             return load_parts(options.parts, host=loaded).eval()
-        return fresh(loaded, processor=_processor(str(source)), **named).eval()
+        return fresh(loaded, processor=_processor(str(source)), **_named(options)).eval()
     if not isinstance(loaded, FlexModel):
         raise ConfigError(f"{source} is a {type(loaded).__name__} without parts; say --host {source} and name parts.")
     return loaded.eval()
@@ -150,8 +167,6 @@ def _model(options: argparse.Namespace) -> Any:
 
 def _processor(source: str) -> Any:
     from transformers import AutoProcessor
-
-    from tokenflex.errors import ConfigError
 
     try:
         return AutoProcessor.from_pretrained(source)
@@ -173,7 +188,6 @@ def _budget(text: str) -> Any:
     """``ratio=0.3,floor=1`` as a budget."""
     import yaml
 
-    from tokenflex.errors import ConfigError
     from tokenflex.model import Budget
 
     pairs = [pair.partition("=") for pair in text.split(",")]
@@ -188,7 +202,6 @@ def _budget(text: str) -> Any:
 
 def _escalate(flex: Any, text: str) -> Any:
     """``threshold=0.9,levels=[0,4]`` as what answers are allowed to."""
-    from tokenflex.errors import ConfigError
     from tokenflex.evaluation.settings import parse
 
     try:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tokenflex.cli import early
 from tokenflex.cli.device import device
 
 ENGINES = ("transformers", "vllm")
@@ -67,6 +68,7 @@ def _add_limits(group: Any) -> None:
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Serve until interrupted."""
+    early.sources(options.model, options.host, options.parts)
     _require_extra()
     import uvicorn
     from transformers.utils import logging

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from tokenflex.cli import early
+
 
 def register(commands: Any) -> None:
     """Add the command."""
@@ -20,14 +22,38 @@ def register(commands: Any) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train, or list every key of a recipe."""
+    if options.wants_help or options.recipe is None:
+        _help()
+        return 0 if options.wants_help else 2
+    early.recipe(options.recipe)
     from tokenflex.training import recipe, run
 
-    if options.wants_help or options.recipe is None:
-        print("usage: tokenflex train RECIPE.yaml [--KEY VALUE ...]\n\nKeys of the recipe, and options:\n")
-        recipe.parser().print_help()
-        return 0 if options.wants_help else 2
     settings, arguments = recipe.read(options.recipe, overrides)
     first = arguments.process_index == 0
     run.train(settings, arguments, say=print if first else lambda line: None)
     print(f"Saved to {arguments.output_dir}")
     return 0
+
+
+def _help() -> None:
+    """Print every key, this library's own first."""
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    from tokenflex.training import FlexTrainingArguments, recipe
+
+    parser = recipe.parser()
+    theirs = {field.name for field in fields(TrainingArguments)}
+    shared = {field.name for field in fields(FlexTrainingArguments)} & theirs
+    groups = {
+        "keys of TokenFlex": [action for action in parser._actions if action.dest not in {*shared, "help"}],
+        "keys of transformers' TrainingArguments": [action for action in parser._actions if action.dest in shared],
+    }
+    formatter = parser.formatter_class(prog=parser.prog)
+    for title, actions in groups.items():
+        formatter.start_section(title)
+        formatter.add_arguments(actions)
+        formatter.end_section()
+    print("usage: tokenflex train RECIPE.yaml [--KEY VALUE ...]\n\nKeys of the recipe, and options:\n")
+    print(formatter.format_help(), end="")

@@ -72,7 +72,7 @@ class ComponentConfig:
         given: Mapping[str, Any] = data  # pyright: ignore[reportUnknownVariableType]
         unknown = sorted(set(given) - set(known), key=str)
         if unknown:
-            near = [near for name in unknown for near in difflib.get_close_matches(str(name), known, n=1)]
+            near = difflib.get_close_matches(str(unknown[0]), known, n=1)
             raise ConfigError(
                 f"unknown setting(s) {unknown} for {cls.owner.__name__}; it knows {known}."
                 f"{f' Did you mean {near[0]!r}?' if near else ''} "

@@ -11,7 +11,6 @@
                        ``scaler:NAME@windows=[[2,2],[1,1]]`` with settings
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -19,18 +18,17 @@ from typing import Any
 
 import yaml
 
-from tokenflex import registry
+from tokenflex import offered, registry
+from tokenflex.catalog import SETTING_FORMS as FORMS
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import ComponentConfig
 from tokenflex.errors import ConfigError, InputError, UnknownComponentError
 from tokenflex.model import Budget, Escalate, FlexModel, request, wrap
 from tokenflex.registry import policies, routers, scalers, voters
 
-FORMS = "levels, level:N, router, router@ratio=0.3, escalate@threshold=0.9, random, scaler:NAME or scaler:NAME:N"
 GROUPS = ("level", "router", "budget", "escalate", "random", "scaler")
 """In the order of reports."""
 ROUTED = "router+escalate"
-KINDS = ("levels", "level", "router", "escalate", ROUTED, "random", "scaler")
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,7 @@ def _expanded(flex: FlexModel, name: str) -> list[Setting]:
         other = _with_scaler(flex, rest[0], options)
         wanted = [_level(rest[1], other, name)] if len(rest) == 2 else range(other.compressor.num_levels)
         return [Setting(f"scaler:{rest[0]}:{n}{at}{text}", "scaler", other, level=n) for n in wanted]
-    near = difflib.get_close_matches(kind, KINDS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near and near[0] != kind else ""
-    raise ConfigError(f"setting {name!r} isn't known.{hint} Use {FORMS}.")
+    raise ConfigError(offered.unknown_setting(name))
 
 
 def _options(name: str, text: str) -> dict[str, Any]:

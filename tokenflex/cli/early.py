@@ -1,0 +1,61 @@
+"""What a command can refuse before it imports torch: names that nobody offers, files and folders that aren't there."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenflex import catalog, offered
+from tokenflex.errors import ConfigError
+
+
+def part(kind: str, name: str | None) -> None:
+    """Refuse a part's name that nobody offers; None passes.
+
+    Raises:
+        UnknownComponentError: with the nearest name, or where to get it.
+    """
+    if name is not None:
+        offered.require(kind, name)
+
+
+def recipe(path: str) -> None:
+    """Refuse a recipe that isn't there.
+
+    Raises:
+        ConfigError: names it, and recipes beside it that are nearly called so.
+    """
+    if Path(path).exists():
+        return
+    beside = [found.name for found in Path(path).parent.glob("*.y*ml")] if Path(path).parent.is_dir() else []
+    hint = offered.nearest(Path(path).name, beside)
+    raise ConfigError(
+        f"recipe {path!r} doesn't exist; give a YAML file.{hint} 'tokenflex train --help' lists its keys."
+    )
+
+
+def sources(*names: str | None) -> None:
+    """Refuse paths that aren't there; names without a separator, or ``user/name``, may be on the model hub.
+
+    Raises:
+        ConfigError: names it.
+    """
+    for name in names:
+        if name is None or Path(name).expanduser().exists():
+            continue
+        if re.match(r"[~./\\]|\w:\\", name) or name.count("/") > 1 or name.endswith("/"):
+            raise ConfigError(
+                f"{name!r} doesn't exist (looked up from {os.getcwd()}). Give a folder, or a repository of the model "
+                "hub as user/name."
+            )
+
+
+def settings(names: Iterable[str] | None) -> None:
+    """Refuse settings of an evaluation whose kind isn't known.
+
+    Raises:
+        ConfigError: with the nearest one.
+    """
+    for name in names or ():
+        if offered.setting_kind(name) not in catalog.SETTINGS:
+            raise ConfigError(offered.unknown_setting(name))
