@@ -126,13 +126,16 @@ def require_kind(kind: str) -> None:
 
 
 def summary(provider: Provider) -> str | None:
-    """First line of a class's own documentation, read from its source; "" without one, None where it can't be found."""
+    """First line of a class's documentation, read from its source; empty where it can't be found there.
+
+    Returns:
+        None where there is no such module.
+    """
     module, _, name = (provider.path or "").partition(":")
     file = _file(module)
     if file is None:
         return None
-    found = _documented(file).get(name.partition(" ")[0])
-    return None if found is None else found.strip().split("\n")[0]
+    return _documented(file).get(name.partition(" ")[0], "").strip().partition("\n")[0]
 
 
 @cache
