@@ -100,6 +100,22 @@ class HostWeights(PreTrainedModel):
             self.vocab_size = base.vocab_size
         return embeddings
 
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """The host's kernels of attention; this model has none of its own.
+
+        Args:
+            attn_implementation: for the whole host, or by the name of its sub-configurations, ``""`` for itself, as
+                for the host's own method; what stands under ``"host"`` is handed to the host.
+            args, kwargs: as of the host's method.
+
+        Raises:
+            ValueError: the host has no such kernels.
+        """
+        given = attn_implementation
+        if isinstance(given, dict) and "host" in given:
+            given = given["host"]
+        stock.base_of(self.host).set_attn_implementation(given, *args, **kwargs)
+
 
 def _is_nowhere(parts: nn.Module) -> bool:
     """Whether parts were built without values, on torch's ``meta`` device."""
