@@ -30,6 +30,7 @@ from tokenflex.hosts.words import (
     ZERO,
     Markers,
     Scope,
+    embedded,
     markers,
     published_words,
     read_instructions,
@@ -233,7 +234,7 @@ class LlavaNextAdapter(HostAdapter):
         )
         ids, mask = (tensor.to(batch.inputs["input_ids"].device) for tensor in (ids, mask))
         with torch.no_grad():
-            rows = embed(ids.clamp(min=0)).masked_fill(ids[..., None] == ZERO, 0.0)
+            rows = embedded(ids.clamp(min=0), embed).masked_fill(ids[..., None] == ZERO, 0.0)
         return tuple(Instruction(row, keep) for row, keep in zip(rows, mask, strict=True))
 
     @property

@@ -149,6 +149,15 @@ def read_instructions(
     return instructions_of(batch, mask, embed)
 
 
+def embedded(ids: Int[Tensor, "rows length"], embed: nn.Module) -> Tensor:
+    """``(rows, length, dim)``, without the noise that NEFTune adds in training (arXiv 2310.05914).
+
+    Levels are chosen in training as they are afterwards.
+    """
+    noisy = getattr(embed, "neftune_noise_alpha", None) is not None
+    return embed.forward(ids) if noisy else embed(ids)
+
+
 def instructions_of(batch: HostBatch, mask: Bool[Tensor, "rows length"], embed: nn.Module) -> tuple[Instruction, ...]:
     """One instruction per row from the words that ``mask``, on the CPU, marks; embeddings are detached.
 
@@ -158,6 +167,6 @@ def instructions_of(batch: HostBatch, mask: Bool[Tensor, "rows length"], embed: 
     sizes = words.sum(-1).tolist()
     table = batch.cpu["input_ids"].numpy()[words]
     with torch.no_grad():
-        found = embed(torch.from_numpy(table).to(batch.inputs["input_ids"].device))
+        found = embedded(torch.from_numpy(table).to(batch.inputs["input_ids"].device)[None], embed)[0]
     there = torch.ones(max(sizes), dtype=torch.bool, device=found.device)
     return tuple(Instruction(row, there[: len(row)]) for row in found.split(sizes))

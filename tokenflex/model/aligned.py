@@ -52,6 +52,24 @@ def unchanged(rows: Rows) -> bool:
     return rows.whole.inputs[IDS] is rows.batch.inputs[IDS]
 
 
+def refuse_loss_outside(rows: Rows, batch: Mapping[str, Any]) -> None:
+    """Refuse compact logits to who is about to compare them with labels at the caller's positions.
+
+    ``Trainer`` takes the labels out of a batch that its ``label_smoothing_factor`` or ``compute_loss_func`` is to judge,
+    and leaves the number of its labels.
+
+    Raises:
+        InputError: it does so here, and images have fewer tokens.
+    """
+    labelled = batch.get(LABELS) is not None or batch.get(SHIFTED) is not None
+    if batch.get(grouped.SHARE) is not None and not labelled and not unchanged(rows):
+        raise InputError(
+            f"{grouped.SHARE} came without labels, so the loss is computed outside the model (label_smoothing_factor, "
+            "compute_loss_func), with labels that are longer than the logits of the shortened sequence. Set "
+            "flex.config.align = 'input', and logits stand at the positions of the labels."
+        )
+
+
 def shifted(rows: Rows) -> dict[str, Any]:
     """``shift_labels`` shortened with the rest; empty where there are none.
 

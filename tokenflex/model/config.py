@@ -28,6 +28,15 @@ OWN = frozenset(
     }
 )
 """Entries that describe the model as a whole, or the files it is loaded from; every other entry is the host's."""
+NO_PREDICTIONS = (
+    "cache",
+    "past_key_values",
+    "decisions",
+    *(f"{modality}_{what}" for modality in ("image", "video", "audio") for what in ("outputs", "hidden_states")),
+    "deepstack_features",
+    "rope_deltas",
+)
+"""Outputs of hosts, and of this model, that go with one call."""
 FIELDS: dict[str, Any] = {field.name: field.default for field in fields(PreTrainedConfig)}  # pyright: ignore[reportArgumentType]
 SHARED = frozenset(FIELDS) - OWN | {"num_labels", "output_attentions"}
 """What every configuration has, and is read from the host's."""
@@ -140,8 +149,9 @@ class FlexConfig(PreTrainedConfig):
 
     @property
     def keys_to_ignore_at_inference(self) -> list[str]:
-        """Outputs that aren't predictions: the host's list and the decisions."""
-        return [*getattr(self.host, "keys_to_ignore_at_inference", []), "decisions"]
+        """Outputs that aren't predictions: the host's list, and what ``Trainer`` can't gather over batches."""
+        own = getattr(self.host, "keys_to_ignore_at_inference", None) or []
+        return list(dict.fromkeys([*own, *NO_PREDICTIONS]))
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The host's text configuration."""

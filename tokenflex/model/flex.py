@@ -287,6 +287,7 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         if at_positions:
             output = aligned.forward(self, rows, batch)
         else:
+            aligned.refuse_loss_outside(rows, batch)
             inputs = {**generation.with_logits(rows.whole, batch), **aligned.shifted(rows)}
             output = grouped.forward(rows, inputs, self.batching)
         if isinstance(output, ModelOutput):
