@@ -55,8 +55,8 @@ def unchanged(rows: Rows) -> bool:
 def refuse_loss_outside(rows: Rows, batch: Mapping[str, Any]) -> None:
     """Refuse compact logits to who is about to compare them with labels at the caller's positions.
 
-    ``Trainer`` takes the labels out of a batch that its ``label_smoothing_factor`` or ``compute_loss_func`` is to judge,
-    and leaves the number of its labels.
+    ``Trainer`` takes the labels out of a batch that its ``label_smoothing_factor`` or ``compute_loss_func`` is to
+    judge, and leaves the number of its labels.
 
     Raises:
         InputError: it does so here, and images have fewer tokens.

@@ -357,9 +357,11 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         if inputs is not None:
             kwargs["input_ids"] = inputs
         own = getattr(self.host, "generation_config", None)
-        if own is not None and self.generation_config is not own:
-            kwargs.setdefault("generation_config", self.generation_config)
         batch, options = generation.split(kwargs, self.adapter.encoder_inputs)
+        if own is not None and self.generation_config is not own:
+            options = generation.with_config(options, self.generation_config)
+        if generation.assists(options):
+            return self.host.generate(**batch, **options)
         held = continuing.held_by(batch)
         door.check(batch, self.adapter, held)
         batch = dict(generation.with_mask(batch, self.host, options))

@@ -42,6 +42,24 @@ def split(kwargs: Mapping[str, Any], inputs: Collection[str] = ()) -> tuple[dict
     return batch, options
 
 
+def assists(options: Mapping[str, Any]) -> bool:
+    """Whether a model proposes tokens to another one, whose batch it is given as that one reads it."""
+    return bool(getattr(options.get("generation_config"), "is_assistant", False))
+
+
+def with_config(options: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """The options, a configuration in force behind them: one that has them, as transformers won't take both for long.
+
+    Args:
+        options: of ``generate``; where they hold a configuration already, nothing changes.
+    """
+    if options.get("generation_config") is not None:
+        return dict(options)
+    merged = copy.deepcopy(config)
+    rest = merged.update(**{name: value for name, value in options.items() if name != "generation_config"})
+    return {**rest, "generation_config": merged}
+
+
 def with_mask(batch: Mapping[str, Any], host: Any, options: Mapping[str, Any] = NO_OPTIONS) -> Mapping[str, Any]:
     """The batch with the attention mask that ``generate`` infers from padding where none is given.
 
