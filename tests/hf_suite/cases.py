@@ -21,7 +21,7 @@ from tokenflex.testing.zoo.recipe import IMAGE, PICTURE
 
 VARIANTS = ("host", "flex")
 ROWS: tuple[tuple[int | str, ...], ...] = tuple((n, 2, PICTURE, 3, n + 1) for n in range(7))
-"""Words and pictures of the batch: of one length, and as many as any test takes, since tests cut batches as they like."""
+"""Words and pictures of the batch: rows of one length, and as many as any test takes, since tests cut batches."""
 
 
 ORIGINAL_FORMAT = ("test_reverse_loading_mapping",)
@@ -44,8 +44,9 @@ class Supervised(dict[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Keep an input."""
-        fits = name == "labels" and value is not None and value.shape == self.placeholders.shape
-        super().__setitem__(name, value.masked_fill(self.placeholders, -100) if fits else value)
+        if name == "labels" and value is not None and value.shape == self.placeholders.shape:
+            value = value.masked_fill(self.placeholders, -100)
+        super().__setitem__(name, value)
 
     def __deepcopy__(self, memo: Any) -> "Supervised":
         """A copy that goes on doing so."""
@@ -92,7 +93,7 @@ class ModelTester:
 
     def completed(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Inputs with the images of their rows, which some tests leave out or cut."""
-        ids = inputs.get("input_ids")
+        ids: Any = inputs.get("input_ids")
         rows = 0 if ids is None else len(ids)
         whole = self.inputs()
         if rows and torch.equal(ids, whole["input_ids"][:rows]):
@@ -131,7 +132,11 @@ def told_of_host(kind: type) -> Iterator[None]:
     theirs = list(inspect.signature(getattr(kind, "forward")).parameters.values())[1:]  # noqa: B009
     named = [one for one in own if one.kind is not one.VAR_KEYWORD]
     known = {one.name for one in named}
-    more = [one.replace(kind=one.KEYWORD_ONLY) for one in theirs if one.name not in known and one.kind is not one.VAR_KEYWORD]
+    more = [
+        one.replace(kind=one.KEYWORD_ONLY)
+        for one in theirs
+        if one.name not in known and one.kind is not one.VAR_KEYWORD
+    ]
     rest = [one for one in theirs if one.kind is one.VAR_KEYWORD] or [own[-1]]
     plain.__signature__ = inspect.Signature([*named, *more, *rest])
     try:

@@ -48,7 +48,7 @@ def run(folder: Path, name: str, variant: str, only: str = "", verbose: bool = F
     (folder / PACKAGE / f"test_{name}_{variant}.py").write_text(MODULE.format(name=name, variant=variant))
     recorder = Recorder()
     options = ["-c", "/dev/null", "--rootdir", str(folder), "-p", "no:cacheprovider", "-q"]
-    options += ["--tb=long" if verbose else "--tb=no", "-W", "ignore", "--no-header"]
+    options += ["--tb=long" if verbose else "--tb=no", "-p", "no:warnings", "--no-header"]
     options += ["-k", only] if only else []
     pytest.main([str(folder / PACKAGE / f"test_{name}_{variant}.py"), *options], plugins=[recorder])
     return recorder.outcomes

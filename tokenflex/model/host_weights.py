@@ -1,4 +1,4 @@
-"""Embeddings, their number and the first values of weights: a `FlexModel` answers for its host, as transformers asks."""
+"""Embeddings, kernels and first values of weights: a `FlexModel` answers for its host where transformers asks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

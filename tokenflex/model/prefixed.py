@@ -1,4 +1,4 @@
-"""Images behind a prefix: a cache of learnt keys and values that stand before the prompt, as PEFT's prefix tuning has it.
+"""Images behind a prefix: learnt keys and values in a cache before the prompt, as PEFT's prefix tuning has it.
 
 What a `FlexModel` filled a cache with is noted on the cache (`tokenflex.hosts.continuing`); a cache without a note
 that comes together with images is a prefix. The prompt is shortened behind it.
@@ -71,8 +71,9 @@ def require_own_preparation(flex: FlexModel) -> None:
     Raises:
         InputError: says where prompt learning belongs.
     """
-    own = type(flex).prepare_inputs_for_generation
-    if getattr(flex.prepare_inputs_for_generation, "__func__", None) is not own:
+    model: Any = flex
+    own = type(model).prepare_inputs_for_generation
+    if getattr(model.prepare_inputs_for_generation, "__func__", None) is not own:
         raise InputError(
             "prepare_inputs_for_generation of this model was replaced, as by PEFT's prompt learning around it, and "
             "generate() runs the host's. Put the learnt prompt into the host: "
@@ -102,6 +103,7 @@ def _behind_prefix(inputs: Mapping[str, Any], batch: Mapping[str, Any], held: in
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     own = torch.ones_like(ids) if mask is None else mask
     given, length = batch.get("attention_mask"), batch["input_ids"].shape[1]
-    full = isinstance(given, Tensor) and given.dim() == 2 and given.shape[1] == held + length
-    before = given[:, :held] if full else own.new_ones(len(ids), held)
+    before = own.new_ones(len(ids), held)
+    if isinstance(given, Tensor) and given.dim() == 2 and given.shape[1] == held + length:
+        before = given[:, :held]
     return {**inputs, **caches, "attention_mask": torch.cat([before.to(own), own], dim=1)}
