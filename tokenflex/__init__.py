@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenflex import confidences, hosts, policies, routers, scalers, voters
     from tokenflex.composed import compose
-    from tokenflex.model import Budget, Escalate, FlexConfig, FlexModel, calibrate, load_parts, wrap
+    from tokenflex.model import Budget, Escalate, FlexConfig, FlexModel, calibrate, load_parts, pinned, wrap
 
 __version__ = "0.1.0"
 
@@ -20,6 +20,7 @@ __all__ = [
     "confidences",
     "hosts",
     "load_parts",
+    "pinned",
     "policies",
     "routers",
     "scalers",
@@ -35,6 +36,7 @@ _HOMES = {
     "calibrate": "tokenflex.model",
     "compose": "tokenflex.composed",
     "load_parts": "tokenflex.model",
+    "pinned": "tokenflex.model",
     "wrap": "tokenflex.model",
 }
 

@@ -5,5 +5,6 @@ from tokenflex.model.config import FlexConfig
 from tokenflex.model.escalation.settings import Escalate
 from tokenflex.model.flex import Encoded, FlexModel
 from tokenflex.model.loading import load_parts, wrap
+from tokenflex.model.pins import pinned
 
-__all__ = ["Budget", "Encoded", "Escalate", "FlexConfig", "FlexModel", "calibrate", "load_parts", "wrap"]
+__all__ = ["Budget", "Encoded", "Escalate", "FlexConfig", "FlexModel", "calibrate", "load_parts", "pinned", "wrap"]

@@ -16,7 +16,7 @@ from tokenflex.contracts.levels import read_levels, spread
 from tokenflex.errors import InputError
 from tokenflex.hosts.grouped import Rows
 from tokenflex.hosts.placeholders import padding_side
-from tokenflex.model import door, generation
+from tokenflex.model import door, generation, pins
 from tokenflex.model.tower import Chosen, Encoded, tower_of
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ def decide(
     forced = None if levels is None else spread(levels, len(counts))
     if not len(counts):
         return ()
+    kept = pins.current() if levels is None and policy is None else None
+    pictures = pins.pictures_of(flex.compressor.scaler, encoded) if kept is not None else []
+    known = [kept.level(one) for one in pictures] if kept is not None else []
+    if known and None not in known:
+        forced = [level for level in known if level is not None]
     if forced is not None:
         rows: Sequence[Tensor | None] = [None] * len(counts)
         picked = forced
@@ -84,7 +89,9 @@ def decide(
         with torch.no_grad():
             choice = flex.compressor.decided(scores(flex, encoded), costs, images, policy)
         encoded.made["judged"] = all(choice.judged)
-        picked, rows = choice.levels, list(choice.scores)
+        picked, rows = list(choice.levels), list[Tensor | None](choice.scores)
+        if kept is not None:
+            picked, rows = kept.settled(pictures, picked, rows)
     table = counts.tolist()
     return tuple(
         Decision(level=pick, scores=row, tokens=costs[pick], of=costs[-1])
