@@ -12,8 +12,17 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from skimage import data as photographs
-from sklearn.datasets import load_digits
+
+from tokenflex.errors import ConfigError
+
+try:
+    from skimage import data as photographs
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as missing:
+    raise ConfigError(
+        f"the quickstart's pictures are made from data inside scikit-image and scikit-learn ({missing}): "
+        "pip install 'tokenflex[quickstart]'."
+    ) from missing
 
 CELL = 16
 ROWS, COLS = 4, 8

@@ -16,11 +16,15 @@ from tokenflex.quickstart.pictures import Picture, Row, exam, practice, row
 from tokenflex.quickstart.pretrain import pretrain
 from tokenflex.quickstart.progress import Overall
 from tokenflex.quickstart.qwen_host import SHARES
+from tokenflex.quickstart.unfinished import Unfinished
 from tokenflex.registry import routers, scalers
 from tokenflex.training import STAGES, ChatDataset, FlexCollator, FlexTrainer, FlexTrainingArguments, Stage
 from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
 
 RESOLUTION = "resolution"
+TOWER = "stage 0: vision tower"
+BESIDES = {"pictures": 5.0, TOWER: 15.0, "calibration": 20.0, "evaluation": 45.0}
+"""Expected seconds on two CPU cores of what isn't a `Phase`, by name."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,13 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Expected of everything: pictures, tower, stages, calibration, evaluation."""
-        return 5.0 + 15.0 + sum(phase.seconds for phase in self.phases) + 20.0 + 45.0
+        """Expected of everything."""
+        return sum(self.expected.values())
+
+    @property
+    def expected(self) -> dict[str, float]:
+        """Expected seconds on two CPU cores, by name of what is done."""
+        return {**BESIDES, **{phase.name: phase.seconds for phase in self.phases}}
 
 
 def trained(
@@ -91,24 +100,35 @@ def trained(
     seed: int,
     levels: str,
     router_rows: str,
+    unfinished: Unfinished,
 ) -> FlexModel:
     """The host with its parts, through all stages.
 
     Args:
         stock: training pictures.
         levels, router_rows: as of `tokenflex.quickstart.run.run`.
+        unfinished: what an earlier run of the same settings did, and where this one keeps what it did.
     """
-    sized = levels == RESOLUTION
+    sized, before = levels == RESOLUTION, unfinished.seconds()
+    progress.skip(before, plan.expected)
     steps = plan.pretrain_steps * (1 if len(small.shares) == 1 else 2)
-    with progress.phase("stage 0: vision tower", 15.0, steps) as tick:
-        pretrain(small, stock, steps=steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
+    if TOWER not in before:
+        with progress.phase(TOWER, BESIDES[TOWER], steps) as tick:
+            pretrain(small, stock, steps=steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
     reads = adapter_for(small.model, {"scope": "prompt"})  # the template has no words that open a turn
     scaler = sizes(plan.shares) if sized else "average-pool"
     flex = fresh(small.model, scaler=scaler, router=_router(plan, router_rows), adapter=reads)
+    names = [TOWER, *(phase.name for phase in plan.phases)]
+    if before:
+        unfinished.load(flex)
     for phase in plan.phases:
+        if phase.name in before:
+            continue
+        unfinished.keep(flex, {name: progress.seconds[name] for name in names if name in progress.seconds})
         with progress.phase(phase.name, phase.seconds, phase.steps) as tick, tempfile.TemporaryDirectory() as scratch:
             given = _rows(phase, stock, seed), _objective(phase.stage, plan, "all" if sized else levels)
             train(flex, small.processor, phase, *given, scratch, seed, tick)
+    unfinished.keep(flex, {name: progress.seconds[name] for name in names})
     return flex.eval()
 
 

@@ -21,7 +21,8 @@ from tokenflex.quickstart.evaluate import Answers, Results
 from tokenflex.quickstart.hosts import build, check
 from tokenflex.quickstart.pictures import exam, pictures
 from tokenflex.quickstart.progress import shown
-from tokenflex.quickstart.recipe import RESOLUTION, Plan, sizes, trained
+from tokenflex.quickstart.recipe import BESIDES, RESOLUTION, Plan, sizes, trained
+from tokenflex.quickstart.unfinished import Unfinished
 from tokenflex.training.objectives import MultiGranularityObjective
 
 SMALLEST = 1 / 64
@@ -38,7 +39,7 @@ def run(
     router_rows: str = "all",
     plan: Plan | None = None,
 ) -> dict[str, Any]:
-    """Do everything; returns what ``report.json`` holds.
+    """Do everything; returns what ``report.json`` holds. An interrupted run of the same settings is taken up.
 
     Args:
         out: folder for ``report.json``, ``report.html`` and ``model/``.
@@ -58,20 +59,26 @@ def run(
     MultiGranularityObjective(levels="all" if sized else levels)  # refuses what it doesn't know
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    asked = {"plan": plan, "seed": seed, "host": host, "levels": levels, "rows": router_rows, "device": where.type}
+    unfinished = Unfinished(folder, asked)
     with _quiet(), shown(console, plan.seconds) as progress:
-        with progress.phase("pictures", 5.0, 1) as tick:
+        with progress.phase("pictures", BESIDES["pictures"], 1) as tick:
             stock = list(pictures(seed, "train", plan.stock))
             questions = exam(seed, "test", plan.questions)
             others = exam(seed, "test", plan.calibration)
             tick()
         small = build(host, seed, where)
         processor = small.processor
-        flex = trained(small, stock, plan, progress, seed=seed, levels=levels, router_rows=router_rows)
-        with progress.phase("calibration", 20.0, 1) as tick:
+        flex = trained(
+            small, stock, plan, progress, seed=seed, levels=levels, router_rows=router_rows, unfinished=unfinished
+        )
+        with progress.phase("calibration", BESIDES["calibration"], 1) as tick:
             allowed = calibrated(flex, processor, others, plan)
             tick()
         settings = flex.compressor.num_levels + (1 if sized else 3) + len(allowed)
-        with progress.phase("evaluation", 45.0, -(-plan.questions // evaluate.BATCH) * settings) as tick:
+        with progress.phase(
+            "evaluation", BESIDES["evaluation"], -(-plan.questions // evaluate.BATCH) * settings
+        ) as tick:
             found = answered(flex, processor, questions, allowed, tick)
         flex.escalate = allowed["escalate"]
         with locked(folder / "model"):
@@ -86,6 +93,7 @@ def run(
     }
     draw = report.resized(_grids(flex, processor, questions)) if sized else report.pooled(PYRAMID)
     report.write(folder, result, questions, found.levels[-1], found.routers["router"], draw)
+    unfinished.remove()
     report.show(console, result, folder)
     return result
 
