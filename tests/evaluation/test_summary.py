@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from tests.evaluation.tables import made
 from tokenflex.errors import DataError
 from tokenflex.evaluation.records import Evaluation
-from tokenflex.evaluation.summary import Column, Table, bootstrap, summarise
+from tokenflex.evaluation.summary import Column, Table, interval, summarise, wilson
 from tokenflex.ops import frontier as frontiers
 from tokenflex.ops.frontier import Frontier
 
@@ -126,16 +127,42 @@ def test_unfinished_evaluations_are_refused(tmp_path):
         summarise(evaluation)
 
 
-def test_the_bootstrap_draws_samples_and_pairs_them():
-    values = np.array([0.0, 0.0, 1.0, 1.0, 1.0])
-    means = bootstrap(lambda weights: np.array([values @ weights, (1 - values) @ weights]), 5, 4000, 1)
-    assert means.shape == (4000, 2)
-    np.testing.assert_allclose(means.sum(1), 1.0)  # the same draws for both
-    assert means[:, 0].mean() == pytest.approx(0.6, abs=0.01)
-    assert means[:, 0].std() == pytest.approx((0.6 * 0.4 / 5) ** 0.5, abs=0.01)
-    again = bootstrap(lambda weights: np.array([values @ weights]), 5, 4000, 1)
-    assert np.array_equal(again[:, 0], means[:, 0])
-    assert not np.array_equal(bootstrap(lambda weights: np.array([values @ weights]), 5, 4000, 2), again)
+def test_the_interval_is_scipys_bca_and_pairs_its_draws():
+    values = np.array([0.1, 0.0, 0.9, 1.0, 0.4, 0.7])
+    low, high = interval(lambda weights: np.array([values @ weights, (1 - values) @ weights]), 6, 2000, 1)
+    np.testing.assert_allclose(low[0], 1 - high[1])  # the same draws for both
+    np.testing.assert_allclose(high[0], 1 - low[1])
+    rng = np.random.default_rng(1)
+    mean = lambda drawn, axis: np.round(drawn.mean(axis), 12)  # noqa: E731
+    theirs = stats.bootstrap((values,), mean, n_resamples=2000, batch=256, method="BCa", rng=rng).confidence_interval
+    assert (low[0], high[0]) == pytest.approx((theirs.low, theirs.high))
+    again = interval(lambda weights: np.array([values @ weights]), 6, 2000, 1)
+    assert (again[0][0], again[1][0]) == pytest.approx((low[0], high[0]))
+    other = interval(lambda weights: np.array([values @ weights]), 6, 2000, 2)
+    assert (other[0][0], other[1][0]) != (low[0], high[0])
+
+
+def test_one_sample_and_what_never_varies():
+    for count in (1, 5):
+        low, high = interval(lambda weights: np.array([3.0 * weights.sum()]), count, 50, 0)
+        assert (low[0], high[0]) == pytest.approx((3.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "low", "high"), [(0, 5, 0.0, 0.434), (5, 5, 0.566, 1.0), (8, 10, 0.490, 0.943)]
+)
+def test_wilson_by_the_published_formula(right, of, low, high):
+    """Textbook values: Brown, Cai, DasGupta 2001, formula (4), at 95 %."""
+    assert wilson(np.array([1.0] * right + [0.0] * (of - right))) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_few_questions_are_not_certain(tmp_path):
+    wrong = {f"level:{i}": ([0] * 5, [n] * 5) for i, n in enumerate((1, 2, 4))}
+    found = summary(tmp_path, wrong)["settings"]
+    assert found["level:0"]["score_ci95"] == [0.0, pytest.approx(0.434, abs=5e-4)]
+    assert found["level:0"]["minus_finest_ci95"] == [pytest.approx(-0.434, abs=5e-4), pytest.approx(0.434, abs=5e-4)]
+    assert found["level:2"]["minus_finest_ci95"] == [0.0, 0.0]  # less itself
+    assert found["level:0"]["tokens_ci95"] == [1.0, 1.0]
 
 
 def test_intervals_hold_the_mean_and_close_where_nothing_varies(tmp_path):
@@ -146,7 +173,7 @@ def test_intervals_hold_the_mean_and_close_where_nothing_varies(tmp_path):
     assert found["level:2"]["tokens_ci95"] == [4.0, 4.0]
     assert found["level:2"]["minus_finest_ci95"] == [0.0, 0.0]
     assert found["level:1"]["minus_finest_ci95"][0] < 0
-    assert found["level:1"]["minus_finest_ci95"][1] <= 0  # never better on any sample
+    assert found["level:1"]["minus_finest_ci95"][1] <= 1e-6  # never better on any sample
 
 
 tables = st.tuples(st.integers(1, 4), st.integers(1, 6)).flatmap(

@@ -107,8 +107,8 @@ def facts(summary: Summary) -> str:
 
 
 NOTES = (
-    "Score: mean over questions, with a bootstrap interval; all settings see the same draws. Tokens: visual tokens "
-    "that the language model saw per question, mean.",
+    "Score: mean over questions, with a 95 % interval (bootstrap; Wilson for shares); all settings see the same draws. "
+    "Tokens: visual tokens that the language model saw per question, mean.",
     "Oracle: per question the fewest tokens among the fixed levels that score that question's best. Shuffled: the "
     "choices dealt out at random, mean over all deals. Regret: the score that the best possible choices would add at "
     "the same mean tokens; tokens too many: what they would save at the same mean score.",

@@ -1,17 +1,24 @@
 """From answers to numbers: means with intervals, the oracle, shuffled choices, regret."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from tokenflex.evaluation.records import Evaluation, Record
 from tokenflex.evaluation.settings import group_of
 from tokenflex.ops.frontier import Frontier, oracle, regret
 
 INTERVAL = (0.025, 0.975)
+METHOD = "BCa; shares of 0 and 1: Wilson"
+DIGITS = 12
+"""After the point, to which draws are rounded, so that equal means of different draws are equal."""
+BATCH = 256
+"""Draws that are held at a time."""
 CORNERS = 60
 """Points of the frontier that are kept for plots."""
 CHOOSING = ("router", "budget", "escalate", "random")
@@ -100,8 +107,9 @@ class Table:
     def summary(self) -> Summary:
         """JSON-ready."""
         everything = {**self.columns, **self.derived}
-        low, high = np.quantile(self._resampled(), INTERVAL, axis=0)
         middle = self._statistic(np.full(len(self.kinds), 1 / len(self.kinds)))
+        low, high = self._intervals()
+        low, high = np.minimum(low, middle), np.maximum(high, middle)
         entries: dict[str, Summary] = {name: {} for name in everything}
         for i, (name, entry) in enumerate(self._labels()):
             entries[name][entry] = _number(middle[i])
@@ -111,7 +119,7 @@ class Table:
         return {
             "samples": len(self.kinds),
             "kinds": {kind: count for kind, count in counts.items() if kind},
-            "bootstrap": {"resamples": self.resamples, "seed": self.seed, "interval": 0.95},
+            "bootstrap": {"resamples": self.resamples, "seed": self.seed, "interval": 0.95, "method": METHOD},
             "settings": {name: found[name] for name in self.columns},
             "oracle": found.get("oracle"),
             "shuffled": {name: found[f"shuffled {name}"] for name in self.columns if f"shuffled {name}" in found},
@@ -169,8 +177,27 @@ class Table:
             found += [one for name in self._regretful() for one in regret(curve, tokens[name], score[name])]
         return np.array(found)
 
-    def _resampled(self) -> np.ndarray:
-        return bootstrap(self._statistic, len(self.kinds), self.resamples, self.seed)
+    def _intervals(self) -> tuple[np.ndarray, np.ndarray]:
+        """``(numbers,)`` twice: the lower and the upper end of each number's interval.
+
+        The bootstrap's, except where it knows nothing: shares (scores of 0 and 1 only) get Wilson's, and a difference
+        that no sample showed may still be as large as a share that no sample showed.
+        """
+        low, high = interval(self._statistic, len(self.kinds), self.resamples, self.seed)
+        everything = {**self.columns, **self.derived}
+        for i, (name, entry) in enumerate(self._labels()):
+            score = everything[name].score
+            if entry == "score" and bool(np.isin(score, (0.0, 1.0)).all()):
+                low[i], high[i] = wilson(score)
+            elif entry == "minus_finest" and self._never_differs(everything[name]):
+                unseen = wilson(np.zeros(len(score)))[1]
+                low[i], high[i] = -unseen, unseen
+        return low, high
+
+    def _never_differs(self, column: Column) -> bool:
+        """Whether a setting other than the finest level scored as that does on every sample."""
+        finest = self.finest
+        return finest is not None and column is not finest and bool((column.score == finest.score).all())
 
     def _corners(self) -> list[list[float]]:
         """The frontier, thinned out."""
@@ -181,16 +208,49 @@ class Table:
         return [[_number(t), _number(s)] for t, s in zip(tokens[at], score[at], strict=True)]
 
 
-def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], samples: int, resamples: int, seed: int) -> np.ndarray:
-    """``(resamples, numbers)``: the statistic of samples drawn with replacement.
+def interval(
+    statistic: Callable[[np.ndarray], np.ndarray], samples: int, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """``(numbers,)`` twice: the bootstrap's interval of a statistic, bias-corrected and accelerated (Efron 1987).
+
+    Where that isn't defined (a number that is the same in all draws, or without one sample) it is the plain percentile
+    interval.
 
     Args:
         statistic: from weights ``(samples,)`` that add up to 1. All its numbers see the same draws, so differences
             between them are paired.
     """
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(samples, size=samples) for _ in range(resamples))
-    return np.stack([statistic(np.bincount(draw, minlength=samples) / samples) for draw in draws])
+
+    def of_draws(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        rows = np.moveaxis(drawn, axis, -1)
+        weights = [np.bincount(row, minlength=samples) / len(row) for row in rows.reshape(-1, rows.shape[-1])]
+        found = np.stack([statistic(one) for one in weights], axis=-1).reshape(-1, *rows.shape[:-1])
+        return np.round(found, DIGITS)
+
+    if samples == 1:
+        only = statistic(np.ones(1))
+        return only, only.copy()
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (np.arange(samples),), of_draws, n_resamples=resamples, batch=BATCH, vectorized=True, method="BCa",
+            confidence_level=INTERVAL[1] - INTERVAL[0], rng=np.random.default_rng(seed),
+        )  # fmt: skip
+    plain = np.quantile(found.bootstrap_distribution, INTERVAL, axis=-1)
+    ends = (found.confidence_interval.low, found.confidence_interval.high)
+    known = np.isfinite(ends[0]) & np.isfinite(ends[1])
+    low, high = (np.where(known, end, other) for end, other in zip(ends, plain, strict=True))
+    return low, high
+
+
+def wilson(score: np.ndarray) -> tuple[float, float]:
+    """Wilson's interval (1927) of the share of ones.
+
+    Args:
+        score: ``(samples,)``, zeros and ones.
+    """
+    found = stats.binomtest(int(score.sum()), len(score)).proportion_ci(INTERVAL[1] - INTERVAL[0], method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _column(records: Mapping[int, Record]) -> Column:

@@ -49,9 +49,18 @@ def question(processor: Any) -> str:
 
 
 def photograph() -> Image.Image:
-    """The picture when none is given: a cat, from scikit-image, 451 x 300 pixels."""
-    from skimage import data
+    """The picture when none is given: a cat, from scikit-image, 451 x 300 pixels.
 
+    Raises:
+        ConfigError: scikit-image isn't installed.
+    """
+    try:
+        from skimage import data
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "the photograph that is measured by default is inside scikit-image, which isn't installed: give --image "
+            "PATH, or pip install 'tokenflex[quickstart]'."
+        ) from error
     return Image.fromarray(data.chelsea())
 
 
