@@ -179,6 +179,13 @@ class TestOutputs:
         assert rest == inspect.signature(flex.host.forward).parameters["kwargs"]
         assert GenerationMixin in FlexModel.__bases__
 
+    def test_embeddings_beside_their_ids(self):
+        host = ZOO[UNTIED].build()
+        ids = inputs_of(UNTIED, host)["input_ids"]
+        flex, noise = at_finest(host), torch.rand(*ids.shape, 32)
+        asked = {"input_ids": ids, "inputs_embeds": noise, "max_new_tokens": 3, "do_sample": False}
+        assert torch.equal(flex.generate(**asked), host.generate(**asked))
+
     def test_attention_by_its_kind(self):
         flex = at_finest(ZOO[UNTIED].build())
         config = flex.config

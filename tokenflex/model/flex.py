@@ -184,10 +184,14 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         rows, decisions = self.in_rows(inputs, level, padding_side, budget)
         return rows.whole, decisions
 
+    @torch.compiler.disable
     def in_rows(
         self, inputs: HostInputs, level: Level, padding_side: PaddingSide | None, budget: Budgets
     ) -> tuple[grouped.Rows, tuple[Decision, ...]]:
-        """As `prepare`, of a batch that was checked; its rows can be had apart."""
+        """As `prepare`, of a batch that was checked; its rows can be had apart.
+
+        Under ``torch.compile`` it stays as it is, since it reads ids and counts as numbers; the host is compiled.
+        """
         levels, policy = request.read(level, budget, self.compressor.num_levels)
         encoded = encoding.encode(self, inputs, look=levels is None)
         decisions = encoding.decide(self, encoded, levels, policy)
@@ -240,7 +244,7 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
     @HostSignature
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Any = None,
         attention_mask: Any = None,
         labels: Tensor | None = None,
         level: Level = None,
@@ -325,7 +329,7 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        inputs: Tensor | None = None,
+        inputs: Any = None,
         *,
         level: Level = None,
         budget: Budgets = None,
@@ -354,6 +358,7 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         request.check(self, kwargs, level, budget)
         allowed = climbing.asked(self, escalate, level)
         prefixed.require_own_preparation(self)
+        door.refuse_whole_batch(inputs)
         if inputs is not None:
             kwargs["input_ids"] = inputs
         own = getattr(self.host, "generation_config", None)
@@ -365,7 +370,8 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         held = continuing.held_by(batch)
         door.check(batch, self.adapter, held)
         batch = dict(generation.with_mask(batch, self.host, options))
-        if "input_ids" not in batch or not door.shortens(batch) or self._is_paged(batch, options):
+        embedded = "inputs_embeds" in batch and not held  # ids beside embeddings are for bookkeeping only
+        if "input_ids" not in batch or embedded or not door.shortens(batch) or self._is_paged(batch, options):
             climbing.require_ids(allowed, batch)
             self._nothing_to_choose(batch, level, budget)
             return self.host.generate(**batch, **options)
