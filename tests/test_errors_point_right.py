@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import tokenflex
 from tokenflex import catalog, offered, registry
@@ -12,7 +13,7 @@ from tokenflex.checkpoint import save_parts
 from tokenflex.errors import ConfigError, InputError, UnknownComponentError, UnsupportedHostError
 from tokenflex.evaluation import load, parse
 from tokenflex.model import loading
-from tokenflex.testing.tiny_hosts import tiny_llava_next
+from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 from tokenflex.testing.zoo.hosts import ZOO
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
@@ -105,3 +106,29 @@ class TestUntrained:
         with caplog.at_level(logging.WARNING, logger=loading.__name__):
             tokenflex.load_parts(tmp_path, host=tiny_llava_next())
         assert "fresh and random" not in caplog.text
+
+
+class TestCalls:
+    @pytest.fixture(scope="class")
+    def inputs(self):
+        return tiny_llava_next_processor()(images=Image.new("RGB", (40, 30)), text="<image> w1", return_tensors="pt")
+
+    def test_a_batch_is_given_by_keywords(self, flex, inputs):
+        for call in (flex.generate, flex):
+            with pytest.raises(
+                InputError, match=r"a BatchFeature with input_ids, .* by keywords: flex\.generate\(\*\*inp"
+            ):
+                call(inputs)
+
+    @pytest.mark.parametrize("raw", [{"images": [None]}, {"text": "what?"}, {"image": None, "prompt": "a"}])
+    def test_raw_pictures_and_text_go_to_the_processor(self, flex, raw):
+        for call in (flex.generate, flex.decide, flex):
+            with pytest.raises(InputError, match=rf"{next(iter(raw))}= is for the processor.*inputs = processor\("):
+                call(**raw)
+
+    def test_forgotten_pictures(self, flex, inputs):
+        for call in (flex.generate, flex.decide, flex):
+            with pytest.raises(
+                InputError, match=r"row 0 has \d+ image placeholder tokens, and no picture came with them"
+            ):
+                call(input_ids=inputs["input_ids"])

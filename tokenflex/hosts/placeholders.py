@@ -83,6 +83,11 @@ def locate(shown: Bool[Tensor, "rows length"] | Bool[np.ndarray, "rows length"],
             spans.append(Span(row, at[start : start + size]))
             start += size
         if start != len(at):
+            if not counts:
+                raise InputError(
+                    f"row {row} has {len(at)} image placeholder tokens, and no picture came with them. Pass all that "
+                    "the processor made, **inputs with pixel_values, or leave the placeholders out of the text."
+                )
             mine = counts[first : len(spans)]
             raise InputError(
                 f"row {row} has {len(at)} image placeholder tokens, but its {len(mine)} image(s) need {start} "

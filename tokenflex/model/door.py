@@ -75,7 +75,21 @@ def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0, prefixe
         _check_positions(given, ids, {*adapter.encoder_inputs, *adapter.position_inputs})
 
 
+def refuse_whole_batch(given: Any) -> None:
+    """Refuse a whole batch in the place of ids.
+
+    Raises:
+        InputError: says how batches are given.
+    """
+    if isinstance(given, Mapping):
+        raise InputError(
+            f"a {type(given).__name__} with {', '.join(map(str, given))} came as input_ids; give a batch by keywords: "
+            "flex.generate(**inputs)."
+        )
+
+
 def _check_ids(ids: Any) -> None:
+    refuse_whole_batch(ids)
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
         shape = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(

@@ -26,6 +26,8 @@ else:
 
 OWN = ("level", "budget", "escalate", "objective", "align")
 """Keywords that a FlexModel takes besides what its host takes."""
+RAW = ("images", "image", "text", "texts", "prompt", "videos")
+"""Keywords of processors."""
 LIMITS = tuple(field.name for field in fields(BudgetPolicy.Config))
 ALIKE = 0.75
 """How much a name must be like one of ours to be taken for it; 1 is the same."""
@@ -46,6 +48,11 @@ def check(flex: Any, names: Iterable[str], level: Level = None, budget: Budgets 
     """
     for name in names:
         _refuse_misspelt(flex, name)
+        if name in RAW and not _is_known(flex, name):
+            raise InputError(
+                f"{name}= is for the processor, and the model takes what that makes: "
+                "inputs = processor(images=..., text=..., return_tensors='pt'), then flex.generate(**inputs)."
+            )
     read(level, budget, flex.compressor.num_levels)
 
 
