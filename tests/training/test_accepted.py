@@ -3,16 +3,26 @@
 import dataclasses
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import Dataset
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 import tokenflex
-from tests.training.conftest import ROWS
+from tests.training.conftest import ROWS, turns
 from tokenflex import checkpoint
 from tokenflex.errors import ConfigError
-from tokenflex.training import ChatDataset, FeedbackStore, FlexTrainer, RGLFTrainer, RouterModel, score
+from tokenflex.training import (
+    ChatDataset,
+    ChatStream,
+    FeedbackStore,
+    FlexTrainer,
+    FlexTrainingArguments,
+    RGLFTrainer,
+    RouterModel,
+    score,
+)
 from tokenflex.training.router_only import StoredRows
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
@@ -153,17 +163,6 @@ def test_sets_of_several_names_have_a_best_metric_each(made):
     assert trainer.state.best_metric == min(
         e["eval_two_loss"] for e in trainer.state.log_history if "eval_two_loss" in e
     )
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        yield from ()
-
-
-def test_streams_are_not_dispatched_by_one_process(made, monkeypatch):
-    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
-    with pytest.raises(ConfigError, match="have each process read its own share"):
-        made(3, train_dataset=Stream())
 
 
 def test_rows_are_not_cut_apart(fresh, arguments):
@@ -320,3 +319,55 @@ def test_a_refusal_leaves_the_model_as_it_was(fresh, arguments):
     with pytest.raises(ConfigError, match="label_smoothing_factor"):
         RGLFTrainer(flex, arguments(label_smoothing_factor=0.1))
     assert [p.requires_grad for p in flex.parameters()] == wanted
+
+
+def test_early_stopping(made):
+    """Works with evaluations to compare, and is refused without."""
+    with pytest.raises(ConfigError, match="EarlyStoppingCallback compares evaluations; set eval_strategy"):
+        made(4, callbacks=[EarlyStoppingCallback()])
+    best = EVALUATED | {"load_best_model_at_end": True, "max_steps": 4, "warmup_steps": 0}
+    trainer = made(4, best, callbacks=[EarlyStoppingCallback(1, early_stopping_threshold=1e9)])
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "others", "message"),
+    [
+        ({"report_to": "nowhere"}, {}, "nowhere"),
+        ({}, {"optimizers": (None, None), "optimizer_cls_and_kwargs": (torch.optim.SGD, {}), "unknown": 1}, "unknown"),
+        ({}, {"data_collator": 7}, "data_collator is a int, which can't be called"),
+        ({}, {"train_dataset": {"train": [], "test": []}}, "train_dataset has splits, train, test"),
+        (
+            {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True},
+            {"processing_class": 3, "what": 1},
+            "what",
+        ),
+    ],
+)
+def test_what_trainer_refuses_is_our_error(made, settings, others, message):
+    with pytest.raises(ConfigError, match=message):
+        made(3, settings, **others)
+
+
+def test_what_trainer_refuses_leaves_the_model_as_it_was(fresh, arguments):
+    flex = fresh()
+    wanted = [p.requires_grad for p in flex.parameters()]
+    with pytest.raises(ConfigError, match="transformers' Trainer refuses its arguments"):
+        FlexTrainer(flex, arguments(), stage=1, unknown=True)
+    assert [p.requires_grad for p in flex.parameters()] == wanted
+
+
+def test_settings_of_the_sequence_to_sequence_trainer_are_refused(fresh, tmp_path):
+    class Arguments(FlexTrainingArguments):
+        predict_with_generate = True
+
+    with pytest.raises(ConfigError, match="predict_with_generate=True doesn't work here: evaluation gives losses"):
+        FlexTrainer(fresh(), Arguments(output_dir=str(tmp_path), use_cpu=True), stage=2)
+
+
+def test_rows_need_a_collator(made):
+    rows = datasets.Dataset.from_list([{"messages": turns("w1", "w2")}])
+    for data in (rows, rows.to_iterable_dataset(), ChatStream([{"messages": turns("w1", "w2")}])):
+        with pytest.raises(ConfigError, match=r"pass data_collator=FlexCollator\(processor\)"):
+            made(2, train_dataset=data, data_collator=None, eval_dataset=None)

@@ -1,17 +1,22 @@
 """What of ``Trainer``'s arguments works with these trainers; what doesn't is refused when the trainer is made."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, TokenFlexError
 from tokenflex.training.data import ChatDataset
 from tokenflex.training.stages import Stage
+from tokenflex.training.stream import ChatStream
 
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 NO_METRICS = (
     "batches have pictures at several levels, so there are no predictions of one shape. Evaluation gives eval_loss; "
     "add figures of your own in a callback's on_evaluate, or measure accuracy with 'tokenflex evaluate'"
@@ -30,6 +35,11 @@ SETTINGS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "label_names": ((None, ["labels"]), "the collator's 'labels' are what is supervised"),
     "label_smoothing_factor": ((0, 0.0), OWN_LOSS),
     "remove_unused_columns": ((False,), "rows go to the collator as they are"),
+    "predict_with_generate": (
+        (False, None),
+        "evaluation gives losses; score answers with 'tokenflex evaluate', or in a callback's on_evaluate",
+    ),
+    "sortish_sampler": ((False, None), "batches aren't sorted by length here"),
     "neftune_noise_alpha": ((None,), "routers read the embeddings that the noise would be added to"),
     "torch_compile": (
         (False,),
@@ -73,25 +83,72 @@ def require_accepted(args: TrainingArguments, others: Mapping[str, Any], stage: 
     _require_optimizer(args, others, stage)
     _require_whole_batches(args, others)
     _require_evaluation(args, others)
+    _require_rows(args, others)
     _require_lengths(args, others)
 
 
-def require_metric(trainer: Trainer) -> None:
-    """Refuse a ``metric_for_best_model`` that no evaluation gives.
+def whole_batches(args: Arguments) -> Arguments:
+    """A copy of the arguments with which streams aren't dispatched: that would cut batches by their first axis."""
+    args, config = copy.copy(args), copy.copy(args.accelerator_config)
+    if hasattr(config, "dispatch_batches"):
+        config.dispatch_batches = False  # pyright: ignore
+        args.accelerator_config = config
+    return args
+
+
+@contextmanager
+def as_ours(model: nn.Module) -> Iterator[None]:
+    """What ``Trainer`` raises when it is made becomes our error, and the model's parameters are again as they were.
+
+    Raises:
+        ConfigError: tells what ``Trainer`` said.
+    """
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except Exception as error:  # of any class: Trainer and what it imports raise what they like
+        for parameter, trained in wanted:
+            parameter.requires_grad_(trained)
+        if isinstance(error, TokenFlexError):
+            raise
+        raise ConfigError(f"transformers' Trainer refuses its arguments ({type(error).__name__}: {error}).") from error
+
+
+def require_metric(trainer: Trainer, figures: Sequence[str] = ()) -> None:
+    """Refuse a ``metric_for_best_model`` that no evaluation gives, and early stopping that would never stop.
+
+    Args:
+        figures: what an evaluation gives besides losses.
 
     Raises:
         ConfigError: names those there are.
     """
     args, data = trainer.args, trainer.eval_dataset
+    stops = any(isinstance(one, EarlyStoppingCallback) for one in trainer.callback_handler.callbacks)
+    if stops and (args.metric_for_best_model is None or _strategy(args) == "no"):
+        raise ConfigError(
+            "EarlyStoppingCallback compares evaluations; set eval_strategy and load_best_model_at_end=True, or "
+            "metric_for_best_model."
+        )
     own = any(getattr(type(trainer), name) is not getattr(Trainer, name) for name in ("evaluate", "_evaluate"))
     if args.metric_for_best_model is None or data is None or own:
         return
-    known = [f"eval_{name}_loss" for name in data] if isinstance(data, dict) else ["eval_loss"]
+    sets = [f"eval_{name}" for name in data] if isinstance(data, dict) else ["eval"]
+    known = [f"{one}_{figure}" for figure in ("loss", *figures) for one in sets]
     if args.metric_for_best_model not in [*known, *(name.removeprefix("eval_") for name in known)]:
         raise ConfigError(
             f"metric_for_best_model={args.metric_for_best_model!r} is nothing that evaluation gives; use one of "
             f"{', '.join(known)}."
         )
+    if "_regret" in f"_{args.metric_for_best_model}" and args.greater_is_better:
+        raise ConfigError(
+            f"metric_for_best_model={args.metric_for_best_model!r}: less regret is better, and Trainer takes the "
+            "greater for the better unless told otherwise. Set greater_is_better=False."
+        )
+
+
+def _strategy(args: TrainingArguments) -> str:
+    return str(getattr(args.eval_strategy, "value", args.eval_strategy))
 
 
 def _require_optimizer(args: TrainingArguments, others: Mapping[str, Any], stage: Stage) -> None:
@@ -123,17 +180,15 @@ def _require_whole_batches(args: TrainingArguments, others: Mapping[str, Any]) -
         raise ConfigError(
             f"parallelism_config with {told} would cut rows apart; use data parallelism, FSDP2 or ZeRO-3."
         )
-    dispatch = getattr(args.accelerator_config, "dispatch_batches", None)
-    streams = any(isinstance(others.get(name), IterableDataset) for name in ("train_dataset", "eval_dataset"))
-    if dispatch or (dispatch is None and streams and args.world_size > 1):
+    if getattr(args.accelerator_config, "dispatch_batches", None):
         raise ConfigError(
             "dispatch_batches cuts batches by their first axis, and pictures aren't lined up with rows there. Set "
-            "accelerator_config={'dispatch_batches': False}, and have each process read its own share of a stream."
+            "accelerator_config={'dispatch_batches': False}."
         )
 
 
 def _require_evaluation(args: TrainingArguments, others: Mapping[str, Any]) -> None:
-    wanted = args.eval_on_start or str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+    wanted = args.eval_on_start or _strategy(args) != "no"
     if wanted and others.get("eval_dataset") is None:
         raise ConfigError(
             "eval_strategy or eval_on_start asks for evaluation, and there is no eval_dataset. Pass one, or leave the "
@@ -141,10 +196,33 @@ def _require_evaluation(args: TrainingArguments, others: Mapping[str, Any]) -> N
         )
 
 
-def _require_lengths(args: TrainingArguments, others: Mapping[str, Any]) -> None:
+def _require_rows(args: TrainingArguments, others: Mapping[str, Any]) -> None:
     data, collator = others.get("train_dataset"), others.get("data_collator")
-    if isinstance(data, ChatDataset) and collator is None:
-        raise ConfigError("a ChatDataset's samples need a collator; pass data_collator=FlexCollator(processor).")
+    kinds = [others.get(name) for name in ("train_dataset", "eval_dataset")]
+    if collator is None and any(_conversations(one) for one in kinds):
+        raise ConfigError("conversations need a collator; pass data_collator=FlexCollator(processor).")
+    if collator is not None and not callable(collator):
+        raise ConfigError(
+            f"data_collator is a {type(collator).__name__}, which can't be called; pass FlexCollator(...)."
+        )
+    if isinstance(data, Mapping):
+        raise ConfigError(f"train_dataset has splits, {', '.join(map(str, data))}; pass one of them.")
+    if data is not None and not hasattr(data, "__len__") and args.max_steps <= 0:
+        raise ConfigError(
+            f"train_dataset is a {type(data).__name__} without a length, so the learning rate's schedule has no end. "
+            "Set max_steps."
+        )
+
+
+def _conversations(data: Any) -> bool:
+    """Whether a data set's rows are no tensors yet: samples, or rows in chat or LLaVA format."""
+    columns = getattr(data, "column_names", None)
+    named = isinstance(columns, list | tuple) and not {"messages", "conversations"}.isdisjoint(columns)
+    return isinstance(data, ChatDataset | ChatStream) or named
+
+
+def _require_lengths(args: TrainingArguments, others: Mapping[str, Any]) -> None:
+    data = others.get("train_dataset")
     strategy = getattr(args, "train_sampling_strategy", "random")
     if strategy not in ("group_by_length", "batch_rebalance") or data is None or isinstance(data, IterableDataset):
         return

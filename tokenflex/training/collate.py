@@ -56,8 +56,11 @@ class FlexCollator:
         self.processor, self.max_length, self.always_picture = processor, max_length, always_picture
         self.image_folder = Path(image_folder) if image_folder is not None else None
 
-    def __call__(self, rows: Sequence[Sample | Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
         """A batch of ``input_ids``, ``attention_mask``, ``labels`` and the processor's image tensors.
+
+        Args:
+            rows: `Sample`s, or mappings in chat or LLaVA format.
 
         Raises:
             DataError: names the row that can't be used, whose text can't be labelled or whose picture doesn't fit

@@ -10,7 +10,7 @@ place.
 import base64
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as brief
@@ -108,12 +108,14 @@ class ChatDataset:
             logged once and listed in ``skipped``.
     """
 
-    def __init__(self, rows: Rows, image_folder: str | Path | None = None, on_bad_sample: str = "raise") -> None:
+    def __init__(
+        self, rows: Rows | Iterable[Any], image_folder: str | Path | None = None, on_bad_sample: str = "raise"
+    ) -> None:
         require_known(on_bad_sample)
         require_one_split(rows)
-        if not hasattr(rows, "__len__"):
+        if not isinstance(rows, Rows):
             raise DataError(
-                f"a {type(rows).__name__} has no length; use ChatStream(rows) for rows that come one after the other."
+                f"a {type(rows).__name__} has no length or no places; use ChatStream for rows that come one by one."
             )
         if len(rows) == 0:
             raise DataError("the data set has no rows.")

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from tokenflex import checkpoint
-from tokenflex.errors import DataError
+from tokenflex.errors import ConfigError, DataError
 from tokenflex.images import decode
 from tokenflex.model import FlexModel
 from tokenflex.ops.digest import of_tensors
@@ -31,7 +31,14 @@ def fingerprint(flex: FlexModel, dataset: Any, collator: Any, precision: str = "
         dataset: a `ChatDataset`, or anything with a length and comparable rows.
         collator: with ``processor`` and ``max_length``, as `FlexCollator` has them.
         precision: of autocast: ``no``, ``bf16`` or ``fp16``.
+
+    Raises:
+        ConfigError: the data set is a stream.
     """
+    if not hasattr(dataset, "__len__"):
+        raise ConfigError(
+            f"feedback is stored by the rows' places, and a {type(dataset).__name__} has none. Give a ChatDataset."
+        )
     spec = checkpoint.describe(flex.compressor, flex.adapter)
     scaler = {key: value for key, value in spec["parts"]["scaler"].items() if key != "version"}
     processor = getattr(collator, "processor", None)

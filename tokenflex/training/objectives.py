@@ -4,7 +4,7 @@ An objective runs inside ``FlexModel.forward``, so that wrappers around the mode
 the batch's pictures once, however many levels it looks at; where levels have pictures of their own, each of these.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.answers import shifted
 from tokenflex.hosts.placeholders import IGNORE
-from tokenflex.model import FlexModel
+from tokenflex.model import Encoded, FlexModel
 from tokenflex.ops.ranking import rglf_loss, usable
 from tokenflex.training import levels as through
 from tokenflex.training.levels import at_level, language_loss, level_feedback
@@ -40,9 +40,10 @@ class LanguageObjective:
     level: int = -1
 
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
-        """``loss``: as the host computes it; 0 when the batch has no answer tokens."""
+        """``loss``: as the host computes it, 0 when the batch has no answer tokens; ``tokens`` and ``chosen``."""
         encoded = flex.encode(batch, look=False)
-        return ModelOutput(loss=_anchored(flex, language_loss(flex, at_level(flex, batch, encoded, self.level))))
+        loss = _anchored(flex, language_loss(flex, at_level(flex, batch, encoded, self.level)))
+        return ModelOutput(loss=loss, **_spent(loss, encoded, [self.level % flex.compressor.num_levels]))
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class MultiGranularityObjective:
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``: the mean; ``level_losses``: one per level that was run, detached; ``levels``: which these are.
 
+        ``tokens`` and ``chosen`` per picture: what each level costs, and which were run.
+
         After ``low`` the gradients of all levels but one are in ``.grad`` already: backpropagate ``loss`` exactly once,
         as it is.
         """
@@ -83,7 +86,8 @@ class MultiGranularityObjective:
             losses = run(flex, batch, encoded, chosen)
             loss = (losses * losses.new_tensor(weights)).sum()
         loss = _anchored(flex, loss)
-        return ModelOutput(loss=loss, level_losses=losses.detach(), levels=tuple(chosen))
+        spent = _spent(loss, encoded, chosen)
+        return ModelOutput(loss=loss, level_losses=losses.detach(), levels=tuple(chosen), **spent)
 
     def resolve(self, flex: FlexModel) -> str:
         """The way that ``memory`` means for this model.
@@ -152,7 +156,9 @@ class RGLFObjective:
         return int(counts[rows].sum())
 
     def __call__(self, flex: Any, batch: Mapping[str, Any]) -> ModelOutput:
-        """``loss``, and per image ``feedback`` and ``scores``, both ``(images, levels)``.
+        """``loss``, and per image ``feedback``, ``scores`` and ``tokens``, all ``(images, levels)``.
+
+        ``chosen``, ``(images, 1)``: the level of the highest score; ``rows``: each image's row of the batch.
 
         The loss is a mean over the batch's images that count, or their sum over ``num_items_in_batch`` where that is
         given, so that a step's loss is a mean over all its images however it is cut into batches.
@@ -183,7 +189,15 @@ class RGLFObjective:
             guard=self.guard,
             samples=_items(batch),
         )
-        return ModelOutput(loss=loss, feedback=feedback, scores=scores.detach())
+        rows = torch.tensor([image.row for image in encoded.images], device=loss.device)
+        spent = _spent(loss, encoded, []) | {"chosen": scores.detach().argmax(-1, keepdim=True)}
+        return ModelOutput(loss=loss, feedback=feedback, scores=scores.detach(), rows=rows, **spent)
+
+
+def _spent(loss: Tensor, encoded: Encoded, levels: Sequence[int]) -> dict[str, Tensor]:
+    """What each level of each image costs, and the levels that were run on all of them, where the loss is."""
+    tokens = encoded.counts.to(loss.device, non_blocking=True)
+    return {"tokens": tokens, "chosen": torch.tensor(levels, device=loss.device).long().expand(len(tokens), -1)}
 
 
 def _anchored(flex: nn.Module, loss: Tensor) -> Tensor:

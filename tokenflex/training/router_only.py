@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers.utils import ModelOutput
@@ -95,8 +95,20 @@ class RouterModel(nn.Module):
                 features = self.facts.projector(features)
             image = VisualTokens(features, Grid(rows, cols), row=row, clip=bool(clip), instruction=told, **read)
             images.append(image)
-        counts = torch.zeros(len(images), self.compressor.num_levels, dtype=torch.long)
+        counts = self._counts(images, batch["tokens"])
         return Encoded(tuple(images), tuple(words), counts)
+
+    def _counts(
+        self, images: Sequence[VisualTokens], stored: Int[Tensor, "rows levels"]
+    ) -> Int[Tensor, "images levels"]:
+        """What each level costs: a row's tokens as they are stored, shared out among its images by what they keep."""
+        if not images:
+            return torch.zeros(0, self.compressor.num_levels, dtype=torch.long)
+        kept = [self.compressor.scaler.granularities(image.grid) for image in images]
+        own = torch.tensor([[n * len(image.features) for n in row] for row, image in zip(kept, images, strict=True)])
+        own, owners = own.double(), torch.tensor([image.row for image in images])
+        total = torch.zeros(stored.shape, dtype=torch.double).index_add(0, owners, own)
+        return (stored.cpu()[owners] * own / total[owners].clamp(min=1)).round().long()
 
     def scores(self, encoded: Encoded) -> Float[Tensor, "images levels"]:
         """The voter's scores, with gradients to router and voter."""
@@ -113,9 +125,14 @@ class RouterModel(nn.Module):
 
 @dataclass(frozen=True)
 class StoredRow:
-    """One sample of a store."""
+    """One sample of a store.
+
+    Attributes:
+        tokens: what its pictures cost at each level.
+    """
 
     feedback: Float[Tensor, " levels"]
+    tokens: Int[Tensor, " levels"]
     images: tuple[VisualTokens, ...]
     instruction: Instruction
 
@@ -137,7 +154,7 @@ class StoredRows(Dataset[StoredRow]):
 
     def __getitem__(self, index: int) -> StoredRow:
         images, instruction = self.store.inputs(index) if self.projected else self.store.kept(index)
-        return StoredRow(self.store.feedback(index), images, instruction)
+        return StoredRow(self.store.feedback(index), self.store.tokens(index), images, instruction)
 
 
 def stored_batch(rows: Sequence[StoredRow]) -> dict[str, Any]:
@@ -150,6 +167,7 @@ def stored_batch(rows: Sequence[StoredRow]) -> dict[str, Any]:
         "read": [{name: t for name in READ_OFF if (t := getattr(im, name)) is not None} for im, _ in images],
         "words": [row.instruction.embeddings for row in rows],
         "masks": [row.instruction.mask for row in rows],
+        "tokens": torch.stack([row.tokens for row in rows]),
         FEEDBACK: torch.stack([row.feedback for row in rows]),
     }
 

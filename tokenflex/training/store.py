@@ -248,9 +248,20 @@ class FeedbackStore:
         Raises:
             DataError: it wasn't scored.
         """
+        return self.nll[self._at(place)]
+
+    def tokens(self, place: int) -> Int[Tensor, " levels"]:
+        """What the pictures of the sample at ``place`` cost at each level.
+
+        Raises:
+            DataError: it wasn't scored.
+        """
+        return self.visual_tokens[self._at(place)]
+
+    def _at(self, place: int) -> int:
         if place not in self._place:
             raise DataError(f"{self.folder} holds no feedback for row {place}. Finish it with 'tokenflex feedback'.")
-        return self.nll[self._place[place]]
+        return self._place[place]
 
     @property
     def kept_at(self) -> str:

@@ -1,6 +1,5 @@
 """transformers' ``Trainer`` with a stage: which parameters train, at which rates, on which objective."""
 
-import copy
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from tokenflex import checkpoint
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import FlexModel
-from tokenflex.training.accepted import require_accepted, require_metric
+from tokenflex.training.accepted import as_ours, require_accepted, require_metric, whole_batches
 from tokenflex.training.fingerprint import fingerprint
 from tokenflex.training.flags import HostFlags
 from tokenflex.training.objectives import FEEDBACK, LanguageObjective, MultiGranularityObjective, RGLFObjective
@@ -24,6 +23,7 @@ from tokenflex.training.resume import checkpoint_to_resume
 from tokenflex.training.router_only import FeedbackCollator, RouterModel, StoredRows, WithFeedback, stored_batch
 from tokenflex.training.stages import STAGES, Stage, select
 from tokenflex.training.store import FeedbackStore
+from tokenflex.training.watch import EVALUATED, Watch, evaluated, judged_rows
 
 OF_TOKENS = (LanguageObjective, MultiGranularityObjective)
 """Objectives whose losses are sums over the answer tokens of a step, whatever the host's own loss can do."""
@@ -77,14 +77,17 @@ class FlexTrainer(Trainer):
         self.stage = STAGES[stage] if isinstance(stage, int) else stage
         self.objective = objective or default_objective(self.stage)
         self.samples_without_answers = 0
+        levels, tolerance = model.compressor.num_levels, getattr(self.objective, "tolerance", 0.0)
+        self._watch, self._judged = Watch(levels, tolerance), list[Tensor]()
         require_accepted(args, others, self.stage, has_host=isinstance(model, FlexModel))
         parts_only = isinstance(model, FlexModel) and not self.trains_host
         self._host_flags = HostFlags(cast(FlexModel, model).host) if parts_only else None
-        self._groups = select(model, self.stage)
-        args = copy.copy(args)
-        args.learning_rate = max(group["lr"] for group in self._groups)
-        super().__init__(model=model, args=args, **others)
-        require_metric(self)
+        args = whole_batches(args)
+        with as_ours(model):
+            self._groups = select(model, self.stage)
+            args.learning_rate = max(group["lr"] for group in self._groups)
+            super().__init__(model=model, args=args, **others)
+            require_metric(self, self._figures())
         if self._counts or self.stage.loss == "rglf":
             self.model_accepts_loss_kwargs = self._counts
 
@@ -140,6 +143,8 @@ class FlexTrainer(Trainer):
         if self.args.average_tokens_across_devices and "num_items_in_batch" in inputs:
             scale = float(self.args.n_gpu if self.args.n_gpu > 1 else self.accelerator.num_processes)
         output = model(**inputs, objective=self._objective(scale, "num_items_in_batch" in inputs))
+        if model.training:
+            self._watch.add(output)
         loss = output.loss * scale
         return (loss, output) if return_outputs else loss
 
@@ -198,14 +203,49 @@ class FlexTrainer(Trainer):
     ) -> tuple[Tensor | None, None, None]:
         """The objective on a batch of the evaluation set."""
         with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+            loss, output = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        if self.stage.loss == "rglf":
+            rows = len(inputs[FEEDBACK] if FEEDBACK in inputs else inputs["labels"])
+            table = judged_rows(output, rows, self._watch.levels, apart=self.args.n_gpu > 1).to(loss.device)
+            padded = self.accelerator.pad_across_processes(table, dim=1, pad_index=cast(int, torch.nan))
+            gathered: Any = self.accelerator.gather_for_metrics(padded)
+            self._judged.append(gathered.cpu())
         return loss.detach().mean(), None, None
 
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As ``Trainer``; of a router also what it spends, how often it is right, and its regret."""
+        self._judged = []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        told = evaluated(self._judged, self._watch.levels, self._watch.tolerance)
+        assert output.metrics is not None
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in told.items()})
+        self._judged = []
+        return output
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As ``Trainer``, with the number of samples that had no answer tokens when there were any."""
+        """As ``Trainer``, with what was spent and chosen since the last time, and samples without answers if any."""
+        if "loss" in logs:
+            logs.update(self._watch.figures(self._summed))
         if self.samples_without_answers:
             logs["samples_without_answers"] = float(self.samples_without_answers)
         super().log(logs, *args, **kwargs)
+
+    def _figures(self) -> tuple[str, ...]:
+        """What an evaluation gives besides losses."""
+        return EVALUATED if self.stage.loss == "rglf" else ()
+
+    def _summed(self, vector: Tensor) -> Tensor:
+        if self.args.world_size == 1:
+            return vector
+        total: Any = self.accelerator.reduce(vector.to(self.args.device), "sum")
+        return total.cpu()
 
     @property
     def trains_host(self) -> bool:
