@@ -47,7 +47,7 @@ def test_a_saved_model_is_served_without_importing_anything(tmp_path):
     asked = {"model": str(tmp_path / "model"), "messages": [{"role": "user", "content": content}], "max_tokens": 4,
              "temperature": 0, "stream": False}  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", SERVED, str(tmp_path / "model")], input=json.dumps(asked), capture_output=True, text=True,
+        [sys.executable, "-c", SERVED, asked["model"]], input=json.dumps(asked), capture_output=True, text=True,
         env={**os.environ, "HF_HOME": str(tmp_path / "home")}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
