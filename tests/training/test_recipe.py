@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import transformers
 import yaml
 
 import tokenflex
@@ -131,6 +132,37 @@ def test_overrides_win(written):
 )
 def test_mistakes_are_named_in_one_message(written, capsys, entries, message):
     assert main(["train", written(**entries)]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+NO_ANSWER = [{"conversations": [{"from": "human", "value": "w1"}]}]
+LONG = [
+    {"conversations": [{"from": "human", "value": "<image>\nw1"}, {"from": "gpt", "value": "w2"}], "image": "0.png"}
+]
+
+
+@pytest.mark.parametrize("command", ["train", "feedback"])
+@pytest.mark.parametrize(
+    ("entries", "rows", "message"),
+    [
+        ({"data": "gone.json"}, None, "data 'gone.json' doesn't exist"),
+        ({"image_folder": "gone"}, None, "image_folder 'gone' is no folder"),
+        ({"parts": "gone"}, None, "gone"),
+        ({}, [{**LONG[0], "image": "1.png"}], r"row 0: .*1\.png"),
+        ({}, NO_ANSWER, "row 0 has no answer"),
+        ({"max_length": 8}, LONG, "row 0: a picture's placeholders reach beyond max_length=8"),
+    ],
+)
+def test_paths_and_data_are_tried_before_a_host_is_loaded(
+    written, capsys, tmp_path, monkeypatch, command, entries, rows, message
+):
+    monkeypatch.setattr(
+        transformers.AutoModelForImageTextToText, "from_pretrained", lambda *a, **k: pytest.fail("the host is loaded")
+    )
+    path = written(feedback=str(tmp_path / "fb") if command == "feedback" else None, **entries)
+    if rows is not None:
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert main([command, path]) == 1
     assert re.search(message, capsys.readouterr().err)
 
 

@@ -48,8 +48,8 @@ def train(recipe: Recipe, arguments: FlexTrainingArguments, say: Say = lambda li
         say(f"data: from {store.folder}, {len(store)} rows")
         trainer: FlexTrainer = RGLFTrainer(model, arguments, feedback=store, **given)
     else:
+        dataset, collator = _data(recipe, always_picture=_sharded(arguments))
         flex, processor = load(recipe, say, arguments.seed)
-        dataset, collator = _data(recipe, processor, always_picture=_sharded(arguments))
         given |= {"train_dataset": dataset, "data_collator": collator}
         if store is not None:
             trainer = RGLFTrainer(flex, arguments, feedback=store, **given)
@@ -74,8 +74,8 @@ def feedback(recipe: Recipe, arguments: FlexTrainingArguments, say: Say = lambda
     """
     if recipe.feedback is None:
         raise ConfigError("the recipe names no folder for the feedback. Add e.g. 'feedback: runs/feedback'.")
-    flex, processor = load(recipe, say, arguments.seed)
-    dataset, collator = _data(recipe, processor)
+    dataset, collator = _data(recipe)
+    flex, _ = load(recipe, say, arguments.seed)
     return score(
         flex.to(arguments.device),  # pyright: ignore[reportArgumentType]
         dataset,
@@ -109,9 +109,21 @@ def _sharded(arguments: FlexTrainingArguments) -> bool:
     return launched or bool(arguments.fsdp) or arguments.deepspeed is not None
 
 
-def _data(recipe: Recipe, processor: Any, always_picture: bool = False) -> tuple[ChatDataset, FlexCollator]:
+def _data(recipe: Recipe, always_picture: bool = False) -> tuple[ChatDataset, FlexCollator]:
+    """The data and what makes batches of it, tried on one row, all before a host is loaded.
+
+    Raises:
+        ConfigError: a folder that the recipe names isn't there.
+        DataError: the data can't be read, or the processor can't make a batch of it.
+    """
+    if recipe.image_folder is not None and not Path(recipe.image_folder).is_dir():
+        raise ConfigError(f"image_folder {recipe.image_folder!r} is no folder. Give the one that image paths start in.")
+    if recipe.parts is not None:
+        parts.of_folder(recipe.parts)
     dataset = ChatDataset(read_rows(recipe.data), recipe.image_folder, recipe.on_bad_sample)
-    return dataset, FlexCollator(processor, recipe.max_length, always_picture)
+    collator = FlexCollator(_processor(recipe), recipe.max_length, always_picture)
+    collator([dataset[0]])
+    return dataset, collator
 
 
 def load(recipe: Recipe, say: Say = lambda line: None, seed: int | None = None) -> tuple[FlexModel, Any]:

@@ -17,7 +17,6 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from tokenflex.contracts import Instruction, VisualTokens
 from tokenflex.contracts.host import no_words
@@ -135,7 +134,7 @@ def _bar(state: PartialState, total: int, done: int, progress: bool) -> Any:
     """A progress bar over samples, of the main process only."""
     what = "feedback" if state.num_processes == 1 else f"feedback, 1 of {state.num_processes} processes"
     hidden = not (progress and state.is_main_process)
-    return tqdm(total=total, initial=done, unit="sample", desc=what, disable=hidden)
+    return bars.bar(total, what=what, unit="sample", initial=done, hidden=hidden)
 
 
 def _scored(
