@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from tokenflex import bars
 from tokenflex.cli import early
 from tokenflex.cli.device import device
 
@@ -178,14 +179,13 @@ def _exam(data: str, processor: Any) -> tuple[int, list[dict[str, Any]]]:
 @contextlib.contextmanager
 def _bar(processes: int, rank: int) -> Iterator[tuple[Callable[[int, int], None], Callable[[int], None]]]:
     """A progress bar over answers on standard error, of the first process only."""
-    from tqdm.auto import tqdm
-
     what = "answers" if processes == 1 else f"answers, 1 of {processes} processes"
-    with tqdm(unit="answer", desc=what, file=sys.stderr, disable=None if rank == 0 else True) as bar:
+    with bars.bar(what=what, unit="answer", hidden=rank != 0) as bar:
 
         def begun(done: int, total: int) -> None:
             bar.reset(total)
-            bar.update(done)
+            bar.n = bar.initial = done
+            bar.refresh()
 
         def tick(more: int) -> None:
             bar.update(more)

@@ -1,6 +1,7 @@
 """``tokenflex feedback recipe.yaml``: score a data set once with the frozen LMM."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,8 +30,12 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         options.parser.print_help()
         return 0 if options.wants_help else 2
     early.recipe(options.recipe)
+    from transformers.utils import logging
+
     from tokenflex.training import recipe, run
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # of loading weights; this pass writes lines
     settings, arguments = recipe.read(options.recipe, overrides)
     first = arguments.process_index == 0
     store = run.feedback(settings, arguments, say=print if first else lambda line: None)

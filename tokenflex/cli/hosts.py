@@ -3,12 +3,11 @@
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenflex import offered
+from tokenflex import bars, offered
 
 
 def register(commands: Any) -> None:
@@ -36,7 +35,6 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     import torch
     from rich.console import Console
     from rich.table import Table
-    from tqdm.auto import tqdm
     from transformers.utils import logging
 
     from tokenflex.errors import ConfigError
@@ -52,7 +50,11 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     names = options.model_type or hosts_table.architectures()
     if options.write and options.model_type:
         raise ConfigError("--write renews the whole table; leave out the architectures.")
-    rows = list(tqdm(hosts_table.probe_all(names), total=len(names), file=sys.stderr, disable=None))
+    rows = []
+    with bars.bar(len(names), what="hosts", unit="architecture") as bar:
+        for row in hosts_table.probe_all(names):
+            rows.append(row)
+            bar.update()
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     elif options.write:

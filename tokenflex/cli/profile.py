@@ -3,11 +3,11 @@
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenflex import bars
 from tokenflex.cli import early
 from tokenflex.errors import ConfigError
 
@@ -68,7 +68,6 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         early.part(kind, getattr(options, kind))
     _require_clear(options)
     from rich.console import Console
-    from tqdm.auto import tqdm
     from transformers.utils import logging
 
     from tokenflex.cli.quickstart_model import quickstart_model
@@ -100,7 +99,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     sizes = sorted(set(options.batch))
     batches = [requests.batch(processor, rows, device=flex.device, dtype=flex.host.dtype) for rows in sizes]
     total = len(batches) * steps(plan, flex.compressor.num_levels)
-    with tqdm(total=total, file=sys.stderr, disable=None, desc="profile") as bar:
+    with bars.bar(total, what="profile", unit="run") as bar:
         found = profile(flex, batches, plan, tick=bar.update)
     if options.host and not options.parts and any(True for _ in flex.compressor.parameters()):
         found = dataclasses.replace(found, warnings=(*found.warnings, UNTRAINED))
@@ -114,7 +113,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _named(options: argparse.Namespace) -> dict[str, str]:
+def _named(options: argparse.Namespace) -> dict[str, Any]:
     return {kind: name for kind in PARTS if (name := getattr(options, kind)) is not None}
 
 

@@ -1,6 +1,7 @@
 """``tokenflex train recipe.yaml``: run one training stage."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,9 +27,14 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         _help()
         return 0 if options.wants_help else 2
     early.recipe(options.recipe)
+    from transformers.utils import logging
+
     from tokenflex.training import recipe, run
 
     settings, arguments = recipe.read(options.recipe, overrides)
+    if not sys.stderr.isatty():  # the trainer's and transformers' bars would fill a log with halves of lines
+        logging.disable_progress_bar()
+        arguments.disable_tqdm = True
     first = arguments.process_index == 0
     run.train(settings, arguments, say=print if first else lambda line: None)
     print(f"Saved to {arguments.output_dir}")

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tokenflex import bars
 from tokenflex.contracts import Instruction, VisualTokens
 from tokenflex.contracts.host import no_words
 from tokenflex.errors import ConfigError
