@@ -117,11 +117,11 @@ def _wanted(batch: Mapping[str, Any], length: int) -> Tensor | None:
         InputError: they aren't given as the host takes them.
     """
     keep = batch.get(KEEP)
-    if keep is None or (isinstance(keep, int) and not isinstance(keep, bool) and keep == 0):
+    if keep is None or (type(keep) is int and keep == 0):
         return None
     if isinstance(keep, Tensor) and keep.dim() == 1 and keep.dtype != torch.bool and not keep.is_floating_point():
         return torch.arange(length)[keep.cpu()]
-    if isinstance(keep, int) and keep > 0:
+    if type(keep) is int and keep > 0:
         return torch.arange(max(length - keep, 0), length)
     told = f"a tensor {tuple(keep.shape)} of {keep.dtype}" if isinstance(keep, Tensor) else repr(keep)
     raise InputError(
