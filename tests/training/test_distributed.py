@@ -13,7 +13,7 @@ from tests.training.two_processes import SMALLER, WAYS
 
 ROOT = Path(__file__).parents[2]
 DATA_PARALLEL = (*(f"stage 3, {way}" for way in (*WAYS, SMALLER[0])), "stage 3, low, accumulated")
-DATA_PARALLEL += ("stage 4", "stage 4, uneven", "feedback")
+DATA_PARALLEL += ("stage 4", "stage 4, uneven", "stage 4, figures", "feedback")
 SHARDED = tuple(f"sharded, {name}" for name in (*WAYS, *SMALLER, "stage 4"))
 
 

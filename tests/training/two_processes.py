@@ -65,6 +65,13 @@ def trained(trainer):
     }
 
 
+def figures(trainer):
+    """What the logs and an evaluation tell besides losses."""
+    trainer.evaluate()
+    names = ("visual_tokens", "agreement", "level_0", "level_4", "eval_visual_tokens", "eval_agreement", "eval_regret")
+    return [entry[name] for entry in trainer.state.log_history for name in names if name in entry]
+
+
 def data_parallel(folder, processes):
     """Stages 3 and 4 through the trainers, and the feedback pass."""
     found = {}
@@ -83,7 +90,11 @@ def data_parallel(folder, processes):
     stage = STAGES[4].with_rates(router=1e-2)
     found["stage 4"] = trained(RGLFTrainer(made(), arguments(folder / "out", processes), stage=stage, **given))
     given = {"train_dataset": ChatDataset(ROWS * 2), "data_collator": collator}  # unequal numbers of pictures
-    found["stage 4, uneven"] = trained(RGLFTrainer(made(), arguments(folder / "out", processes), stage=stage, **given))
+    given["eval_dataset"] = ChatDataset([*ROWS, ROWS[3]])  # five rows: the last batch is filled up
+    settings = arguments(folder / "out", processes, per_device_eval_batch_size=2)
+    trainer = RGLFTrainer(made(), settings, stage=stage, **given)
+    found["stage 4, uneven"] = trained(trainer)
+    found["stage 4, figures"] = (figures(trainer), {})
     store = score(made(), ChatDataset(ROWS * 2), collator, folder / "store", batch_size=2, part_size=2, progress=False)
     found["feedback"] = (store.nll.tolist(), {"visual_tokens": store.visual_tokens})
     return found
