@@ -40,10 +40,18 @@ class HostWeights(PreTrainedModel):
             super().post_init()
         finally:
             self._being_built = False
-        if not any(True for _ in self.compressor.state_dict()):
-            kept: Any = self._keep_in_fp32_modules_strict
-            self._keep_in_fp32_modules_strict = {*kept} - {"compressor"}
+        self._keep_parts_in_float32()
         self.parts_made = getattr(self, "parts_made", False) or not _is_nowhere(self.compressor)
+
+    def _keep_parts_in_float32(self) -> None:
+        """Name the parts, as far as they have weights: in one list for the half types, in the other for quantisation.
+
+        transformers allows no name in both, so one holds all parts together and the other each by itself.
+        """
+        weighty = {f"compressor.{name}" for name, part in self.compressor.named_children() if part.state_dict()}
+        plain, strict = set(self._keep_in_fp32_modules or ()), set(self._keep_in_fp32_modules_strict or ())
+        self._keep_in_fp32_modules = plain | weighty
+        self._keep_in_fp32_modules_strict = strict - {"compressor"} | ({"compressor"} if weighty else set())
 
     def init_weights(self) -> None:
         """Initialise what has no values yet, as after ``to_empty``; the host's own ``init_weights``, and fresh parts.
