@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenflex.files import write_whole
+from tokenflex.markup import code
 
 CARD_NAME, CODE_NAME = "README.md", "modeling_tokenflex.py"
 MARK = "<!-- written by tokenflex; a card without this line is left as it is -->"
@@ -34,7 +35,7 @@ def origin(config: Any) -> dict[str, str]:
     return {"name": name} | ({"revision": revision} if isinstance(revision, str) else {})
 
 
-def write_code(folder: Path, package: str, config: str, model: str) -> None:
+def write_block(folder: Path, package: str, config: str, model: str) -> None:
     """Write what lets transformers find the model's class, once ``config.json`` is there.
 
     Args:
@@ -75,7 +76,7 @@ def of_parts(spec: Mapping[str, Any], tokens: Sequence[int]) -> str:
         spec: the description that is saved.
         tokens: visual tokens of one view of the host's own grid, level by level.
     """
-    how = _code(
+    how = _block(
         "import tokenflex\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
         f"name = {_base(spec) or 'the base model'!r}\n"
         "host = AutoModelForImageTextToText.from_pretrained(name, dtype='auto')\n"
@@ -91,7 +92,7 @@ def of_parts(spec: Mapping[str, Any], tokens: Sequence[int]) -> str:
 
 def of_model(spec: Mapping[str, Any], tokens: Sequence[int]) -> str:
     """The card of a folder that `save_pretrained` wrote; see `of_parts`."""
-    how = _code(
+    how = _block(
         "import tokenflex  # pip install tokenflex\nfrom transformers import AutoModelForImageTextToText\n\n"
         "flex = AutoModelForImageTextToText.from_pretrained('this folder or repository', dtype='auto')"
     )
@@ -109,16 +110,16 @@ def _page(title: str, told: str, how: str, spec: Mapping[str, Any], tokens: Sequ
     head += [f"base_model: {base}"] if base else []
     head += ["tags:", *(f"- {tag}" for tag in TAGS), "---"]
     rows = [
-        f"| {kind} | {plain(part['name'])} | {plain(json.dumps(part['config'], sort_keys=True))} "
-        f"| {plain(part['provider'])} {plain(part['version'])} |"
+        f"| {kind} | {code(part['name'])} | {code(json.dumps(part['config'], sort_keys=True))} "
+        f"| {code(part['provider'])} {code(part['version'])} |"
         for kind, part in spec["parts"].items()
     ]
     grid = " x ".join(map(str, host["grid"]))
     counted = ", ".join(map(str, tokens))
     return "\n".join([
         *head, MARK, "", f"# {title}", "", told, "",
-        f"- Base model: {plain(base) if base else 'not known by a name on the hub'} (type {plain(host['model_type'])})"
-        + (f", revision {plain(revision)}" if revision else ""),
+        f"- Base model: {code(base) if base else 'not known by a name on the hub'} (type {code(host['model_type'])})"
+        + (f", revision {code(revision)}" if revision else ""),
         f"- Levels: {len(tokens)}; visual tokens of one view of {grid}: {counted}", "",
         "| part | name | settings | comes from |", "|---|---|---|---|", *rows, "",
         "## How to load", "", how, "",
@@ -129,16 +130,10 @@ def _page(title: str, told: str, how: str, spec: Mapping[str, Any], tokens: Sequ
     ])  # fmt: skip
 
 
-def plain(text: Any) -> str:
-    """A string from anywhere as inline code of a Markdown table: no line breaks, pipes or backticks."""
-    kept = re.sub(r"[\s`|<>]+", " ", str(text)).strip()
-    return f"`{kept}`" if kept else ""
-
-
 def _base(spec: Mapping[str, Any]) -> str | None:
     name = spec["host"].get("name")
     return name if isinstance(name, str) and REPOSITORY.fullmatch(name) else None
 
 
-def _code(text: str) -> str:
+def _block(text: str) -> str:
     return f"```python\n{text}\n```"

@@ -11,6 +11,7 @@ import tokenflex
 from tests.evaluation.conftest import ROWS
 from tests.evaluation.test_questions import as_file
 from tokenflex.cli.main import main
+from tokenflex.evaluation.summary import METHOD
 from tokenflex.quickstart import run as quickstart
 from tokenflex.quickstart.host import seeded
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
@@ -61,7 +62,7 @@ def test_json_is_all_there_is_on_standard_output(call, model, tmp_path):
     assert summary["metric"] == "anls"
     assert summary["data"] == data
     assert summary["model"] == model
-    assert summary["bootstrap"] == {"resamples": 20, "seed": 0, "interval": 0.95}
+    assert summary["bootstrap"] == {"resamples": 20, "seed": 0, "interval": 0.95, "method": METHOD}
     assert json.loads((tmp_path / "o" / "summary.json").read_text()) == summary
     assert (tmp_path / "o" / "report.md").exists()
     code, again, _ = call("--report-only", "o", "--json")

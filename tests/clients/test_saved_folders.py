@@ -147,11 +147,6 @@ def test_a_card_of_ones_own_stays(flex, tmp_path):
     assert (tmp_path / "README.md").read_text() == "my words"
 
 
-def test_markup_in_names_stays_text():
-    assert cards.plain("a|b`c\n<script>") == "`a b c script`"
-    assert cards.plain("") == ""
-
-
 def test_each_kind_of_folder_names_the_way_to_load_it(flex, model, tmp_path):
     flex.save_parts(tmp_path / "parts")
     with pytest.raises(ConfigError, match=r"holds parts only.*tokenflex\.load_parts\("):

@@ -17,6 +17,7 @@ from tokenflex.evaluation.records import Evaluation, Record
 from tokenflex.evaluation.settings import group_of
 from tokenflex.evaluation.summary import Summary, summarise
 from tokenflex.files import locked, write_whole
+from tokenflex.markup import escaped
 
 HEADER = ("setting", "score", "95 %", "tokens", "of finest", "against finest", "regret", "tokens too many")
 ESCALATED = ("passes", "tokens wasted")
@@ -127,7 +128,12 @@ def notes(summary: Summary) -> tuple[str, ...]:
 def markdown(summary: Summary) -> str:
     """The tables as Markdown."""
     shown, kinds = lines(summary), list(summary["kinds"])
-    parts = ["# Evaluation", facts(summary), _table(header(summary), [line.cells for line in shown]), *notes(summary)]
+    parts = [
+        "# Evaluation",
+        escaped(facts(summary)),
+        _table(header(summary), [line.cells for line in shown]),
+        *notes(summary),
+    ]
     if kinds:
         heads = [f"{kind} ({summary['kinds'][kind]})" for kind in kinds]
         parts += ["## Score by kind", _table(("setting", *heads), [(line.name, *line.kinds) for line in shown])]
@@ -136,7 +142,8 @@ def markdown(summary: Summary) -> str:
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     ruler = ("---", *["---:"] * (len(header) - 1))
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ruler, *rows))
+    told = [[escaped(cell) for cell in row] for row in (header, *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (told[0], ruler, *told[1:]))
 
 
 def html(summary: Summary, evaluation: Evaluation) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenflex.files import locked, write_whole
+from tokenflex.markup import escaped
 from tokenflex.measure.result import BatchProfile, Profile, SettingProfile
 from tokenflex.measure.timing import Times
 
@@ -62,11 +62,11 @@ def write(folder: str | os.PathLike[str], profile: Profile) -> None:
 
 def markdown(profile: Profile) -> str:
     """The page."""
-    parts = ["# Time and memory beside the vanilla host", protocol(profile), LEGEND]
-    parts += [f"**{told}**" for told in profile.warnings]
+    parts = ["# Time and memory beside the vanilla host", escaped(protocol(profile)), LEGEND]
+    parts += [f"**{escaped(told)}**" for told in profile.warnings]
     for batch in profile.batches:
         parts += [f"## {_title(batch)}", _pipes(times(batch)), _pipes(costs(batch))]
-        parts.append("\n".join(f"* {line}" for line in sentences(batch)))
+        parts.append("\n".join(f"* {escaped(line)}" for line in sentences(batch)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -163,5 +163,5 @@ def _title(batch: BatchProfile) -> str:
 
 
 def _pipes(rows: Rows) -> str:
-    lines: Sequence[Sequence[str]] = (rows.head, ["---"] * len(rows.head), *rows.body)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    head, *body = ([escaped(cell) for cell in cells] for cells in (rows.head, *rows.body))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body))
