@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 SPECIAL = re.compile(r"[\\`*\[\]<>|~&!]|(?<![^\W_])_|_(?![^\W_])")
-"""Characters that Markdown (CommonMark with GitHub's tables) may read as markup; an underscore within a word is none."""
+"""Characters that CommonMark and GitHub's tables may read as markup; an underscore within a word is none."""
 FIRST = re.compile(r"^([#+=-])(?=[#+=-]*(?:\s|$))|^(\d+)(?=[.)](?:\s|$))")
 """What may begin a heading, a list or a rule."""
 
