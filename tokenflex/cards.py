@@ -35,7 +35,7 @@ def origin(config: Any) -> dict[str, str]:
     return {"name": name} | ({"revision": revision} if isinstance(revision, str) else {})
 
 
-def write_block(folder: Path, package: str, config: str, model: str) -> None:
+def write_code(folder: Path, package: str, config: str, model: str) -> None:
     """Write what lets transformers find the model's class, once ``config.json`` is there.
 
     Args:
