@@ -180,6 +180,14 @@ class TestOutputs:
         assert rest == inspect.signature(flex.host.forward).parameters["kwargs"]
         assert GenerationMixin in FlexModel.__bases__
 
+    @pytest.mark.parametrize("name", [UNTIED, TIED])
+    def test_inputs_are_prepared_by_the_host(self, name):
+        flex = at_finest(ZOO[name].build())
+        theirs = flex.host.prepare_inputs_for_generation
+        assert inspect.signature(flex.prepare_inputs_for_generation) == inspect.signature(theirs)
+        assert flex.prepare_inputs_for_generation == theirs
+        assert FlexModel.can_generate()
+
     def test_embeddings_beside_their_ids(self):
         host = ZOO[UNTIED].build()
         ids = inputs_of(UNTIED, host)["input_ids"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from tokenflex import checkpoint
 from tokenflex.compressor import Compressor
@@ -25,6 +25,21 @@ def in_float32() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+class Preparation:
+    """The host's ``prepare_inputs_for_generation``, looked up on an instance; transformers' own, on the class.
+
+    What is set on an instance, as PEFT's prompt learning does, goes before it.
+    """
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        """The method; of the transformers model where the host is a wrapper around one."""
+        there = None if instance is None else instance.__dict__["_modules"].get("host")
+        if there is None:
+            plain = vars(GenerationMixin)["prepare_inputs_for_generation"]
+            return plain if instance is None else plain.__get__(instance, owner)
+        return stock.base_of(there).prepare_inputs_for_generation
+
+
 class HostWeights(PreTrainedModel):
     """What is asked of the host's embeddings and of weights that were never set."""
 
@@ -32,6 +47,7 @@ class HostWeights(PreTrainedModel):
     adapter: HostAdapter
     compressor: Compressor
     _being_built = False
+    prepare_inputs_for_generation = Preparation()
 
     def post_init(self) -> None:
         """As transformers' own, but no weight is initialised: host and parts have done so when they were built."""

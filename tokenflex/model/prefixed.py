@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from tokenflex.contracts import HostAdapter
 from tokenflex.errors import InputError
+from tokenflex.hosts import stock
 from tokenflex.hosts.continuing import CACHES, NOTE, cache_of
 from tokenflex.model import aligned, generation
 
@@ -55,7 +56,8 @@ def forward(flex: FlexModel, batch: Mapping[str, Any], held: int, level: Level, 
             "tokenflex.wrap(get_peft_model(host, PrefixTuningConfig(...)))."
         )
     prompt = _without_prefix(batch)
-    rows, decisions = flex.in_rows(prompt, level, None, budget)
+    model: Any = flex
+    rows, decisions = model.in_rows(prompt, level, None, budget)
     inputs = {**generation.with_logits(rows.whole, prompt), **aligned.shifted(rows)}
     output = flex.host(**_behind_prefix(inputs, batch, held))
     if isinstance(output, ModelOutput):
@@ -71,9 +73,9 @@ def require_own_preparation(flex: FlexModel) -> None:
     Raises:
         InputError: says where prompt learning belongs.
     """
-    model: Any = flex
-    own = type(model).prepare_inputs_for_generation
-    if getattr(model.prepare_inputs_for_generation, "__func__", None) is not own:
+    name = "prepare_inputs_for_generation"
+    own = getattr(stock.base_of(flex.host), name, None)
+    if flex.__dict__.get(name, own) != own:
         raise InputError(
             "prepare_inputs_for_generation of this model was replaced, as by PEFT's prompt learning around it, and "
             "generate() runs the host's. Put the learnt prompt into the host: "
