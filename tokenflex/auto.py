@@ -24,6 +24,8 @@ MODELS = {
 
 AUTO_MODELS = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 """Auto classes that load both models; pipelines go by them."""
+FALLBACK = "AutoModelForCausalLM"
+"""What TRL and other clients load models with whose class isn't one of transformers' own."""
 NAMES = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
 """Tables of transformers, type of configuration -> name of a class, that ``transformers serve`` and pipelines read."""
 
@@ -44,7 +46,7 @@ def _register(package: str) -> None:
     module = importlib.import_module(package)
     config, model = (getattr(module, name) for name in MODELS[package])
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
-    for name in AUTO_MODELS:
+    for name in (*AUTO_MODELS, FALLBACK):
         getattr(transformers, name).register(config, model, exist_ok=True)
     for name in NAMES:
         getattr(modeling_auto, name).setdefault(config.model_type, model.__name__)
