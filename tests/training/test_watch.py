@@ -67,11 +67,15 @@ def test_a_router_is_told_of_in_stage_4(trained, collator):
     assert 0 <= first["agreement"] <= 1
 
 
-@pytest.mark.parametrize("size", [1, 3, 4])
-def test_an_evaluation_tells_the_routers_regret(trained, collator, size):
+def test_an_evaluation_tells_the_routers_regret(fresh, arguments, collator):
     """However the set is cut into batches, and by hand."""
-    trainer, _ = trained(4, settings={"per_device_eval_batch_size": size, "max_steps": 1})
+    args, flex = arguments(per_device_eval_batch_size=3), fresh()
+    trainer = FlexTrainer(flex, args, stage=4, eval_dataset=ChatDataset(ROWS), data_collator=collator)
     told = trainer.evaluate()
+    trainer.args.per_device_eval_batch_size = 4
+    again = trainer.evaluate()
+    for name in ("visual_tokens", "agreement", "regret", "regret_tokens", *LEVELS):
+        assert again[f"eval_{name}"] == pytest.approx(told[f"eval_{name}"], rel=1e-4, abs=1e-6), name
     flex, batch = trainer.model.eval(), collator([ChatDataset(ROWS)[i] for i in range(4)])
     with torch.no_grad():
         output = trainer.objective(flex, batch)
@@ -80,7 +84,7 @@ def test_an_evaluation_tells_the_routers_regret(trained, collator, size):
     assert [told[f"eval_{name}"] for name in LEVELS] == [float((chosen == level).double().mean()) for level in range(5)]
     assert told["eval_agreement"] == float((output.feedback.argmin(-1) == chosen).double().mean())
     assert told["eval_regret"] >= -1e-9
-    assert trainer.state.log_history[-1]["eval_regret"] == told["eval_regret"]
+    assert trainer.state.log_history[-1]["eval_regret"] == again["eval_regret"]
 
 
 def test_a_router_alone_is_told_of_alike(fresh, arguments, collator, tmp_path):
@@ -98,7 +102,7 @@ def test_a_router_alone_is_told_of_alike(fresh, arguments, collator, tmp_path):
     assert one["eval_regret"] == pytest.approx(other["eval_regret"], rel=0.05)
 
 
-def test_a_perfect_router_has_no_regret_and_the_best_metric_may_be_it(trained):
+def test_a_perfect_router_has_no_regret():
     tokens, losses = torch.tensor([[4, 9, 16]] * 3), torch.tensor([[3.0, 2, 1], [1, 1, 1], [2, 1, 1.5]])
     best = {"tokens": tokens, "chosen": torch.tensor([[2], [0], [1]]), "feedback": losses, "scores": losses,
             "rows": torch.tensor([0, 1, 3])}  # fmt: skip
@@ -108,7 +112,10 @@ def test_a_perfect_router_has_no_regret_and_the_best_metric_may_be_it(trained):
     assert told["agreement"] == 1
     finest = best | {"chosen": torch.tensor([[2], [2], [2]])}
     assert evaluated([judged_rows(finest, 4, 3)], 3)["regret_tokens"] > 0
-    evaluates = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
+
+
+def test_the_best_metric_may_be_regret(trained):
+    evaluates = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
                  "load_best_model_at_end": True}  # fmt: skip
     with pytest.raises(ConfigError, match=r"less regret is better.* greater_is_better=False"):
         trained(4, settings=evaluates | {"metric_for_best_model": "regret"})
