@@ -32,3 +32,7 @@ ci:
 vllm env=".venv-vllm":
     test -x {{env}}/bin/vllm || plugins/tokenflex-vllm/make_env {{env}}
     for file in plugins/tokenflex-vllm/tests/test_*.py; do {{env}}/bin/python -m pytest $file -rs -c plugins/tokenflex-vllm/pyproject.toml || exit 1; done
+
+# transformers' own tests on FlexModel beside the plain host (docs/clients.md); needs the network and pip install parameterized.
+hf-suite *args:
+    python -m tests.hf_suite {{args}}

@@ -320,7 +320,8 @@ def save_parts(
     """
     spec = with_origin({**describe(parts, facts), **(more or {})}, facts)
     save(folder, spec, parts.state_dict() if state is None else state)
-    cards.write_card(Path(folder), cards.of_parts(spec, parts.scaler.granularities(facts.grid)))
+    if not (Path(folder) / "config.json").is_file():  # beside a whole model, whose card says more
+        cards.write_card(Path(folder), cards.of_parts(spec, parts.scaler.granularities(facts.grid)))
 
 
 def with_origin(spec: Spec, facts: HostFacts) -> Spec:

@@ -17,8 +17,8 @@ from tokenflex.offered import BUILT_IN, Provider
 
 T = TypeVar("T")
 __all__ = [
-    "BUILT_IN", "NOTEBOOK", "REGISTRIES", "Listing", "Provider", "Registry", "confidences", "hosts", "policies", "routers",
-    "scalers", "voters",
+    "BUILT_IN", "NOTEBOOK", "REGISTRIES", "Listing", "Provider", "Registry",
+    "confidences", "hosts", "policies", "routers", "scalers", "voters",
 ]  # fmt: skip
 NOTEBOOK = "this session"
 

@@ -140,6 +140,13 @@ def test_a_folder_that_looks_like_a_repository_is_not_told(flex, tmp_path, monke
     assert "name" not in json.loads((tmp_path / "parts/tokenflex.json").read_text())["host"]
 
 
+def test_parts_beside_a_model_leave_its_card(flex, model):
+    card = (model / "README.md").read_text()
+    flex.save_parts(model)
+    assert (model / "README.md").read_text() == card
+    assert card.startswith("---")
+
+
 def test_a_card_of_ones_own_stays(flex, tmp_path):
     (tmp_path / "README.md").write_text("my words")
     flex.save_parts(tmp_path)

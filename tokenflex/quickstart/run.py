@@ -62,28 +62,21 @@ def run(
     asked = {"plan": plan, "seed": seed, "host": host, "levels": levels, "rows": router_rows, "device": where.type}
     unfinished = Unfinished(folder, asked)
     with _quiet(), shown(console, plan.seconds) as progress:
-        with progress.phase("pictures", BESIDES["pictures"], 1) as tick:
+        with progress.phase("pictures", BESIDES["pictures"], 1):
             stock = list(pictures(seed, "train", plan.stock))
-            questions = exam(seed, "test", plan.questions)
-            others = exam(seed, "test", plan.calibration)
-            tick()
+            questions, others = exam(seed, "test", plan.questions), exam(seed, "test", plan.calibration)
         small = build(host, seed, where)
         processor = small.processor
         flex = trained(
             small, stock, plan, progress, seed=seed, levels=levels, router_rows=router_rows, unfinished=unfinished
         )
-        with progress.phase("calibration", BESIDES["calibration"], 1) as tick:
+        with progress.phase("calibration", BESIDES["calibration"], 1):
             allowed = calibrated(flex, processor, others, plan)
-            tick()
-        settings = flex.compressor.num_levels + (1 if sized else 3) + len(allowed)
-        with progress.phase(
-            "evaluation", BESIDES["evaluation"], -(-plan.questions // evaluate.BATCH) * settings
-        ) as tick:
+        ticks = -(-plan.questions // evaluate.BATCH) * (flex.compressor.num_levels + (1 if sized else 3) + len(allowed))
+        with progress.phase("evaluation", BESIDES["evaluation"], ticks) as tick:
             found = answered(flex, processor, questions, allowed, tick)
         flex.escalate = allowed["escalate"]
-        with locked(folder / "model"):
-            for save in (flex.save_pretrained, flex.save_parts, processor.save_pretrained):
-                save(folder / "model")
+        _save(flex, processor, folder / "model")
     result = {
         **{"host": host, "seed": seed, "levels_per_step": levels, "router_rows": router_rows, "device": str(where)},
         "questions": len(questions),
@@ -96,6 +89,12 @@ def run(
     unfinished.remove()
     report.show(console, result, folder)
     return result
+
+
+def _save(flex: FlexModel, processor: ProcessorMixin, folder: Path) -> None:
+    with locked(folder):
+        for save in (flex.save_pretrained, flex.save_parts, processor.save_pretrained):
+            save(folder)
 
 
 def _host(name: str, levels: str) -> str:
