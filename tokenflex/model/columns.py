@@ -20,7 +20,6 @@ NONE = -1
 """The column of a position that has none."""
 
 
-@torch.compiler.disable  # counts on the CPU, nothing to compile
 def of_positions(rows: Rows) -> Int[Tensor, "rows length"]:
     """The column of every position of the caller's sequence, `NONE` where there is none; on the CPU."""
     index = rows.whole.index.numpy()

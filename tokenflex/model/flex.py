@@ -184,7 +184,6 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         rows, decisions = self.in_rows(inputs, level, padding_side, budget)
         return rows.whole, decisions
 
-    @torch.compiler.disable
     def in_rows(
         self, inputs: HostInputs, level: Level, padding_side: PaddingSide | None, budget: Budgets
     ) -> tuple[grouped.Rows, tuple[Decision, ...]]:
@@ -192,6 +191,11 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
 
         Under ``torch.compile`` it stays as it is, since it reads ids and counts as numbers; the host is compiled.
         """
+        made: Any = self._in_rows(inputs, level, padding_side, budget)
+        return made
+
+    @torch.compiler.disable
+    def _in_rows(self, inputs: HostInputs, level: Level, padding_side: PaddingSide | None, budget: Budgets) -> Any:
         levels, policy = request.read(level, budget, self.compressor.num_levels)
         encoded = encoding.encode(self, inputs, look=levels is None)
         decisions = encoding.decide(self, encoded, levels, policy)
