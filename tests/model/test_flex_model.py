@@ -62,7 +62,7 @@ def test_parts_round_trip(host, left, tmp_path):
     config = AVGRouter.Config(text_tokens=3, attend="tokens")
     flex = tokenflex.wrap(host, router=config, scaler=AveragePoolScaler.Config(windows=((2, 2), (1, 1))))
     flex.save_parts(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenflex.json", "tokenflex.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "tokenflex.json", "tokenflex.safetensors"]
     again = tokenflex.load_parts(tmp_path, host=host)
     assert again.compressor.router.config == config
     assert again.compressor.scaler.windows == ((2, 2), (1, 1))

@@ -190,7 +190,8 @@ class Backbone(nn.Module):
     def __init__(self, flex: FlexModel) -> None:
         super().__init__()
         self.__dict__["flex"] = flex
-        self.of_host = stock.base_of(flex.host).base_model
+        base = stock.base_of(flex.host)
+        self.of_host = getattr(base, "base_model", base)  # a host of the user's own may be any module
 
     def __getattr__(self, name: str) -> Any:
         """The host's backbone's."""
