@@ -34,7 +34,6 @@ def shortens(batch: Mapping[str, Any]) -> bool:
     return mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)
 
 
-@torch.compiler.disable  # names and shapes, nothing to compile
 def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0, prefixed: bool = False) -> None:
     """Refuse what can't be shortened without guessing.
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tokenflex.contracts import ComponentConfig, Policy
 from tokenflex.contracts.levels import read_levels
 from tokenflex.contracts.numbers import real, whole
@@ -35,7 +33,6 @@ ALIKE = 0.75
 """How much a name must be like one of ours to be taken for it; 1 is the same."""
 
 
-@torch.compiler.disable  # names and settings, nothing to compile
 def check(flex: Any, names: Iterable[str], level: Level = None, budget: Budgets = None) -> None:
     """Refuse a call before anything runs.
 
