@@ -191,8 +191,8 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
 
         Under ``torch.compile`` it stays as it is, since it reads ids and counts as numbers; the host is compiled.
         """
-        made: Any = self._in_rows(inputs, level, padding_side, budget)
-        return made
+        eagerly: Any = self._in_rows
+        return eagerly(inputs, level, padding_side, budget)
 
     @torch.compiler.disable
     def _in_rows(self, inputs: HostInputs, level: Level, padding_side: PaddingSide | None, budget: Budgets) -> Any:
