@@ -111,7 +111,7 @@ def test_settings_of_a_processor():
         (("{shown}", "what ?", "--host", "somewhere"), "--host needs --parts"),
         (("{shown}", "what ?", "--parts", "somewhere"), "--parts need the --host"),
         (("{shown}", "what ?", "--model", "somewhere", "--host", "else"), "either --model"),
-        (("{shown}", "what ?", "--model", "no/where/here"), "can't be loaded"),
+        (("{shown}", "what ?", "--model", "no/where/here"), "doesn't exist"),
         (("{shown}", "what ?", "--model", "{model}", "--level", "9"), "level"),
         (("{shown}", "what ?", "--model", "{model}", "--budget", "share=2"), "share"),
     ],

@@ -84,7 +84,7 @@ def test_without_any_model_it_is_the_quickstarts(capsys, folder, tmp_path, monke
         (["{}/model", "--router", "avg"], "brings its own parts; to use others, name its host with --host"),
         (["--host", "{}/host", "--parts", "{}/parts", "--voter", "mean"], "brings all parts; leave out --voter"),
         (["{}/host"], "is a LlavaNextForConditionalGeneration without parts; say --host"),
-        (["{}/nothing"], "nothing can't be loaded"),
+        (["{}/nothing"], "nothing' doesn't exist"),
         (["{}/model", "--image", "{}/nothing.png"], "nothing.png can't be read"),
         (["{}/model", "--image", "{}"], "can't be read"),
         (["{}/model", "--escalate", "measure=min-margin"], "--escalate measure=min-margin: setting"),
