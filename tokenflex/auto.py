@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from tokenflex import catalog
+
 AUTO = ("transformers.models.auto.configuration_auto", "transformers.models.auto.modeling_auto")
 WATCHED = ("transformers.", "tokenflex.")
 MODELS = {
@@ -22,8 +24,6 @@ MODELS = {
 """Package -> its configuration and model."""
 
 
-AUTO_MODELS = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
-"""Auto classes that load both models; pipelines go by them."""
 FALLBACK = "AutoModelForCausalLM"
 """What TRL and other clients load models with whose class isn't one of transformers' own."""
 NAMES = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
@@ -46,7 +46,7 @@ def _register(package: str) -> None:
     module = importlib.import_module(package)
     config, model = (getattr(module, name) for name in MODELS[package])
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
-    for name in (*AUTO_MODELS, FALLBACK):
+    for name in (*catalog.AUTO_MODELS, FALLBACK):
         getattr(transformers, name).register(config, model, exist_ok=True)
     for name in NAMES:
         getattr(modeling_auto, name).setdefault(config.model_type, model.__name__)

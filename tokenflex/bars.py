@@ -35,8 +35,8 @@ class Lines(tqdm):
         now = (self.n, self.total)
         if self.total and now != self.said:
             self.said = now
-            rate = self.format_dict["rate"]
-            pace = (self.n - self.initial) / self.format_dict["elapsed"] if self.format_dict["elapsed"] else rate
+            elapsed = self.format_dict["elapsed"]
+            pace = (self.n - self.initial) / elapsed if elapsed else 0.0
             left = f", about {(self.total - self.n) / pace:.0f} s left" if pace and self.n < self.total else ""
             self.fp.write(f"{self.desc}: {self.n} of {self.total} {self.unit}s{left}\n")
         return True

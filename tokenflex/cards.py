@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenflex import catalog
 from tokenflex.files import write_whole
 from tokenflex.markup import code
 
@@ -18,7 +19,6 @@ CARD_NAME, CODE_NAME = "README.md", "modeling_tokenflex.py"
 MARK = "<!-- written by tokenflex; a card without this line is left as it is -->"
 TEMPLATE = "This model card has been automatically generated"
 """Words of the card that transformers writes where a repository has none."""
-AUTO_MODELS = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TAGS = ("tokenflex", "visual-token-compression")
 
@@ -52,7 +52,7 @@ def write_code(folder: Path, package: str, config: str, model: str) -> None:
     )
     module = CODE_NAME.removesuffix(".py")
     found = json.loads(page.read_text(encoding="utf-8"))
-    found["auto_map"] = {"AutoConfig": f"{module}.{config}"} | dict.fromkeys(AUTO_MODELS, f"{module}.{model}")
+    found["auto_map"] = {"AutoConfig": f"{module}.{config}"} | dict.fromkeys(catalog.AUTO_MODELS, f"{module}.{model}")
     write_whole(page, json.dumps(found, indent=2, sort_keys=True) + "\n")
 
 

@@ -34,6 +34,8 @@ CONFIDENCES = {
     "mean-log-probability": "tokenflex.confidences.answer:MeanLogProbability",
     "min-margin": "tokenflex.confidences.answer:MinMargin",
 }
+AUTO_MODELS = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+"""Auto classes of transformers that load this package's models; pipelines go by them."""
 SETTINGS = ("levels", "level", "router", "escalate", "router+escalate", "random", "scaler")
 """What an evaluation can compare; see `tokenflex.evaluation.settings`."""
 SETTING_FORMS = (

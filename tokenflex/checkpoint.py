@@ -364,6 +364,12 @@ def load(folder: str | os.PathLike[str], revision: str | None = None) -> tuple[S
     return spec, state
 
 
+def holds_parts_only(source: Any) -> bool:
+    """Whether it is a folder here that `save_parts` wrote, without a model beside the parts."""
+    folder = Path(source) if isinstance(source, str | os.PathLike) else None
+    return folder is not None and (folder / JSON_NAME).is_file() and not (folder / "config.json").exists()
+
+
 def _not_parts(source: Path, missing: str) -> str:
     """What a folder without one of the two files is, and how to load that."""
     try:

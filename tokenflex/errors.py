@@ -1,5 +1,10 @@
 """Every error TokenFlex raises on purpose. Each names the value, the rule and the remedy."""
 
+import difflib
+from collections.abc import Iterable, Mapping
+
+NOWHERE: Mapping[str, str] = {}
+
 
 class TokenFlexError(Exception):
     """Base of all errors raised by TokenFlex."""
@@ -34,3 +39,16 @@ class DuplicateComponentError(TokenFlexError, ValueError):
 
 class BrokenPluginError(TokenFlexError, ImportError):
     """A registered component exists but can't be imported, or isn't what its kind requires."""
+
+
+def nearest(word: str, known: Iterable[str], missing: Mapping[str, str] = NOWHERE) -> str:
+    """A question for the nearest word that is known, with a space before it; empty without one.
+
+    Args:
+        missing: further words -> the distribution that would have to be installed.
+    """
+    near = difflib.get_close_matches(word, [*known, *missing], n=1)
+    if not near or near[0] == word:
+        return ""
+    get = f" (pip install {missing[near[0]]})" if near[0] in missing else ""
+    return f" Did you mean {near[0]!r}{get}?"

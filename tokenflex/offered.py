@@ -1,10 +1,9 @@
 """What is offered under which name, by this package and by installed ones, without importing any of it (or torch)."""
 
 import ast
-import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points, version
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenflex import catalog
-from tokenflex.errors import ConfigError, UnknownComponentError
+from tokenflex.errors import ConfigError, UnknownComponentError, nearest
 
 BUILT_IN = "tokenflex"
 BUILT_INS: Mapping[str, Mapping[str, str]] = {
@@ -24,7 +23,6 @@ BUILT_INS: Mapping[str, Mapping[str, str]] = {
     "host": catalog.HOSTS,
 }
 """Kind -> name -> ``module:Class``."""
-NOWHERE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -79,19 +77,6 @@ def unknown(kind: str, name: object, here: Mapping[str, Any] | None = None) -> s
     if package is not None:
         return f"the {kind} {name!r} is part of {package}, which isn't installed: pip install {package}"
     return f"no {kind} is called {name!r}.{nearest(str(name), names, missing)} There are: {', '.join(names)}."
-
-
-def nearest(word: str, known: Iterable[str], missing: Mapping[str, str] = NOWHERE) -> str:
-    """A question for the nearest word that is known, with a space before it; empty without one.
-
-    Args:
-        missing: further words -> the distribution that would have to be installed.
-    """
-    near = difflib.get_close_matches(word, [*known, *missing], n=1)
-    if not near or near[0] == word:
-        return ""
-    get = f" (pip install {missing[near[0]]})" if near[0] in missing else ""
-    return f" Did you mean {near[0]!r}{get}?"
 
 
 def unknown_setting(name: str) -> str:

@@ -15,7 +15,6 @@ import torch
 import tokenflex
 from tests.hf_suite.sources import PACKAGE
 from tokenflex.model import FlexConfig
-from tokenflex.testing.tiny_hosts import tiny_llava_next
 from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.testing.zoo.recipe import IMAGE, PICTURE
 
@@ -109,7 +108,7 @@ class ModelTester:
 @functools.cache
 def built(name: str) -> Any:
     """The tiny host."""
-    return tiny_llava_next() if name == "llava_next" and name not in ZOO else ZOO[name].build()
+    return ZOO[name].build()
 
 
 @functools.cache

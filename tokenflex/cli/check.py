@@ -6,11 +6,11 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenflex import offered
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, nearest
 
 
 def register(commands: Any) -> None:
@@ -58,8 +58,12 @@ def _require_known(options: argparse.Namespace) -> None:
     known = dict.fromkeys(name for kind in kinds for name in offered.providers(kind))
     if ":" in options.part or options.part in known or "tokenflex.registry" in sys.modules:
         return
-    hint = offered.nearest(options.part, known) or " 'tokenflex plugins' lists what there is."
-    raise ConfigError(f"nothing is called {options.part!r}.{hint}")
+    raise _unknown(options.part, known)
+
+
+def _unknown(name: str, known: Iterable[str]) -> ConfigError:
+    hint = nearest(name, known) or " 'tokenflex plugins' lists what there is."
+    return ConfigError(f"nothing is called {name!r}.{hint}")
 
 
 def _report(options: argparse.Namespace) -> Any:
@@ -117,9 +121,7 @@ def _registered(name: str, kind: str | None) -> list[Any]:
     every = [found for found in registry.REGISTRIES if kind in (None, found.kind)]
     having = [found for found in every if name in found.names()]
     if not having:
-        known = list(dict.fromkeys(other for found in every for other in found.names()))
-        hint = offered.nearest(name, known) or " 'tokenflex plugins' lists what there is."
-        raise ConfigError(f"nothing is called {name!r}.{hint}")
+        raise _unknown(name, dict.fromkeys(other for found in every for other in found.names()))
     return having
 
 

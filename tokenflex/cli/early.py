@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenflex import catalog, offered
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, nearest
 
 
 def part(kind: str, name: str | None) -> None:
@@ -28,7 +28,7 @@ def recipe(path: str) -> None:
     if Path(path).exists():
         return
     beside = [found.name for found in Path(path).parent.glob("*.y*ml")] if Path(path).parent.is_dir() else []
-    hint = offered.nearest(Path(path).name, beside)
+    hint = nearest(Path(path).name, beside)
     raise ConfigError(
         f"recipe {path!r} doesn't exist; give a YAML file.{hint} 'tokenflex train --help' lists its keys."
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenflex import bars, offered
+from tokenflex import bars
 
 
 def register(commands: Any) -> None:
@@ -37,12 +37,12 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from rich.table import Table
     from transformers.utils import logging
 
-    from tokenflex.errors import ConfigError
+    from tokenflex.errors import ConfigError, nearest
     from tokenflex.testing import hosts_table
 
     unknown = sorted(set(options.model_type) - set(hosts_table.architectures()))
     if unknown:
-        hint = offered.nearest(unknown[0], hosts_table.architectures())
+        hint = nearest(unknown[0], hosts_table.architectures())
         raise ConfigError(f"{unknown} aren't architectures of AutoModelForImageTextToText in this transformers.{hint}")
     logging.set_verbosity_error()
     torch.manual_seed(0)

@@ -5,9 +5,8 @@ import sys
 from collections.abc import Sequence
 
 import tokenflex
-from tokenflex import offered
 from tokenflex.cli import advise, check, convert, evaluate, feedback, hosts, plugins, profile, quickstart, serve, train
-from tokenflex.errors import TokenFlexError
+from tokenflex.errors import TokenFlexError, nearest
 
 COMMANDS = (quickstart, feedback, train, evaluate, advise, serve, profile, convert, hosts, plugins, check)
 
@@ -39,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     known = [command.__name__.rpartition(".")[2] for command in COMMANDS]
     if words and not words[0].startswith("-") and words[0] not in known:
-        build().error(
-            f"there is no command {words[0]!r}.{offered.nearest(words[0], known)} There are {', '.join(known)}."
-        )
+        build().error(f"there is no command {words[0]!r}.{nearest(words[0], known)} There are {', '.join(known)}.")
     options, rest = build().parse_known_args(words)
     if rest and not options.takes_overrides:
         build().error(f"unrecognized arguments: {' '.join(rest)}")

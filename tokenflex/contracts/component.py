@@ -1,7 +1,6 @@
 """``Component``: what scalers, routers, voters and policies have in common."""
 
 import dataclasses
-import difflib
 import inspect
 from abc import ABC
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from tokenflex.contracts.settings import settle
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, nearest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,10 +71,9 @@ class ComponentConfig:
         given: Mapping[str, Any] = data  # pyright: ignore[reportUnknownVariableType]
         unknown = sorted(set(given) - set(known), key=str)
         if unknown:
-            near = difflib.get_close_matches(str(unknown[0]), known, n=1)
             raise ConfigError(
                 f"unknown setting(s) {unknown} for {cls.owner.__name__}; it knows {known}."
-                f"{f' Did you mean {near[0]!r}?' if near else ''} "
+                f"{nearest(str(unknown[0]), known)} "
                 "Correct the spelling, or install the version of the package that wrote them."
             )
         return cls(**{key: _tuples(value) for key, value in given.items()})

@@ -1,12 +1,11 @@
 """The model to evaluate, and its processor."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tokenflex.checkpoint import JSON_NAME
+from tokenflex.checkpoint import holds_parts_only
 from tokenflex.errors import ConfigError
 from tokenflex.model import FlexModel, load_parts
 from tokenflex.model.loading import fresh
@@ -34,8 +33,7 @@ def load(
     source = model or host
     if source is None or (model and (host or parts)):
         raise ConfigError("give either a saved FlexModel, or a host with or without parts.")
-    folder = Path(source)
-    if (folder / JSON_NAME).is_file() and not (folder / "config.json").exists():
+    if holds_parts_only(source):
         raise ConfigError(f"{source!r} holds parts only. Name their host too: --host NAME --parts {source}.")
     try:
         found: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)

@@ -20,15 +20,19 @@ from tokenflex.model.flex import FlexModel
 
 logger = logging.getLogger(__name__)
 Part = str | ComponentConfig
+PARTS: dict[str, Part] = {
+    "scaler": "average-pool", "router": "avg", "voter": "position-weighted", "policy": "argmax",
+}  # fmt: skip
+"""What `wrap` chooses where nothing is said: the published assembly."""
 
 
 def wrap(
     host: nn.Module,
     *,
-    scaler: Part = "average-pool",
-    router: Part = "avg",
-    voter: Part = "position-weighted",
-    policy: Part = "argmax",
+    scaler: Part = PARTS["scaler"],
+    router: Part = PARTS["router"],
+    voter: Part = PARTS["voter"],
+    policy: Part = PARTS["policy"],
     adapter: HostAdapter | None = None,
     processor: Any = None,
     dtype: torch.dtype = torch.float32,
@@ -49,8 +53,8 @@ def wrap(
         UnsupportedHostError: no adapter serves this host.
         UnknownComponentError: a name isn't registered.
     """
-    chosen: dict[str, Any] = {"scaler": scaler, "router": router, "voter": voter, "policy": policy}
-    flex = fresh(host, **chosen, adapter=adapter, processor=processor, dtype=dtype)
+    chosen = {"scaler": scaler, "router": router, "voter": voter, "policy": policy}
+    flex = fresh(host, adapter=adapter, processor=processor, dtype=dtype, **chosen)
     parts = (flex.compressor.router, flex.compressor.voter)
     if any(parameter.requires_grad for part in parts for parameter in part.parameters()):
         _say_that_it_is_untrained()
@@ -69,20 +73,16 @@ def _say_that_it_is_untrained() -> None:
 def fresh(
     host: nn.Module,
     *,
-    scaler: Part = "average-pool",
-    router: Part = "avg",
-    voter: Part = "position-weighted",
-    policy: Part = "argmax",
     adapter: HostAdapter | None = None,
     processor: Any = None,
     dtype: torch.dtype = torch.float32,
+    **parts: Part,
 ) -> FlexModel:
     """As `wrap`, for those who train the parts next or fill them: nothing is said of their weights."""
     adapter = told_turns(adapter or checkpoint.adapter_for(host), processor)
-    chosen = {"scaler": scaler, "router": router, "voter": voter, "policy": policy}
-    configs = {kind: checkpoint.config_of(kind, part) for kind, part in chosen.items()}
-    parts = compressor.build(**configs, dim=adapter.dim, grid=adapter.grid)
-    return _joined(host, parts.to(dtype), adapter, processor)
+    configs = {kind: checkpoint.config_of(kind, part) for kind, part in {**PARTS, **parts}.items()}
+    made = compressor.build(**configs, dim=adapter.dim, grid=adapter.grid)
+    return _joined(host, made.to(dtype), adapter, processor)
 
 
 def load_parts(

@@ -106,11 +106,10 @@ def refuse_parts(source: Any) -> None:
     Raises:
         ConfigError: says how to load it.
     """
-    folder = Path(source) if isinstance(source, str | os.PathLike) else None
-    if folder is not None and (folder / checkpoint.JSON_NAME).is_file() and not (folder / "config.json").exists():
+    if checkpoint.holds_parts_only(source):
         raise ConfigError(
-            f"{folder} holds parts only, as save_parts() writes them. Load the host, and put them onto it: "
-            f"tokenflex.load_parts({str(folder)!r}, host=host)."
+            f"{source} holds parts only, as save_parts() writes them. Load the host, and put them onto it: "
+            f"tokenflex.load_parts({str(source)!r}, host=host)."
         )
 
 

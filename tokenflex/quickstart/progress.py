@@ -23,6 +23,11 @@ def left(elapsed: float, done: float, total: float) -> float:
     return max(total - done, 0.0) * (elapsed + TRUST) / (done + TRUST)
 
 
+def of_task(task: Task) -> float:
+    """`left`, of the bar's task."""
+    return left(task.elapsed or 0.0, task.completed, task.total or 0.0)
+
+
 class Overall:
     """One bar over all phases, in expected seconds; plain lines where there is no terminal.
 
@@ -33,19 +38,18 @@ class Overall:
     def __init__(self, console: Console, bar: Progress, total: float) -> None:
         self.console, self.bar, self.seconds = console, bar, dict[str, float]()
         self.task = bar.add_task("", total=total)
-        self.total, self.done, self.started = total, 0.0, time.perf_counter()
 
     @contextmanager
     def phase(self, name: str, expected: float, ticks: int) -> Iterator[Callable[[], None]]:
         """Announce a phase; yields what to call after each of its ``ticks`` steps."""
-        started, before = time.perf_counter(), self.done
+        task = self.bar.tasks[0]
+        started, before = time.perf_counter(), task.completed
         self.bar.update(self.task, description=name)
-        yield lambda: self._advance(expected / ticks)
-        self._advance(before + expected - self.done)
+        yield lambda: self.bar.advance(self.task, expected / ticks)
+        self.bar.update(self.task, completed=before + expected)
         self.seconds[name] = time.perf_counter() - started
         if not self.console.is_terminal:
-            to_go = left(time.perf_counter() - self.started, self.done, self.total)
-            self.console.print(f"{name}: {self.seconds[name]:.0f} s, about {to_go:.0f} s left")
+            self.console.print(f"{name}: {self.seconds[name]:.0f} s, about {of_task(task):.0f} s left")
 
     def skip(self, took: Mapping[str, float], expected: Mapping[str, float]) -> None:
         """Take phases as done that an earlier run did.
@@ -55,14 +59,10 @@ class Overall:
             expected: seconds, by name; these and more.
         """
         self.seconds |= took
-        self.total -= sum(expected[name] for name in took)
-        self.bar.update(self.task, total=self.total)
+        total = self.bar.tasks[0].total or 0.0
+        self.bar.update(self.task, total=total - sum(expected[name] for name in took))
         if took:
             self.console.print(f"taken up after {list(took)[-1]!r}, which an earlier run finished")
-
-    def _advance(self, expected: float) -> None:
-        self.done += expected
-        self.bar.update(self.task, completed=self.done)
 
 
 class _Left(ProgressColumn):
@@ -70,8 +70,7 @@ class _Left(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """As hours, minutes and seconds."""
-        to_go = left(task.elapsed or 0.0, task.completed, task.total or 0.0)
-        return Text(str(timedelta(seconds=round(to_go))), style="progress.remaining")
+        return Text(str(timedelta(seconds=round(of_task(task)))), style="progress.remaining")
 
 
 @contextmanager

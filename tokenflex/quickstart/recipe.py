@@ -112,23 +112,29 @@ def trained(
     sized, before = levels == RESOLUTION, unfinished.seconds()
     progress.skip(before, plan.expected)
     steps = plan.pretrain_steps * (1 if len(small.shares) == 1 else 2)
-    if TOWER not in before:
+    if not before:
         with progress.phase(TOWER, BESIDES[TOWER], steps) as tick:
             pretrain(small, stock, steps=steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
     reads = adapter_for(small.model, {"scope": "prompt"})  # the template has no words that open a turn
     scaler = sizes(plan.shares) if sized else "average-pool"
     flex = fresh(small.model, scaler=scaler, router=_router(plan, router_rows), adapter=reads)
-    names = [TOWER, *(phase.name for phase in plan.phases)]
+    done = dict(before)
+
+    def keep(name: str) -> None:
+        done[name] = progress.seconds[name]
+        unfinished.keep(flex, done)
+
     if before:
         unfinished.load(flex)
+    else:
+        keep(TOWER)
     for phase in plan.phases:
         if phase.name in before:
             continue
-        unfinished.keep(flex, {name: progress.seconds[name] for name in names if name in progress.seconds})
         with progress.phase(phase.name, phase.seconds, phase.steps) as tick, tempfile.TemporaryDirectory() as scratch:
             given = _rows(phase, stock, seed), _objective(phase.stage, plan, "all" if sized else levels)
             train(flex, small.processor, phase, *given, scratch, seed, tick)
-    unfinished.keep(flex, {name: progress.seconds[name] for name in names})
+        keep(phase.name)
     return flex.eval()
 
 

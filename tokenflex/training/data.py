@@ -135,11 +135,7 @@ class ChatDataset:
             try:
                 return read_sample(self.row(place), place, self.image_folder)
             except DataError as error:
-                if self.on_bad_sample == "raise":
-                    raise
-                if str(place) not in self.skipped:
-                    self.skipped[str(place)] = str(error)
-                    logger.warning("skipped a row (%d so far): %s", len(self.skipped), error)
+                pass_over(self, place, error)
         raise DataError(f"none of the {len(self)} rows can be used; the first: {self.skipped['0']}")
 
     def row(self, place: int) -> Any:
@@ -170,6 +166,22 @@ def require_one_split(rows: Any) -> None:
     if isinstance(rows, Mapping):
         names = ", ".join(map(str, rows))
         raise DataError(f"the data has splits, {names}; give the folder of one of them, or data[name] in Python.")
+
+
+def pass_over(data: Any, place: int, error: DataError) -> None:
+    """Note a row that can't be used in ``data.skipped``, and log it the first time.
+
+    Args:
+        data: has ``on_bad_sample`` and ``skipped``.
+
+    Raises:
+        DataError: the row's own error, where ``on_bad_sample`` is ``raise``.
+    """
+    if data.on_bad_sample == "raise":
+        raise error
+    if str(place) not in data.skipped:
+        data.skipped[str(place)] = str(error)
+        logger.warning("skipped a row (%d so far): %s", len(data.skipped), error)
 
 
 def row_at(rows: Rows, place: int) -> Any:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, nearest
 from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
 from tokenflex.training.stages import STAGES, Stage
 from tokenflex.training.trainer import (
@@ -235,8 +234,7 @@ def _check_names(names: Sequence[str], where: str) -> None:
                 "language_model_rate, scaler_rate or router_rate instead."
             )
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = nearest(name, known)
             raise ConfigError(f"recipe {where!r}: unknown key {name!r}.{hint} 'tokenflex train --help' lists all keys.")
 
 

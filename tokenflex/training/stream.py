@@ -1,6 +1,5 @@
 """Rows that come one after the other: streams of ``datasets``, generators, anything that can be iterated again."""
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tokenflex.errors import DataError
-from tokenflex.training.data import Sample, read_sample, require_known, require_one_split
-
-logger = logging.getLogger(__name__)
+from tokenflex.training.data import Sample, pass_over, read_sample, require_known, require_one_split
 
 
 class ChatStream(IterableDataset[Sample]):
@@ -53,11 +50,7 @@ class ChatStream(IterableDataset[Sample]):
                 yield read_sample(row, place, self.image_folder)
                 used += 1
             except DataError as error:
-                if self.on_bad_sample == "raise":
-                    raise
-                if str(place) not in self.skipped:
-                    self.skipped[str(place)] = str(error)
-                    logger.warning("skipped a row (%d so far): %s", len(self.skipped), error)
+                pass_over(self, place, error)
         if not used and self.skipped:
             raise DataError(f"none of the stream's rows can be used; the first: {next(iter(self.skipped.values()))}")
 
