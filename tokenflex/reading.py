@@ -5,9 +5,13 @@ no pickles, no YAML tags. Whatever is wrong with a file ends in one of this libr
 was found, what was expected and how to mend it; an exception of the libraries beneath never gets out.
 """
 
+import hashlib
 import json
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +31,19 @@ LARGEST_TEXT = 64 * 2**20
 """Bytes of a JSON or YAML file; descriptions, manifests and recipes are far smaller."""
 DEEPEST = 64
 """Objects and lists inside one another."""
-LARGEST_HEADER = 100 * 2**20
-"""Bytes of a safetensors header, the limit of the format's own library."""
+LARGEST_SETTINGS = 4 * 2**20
+"""Bytes of a file of settings: a recipe, a description of parts, a configuration."""
+LARGEST_HEADER = 32 * 2**20
+"""Bytes of a safetensors header; those of models with 100,000 tensors have 15 million."""
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64,
+}  # fmt: skip
+"""Bits of one number, by the format's words for types."""
+KINDS = {"BOOL": "boolean", **{name: "float" for name in ("F16", "BF16", "F32", "F64")},
+         **{name: "integer" for name in ("U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64")}}  # fmt: skip
+"""What kind of number a type is; weights may be of another type of the same kind than a model has."""
 
 Kind = Callable[[str], Exception]
 
@@ -190,31 +205,111 @@ class _Plain(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def tensor_names(path: Path, error: Kind = ConfigError) -> tuple[dict[str, str], dict[str, Any]]:
+@dataclass(frozen=True)
+class Entry:
+    """What a safetensors header says of one tensor.
+
+    Attributes:
+        dtype: the format's word for its type, such as ``F32``.
+        shape: its sizes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def kind(self) -> str:
+        """``float``, ``integer`` or ``boolean``; empty for types of fewer than 16 bits that are for one purpose."""
+        return KINDS.get(self.dtype, "")
+
+
+def tensor_names(path: Path, error: Kind = ConfigError) -> tuple[dict[str, str], dict[str, Entry]]:
     """A safetensors file's metadata, and its entries by name, from its header alone.
 
     Raises:
-        error: it is missing, shorter than it says, isn't safetensors, or a name stands twice.
+        error: it is missing, shorter or longer than its header says, isn't safetensors, or a name stands twice.
     """
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(LARGEST_HEADER, size - 8):
-                raise error(
-                    f"{path} isn't safetensors: it has {size:,} bytes, and its first 8 say that a header of {length:,} "
-                    f"bytes (at most {LARGEST_HEADER:,}) follows. It is cut short or of another format; get it again."
-                )
-            head = file.read(length)
+            return _header(file, path, error)
     except OSError as problem:
         raise error(f"{path} can't be read: {problem}. Check its name and its permissions.") from problem
-    found = json_text(decoded(head, f"{path}: header", error), f"{path}: header", error)
+
+
+def tensors_once(
+    path: Path, accept: Callable[[dict[str, str], dict[str, Entry]], None], error: Kind = ConfigError
+) -> "tuple[dict[str, str], dict[str, Tensor], str]":
+    """All of a safetensors file as it is at one moment: its metadata, tensors, and SHA-256 in hexadecimal.
+
+    Args:
+        accept: is called with metadata and entries before any tensor is read; what it raises gets out.
+
+    Raises:
+        error: see `tensor_names`.
+    """
+    from safetensors.torch import load
+
+    try:
+        with path.open("rb") as file:
+            metadata, entries = _header(file, path, error)
+            accept(dict(metadata), dict(entries))
+            file.seek(0)
+            content = file.read()
+            return metadata, load(content), hashlib.sha256(content).hexdigest()
+    except (OSError, SafetensorError, KeyError, AttributeError, TypeError, MemoryError, RuntimeError) as problem:
+        raise error(f"{path} can't be read as safetensors: {problem}. Save or download it again.") from problem
+
+
+def _header(file: Any, path: Path, error: Kind) -> tuple[dict[str, str], dict[str, Entry]]:
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(LARGEST_HEADER, size - 8):
+        raise error(
+            f"{path} isn't safetensors: it has {size:,} bytes, and its first 8 say that a header of {length:,} "
+            f"bytes (at most {LARGEST_HEADER:,}) follows. It is cut short or of another format; get it again."
+        )
+    where = f"{path}: header"
+    found = json_text(decoded(file.read(length), where, error), where, error)
     if not isinstance(found, dict):
-        raise error(f"{path}: the header is {type(found).__name__}, not an object. Save or download the file again.")
+        raise error(f"{where} is {type(found).__name__}, not an object. Save or download the file again.")
     metadata = found.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise error(f"{path}: __metadata__ of the header isn't an object of texts. Save or download the file again.")
-    return metadata, found
+    places: list[tuple[int, int, str]] = []
+    entries = {name: _entry(value, f"{path}: the tensor {name!r:.200}", places, error) for name, value in found.items()}
+    end = 0
+    for first, last, where in sorted(places):
+        if first != end:
+            raise error(f"{where} begins at byte {first:,}, expected {end:,}. The file is damaged; get it again.")
+        end = last
+    if end != size - 8 - length:
+        raise error(
+            f"{path} has {size - 8 - length:,} bytes of tensors, its header says {end:,}. It is cut short or damaged; "
+            "get it again."
+        )
+    return metadata, entries
+
+
+def _entry(value: Any, where: str, places: list[tuple[int, int, str]], error: Kind) -> Entry:
+    """One entry, whose place in the file is added to ``places``."""
+
+    def sizes(given: Any) -> bool:
+        return isinstance(given, list) and len(given) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in given)
+
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise error(f"{where} is described by {value!r:.200}, expected dtype, shape and data_offsets. Get it again.")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise error(f"{where} has the type {dtype!r:.200}, expected one of {', '.join(BITS)}. Get the file again.")
+    if not sizes(shape) or not sizes(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
+        raise error(f"{where} has shape {shape!r:.200} and offsets {offsets!r:.200}, expected sizes. Get it again.")
+    if math.prod(shape) * BITS[dtype] != 8 * (offsets[1] - offsets[0]):
+        raise error(
+            f"{where} has {offsets[1] - offsets[0]:,} bytes, expected {math.prod(shape) * BITS[dtype] // 8:,} for "
+            f"{dtype} of shape {tuple(shape)}. The file is damaged; get it again."
+        )
+    places.append((offsets[0], offsets[1], where))
+    return Entry(dtype, tuple(shape))
 
 
 @contextmanager
@@ -228,7 +323,7 @@ def safetensors_file(path: Path, error: Kind = ConfigError) -> "Iterator[Any]":
     try:
         with safe_open(path, "pt") as held:
             yield held
-    except (OSError, SafetensorError, KeyError, AttributeError, TypeError, OverflowError) as problem:
+    except (OSError, SafetensorError, KeyError, AttributeError, TypeError, ArithmeticError, MemoryError) as problem:
         raise error(f"{path} can't be read as safetensors: {problem}. Save or download it again.") from problem
 
 
