@@ -22,6 +22,14 @@ class DataError(TokenFlexError, ValueError):
     """A row of a data set can't be used; the message names the row."""
 
 
+class WriteError(TokenFlexError, OSError):
+    """A file or folder can't be written, as on a full disk; the message names it."""
+
+
+class LostProcessError(TokenFlexError, RuntimeError):
+    """Another process that this one works with is gone: one that reads data, or another rank."""
+
+
 class UnsupportedHostError(TokenFlexError, ValueError):
     """No host adapter serves this model, or the one that does declines it."""
 

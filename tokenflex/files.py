@@ -1,7 +1,10 @@
 """Files that appear as a whole or not at all, one writer at a time, and names that stay in their folder."""
 
+import errno
 import hashlib
 import os
+import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,6 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from tokenflex.errors import TokenFlexError, WriteError
+
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+PLACED = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+OF_RUST = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust, such as safetensors, end the message of an error that the operating system told them."""
+OF_TORCH = ("PytorchStreamWriter failed", "unexpected pos")
+"""Words of ``torch.save`` for a file that it couldn't write to the end."""
+OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+"""Names under which safetensors writes a file before it takes its place."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -19,22 +34,87 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Another name beside ``path`` to write a file under; it takes the place of ``path`` at the end, or vanishes.
+    """Another name for ``path`` to write a file under; it takes the place of ``path`` at the end, or vanishes.
 
-    The name ends in ``.tmp`` and no two callers get the same one, in whatever process or thread they are.
+    It lies in a folder of its own beside ``path``, whose name ends in ``.tmp``: what libraries leave there under other
+    names goes with it. No two callers get the same one, in whatever process or thread they are.
+
+    Raises:
+        WriteError: it can't be written, as on a full disk.
     """
-    scratch = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    scratch = beside(path)
     try:
-        yield scratch
-        os.replace(scratch, path)
+        with writing(path):
+            scratch.mkdir()
+            yield scratch / path.name
+            os.replace(scratch / path.name, path)
     finally:
-        scratch.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def beside(path: Path, hidden: bool = False) -> Path:
+    """A name beside ``path`` that nobody else has, and that `sweep` knows; nothing is made.
+
+    Args:
+        hidden: with a dot in front.
+    """
+    return path.with_name(f"{'.' * hidden}{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def sweep(folder: Path, pattern: str) -> None:
     """Remove what writers that were killed left of files whose names match; nobody else may be writing them."""
     for left in folder.glob(f"{pattern}.*.tmp"):
-        left.unlink(missing_ok=True)
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def sweep_tensors(folder: Path) -> None:
+    """Remove what savers of safetensors that were killed left in a folder; nobody else may be writing there."""
+    for left in folder.glob(".tmp*"):
+        if OF_SAFETENSORS.fullmatch(left.name) and left.is_file():
+            left.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within, what keeps files from being written is told in our own words.
+
+    Args:
+        path: file or folder that is written, for the message.
+
+    Raises:
+        WriteError: the disk is full, the folder is read-only or isn't there, or the like.
+    """
+    try:
+        yield
+    except TokenFlexError:
+        raise
+    except Exception as error:
+        found = unwritten(error)
+        if found is None:
+            raise
+        raise WriteError(f"{path} can't be written: {found}") from error
+
+
+def unwritten(error: BaseException) -> str | None:
+    """Why something can't be written, and what to do; None for an error of another kind."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(words in text for words in OF_TORCH):
+        return "torch couldn't write it to the end. Make sure that the disk has space left, and run it again."
+    told = OF_RUST.search(text)
+    code = int(told[1]) if told else error.errno if isinstance(error, OSError) else None
+    if code is None:
+        return None
+    reason = os.strerror(code)
+    if code in FULL:
+        return f"{reason}. Free some space on that disk (or of your quota there), or choose another folder."
+    if code in REFUSED:
+        return f"{reason}. Choose a folder that you may write to, or change its permissions."
+    if code in PLACED:
+        return f"{reason}. A file lies where a folder is wanted, or the name is none here. Choose another one."
+    return f"{reason}. Look at that disk and folder, or choose another one."
 
 
 @contextmanager
@@ -48,13 +128,20 @@ def locked(path: Path, share: str = "", *, waiting: Callable[[], None] = lambda:
     Args:
         path: a file or folder; it needn't exist.
         share: locks of different shares of one path don't know of each other.
-        waiting: called once, if another one holds the lock.
+        waiting: called once, if another one holds the lock; what it raises is raised, and the lock isn't waited for.
+
+    Raises:
+        WriteError: the folder for temporary files can't be written.
     """
     key = hashlib.sha256(f"{path.resolve()}\0{share}".encode("utf-8", "surrogateescape")).hexdigest()
-    lock = FileLock(_lock_folder() / f"{key[:40]}.lock", is_singleton=True)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
+    with writing(Path(tempfile.gettempdir())):
+        lock = FileLock(_lock_folder() / f"{key[:40]}.lock", is_singleton=True)
+        try:
+            lock.acquire(blocking=False)
+            held = True
+        except Timeout:
+            held = False
+    if not held:
         waiting()
         lock.acquire()
     try:

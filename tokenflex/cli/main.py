@@ -1,12 +1,14 @@
 """Entry point: ``tokenflex COMMAND``. Help never imports torch; each command imports what it needs when it runs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 import tokenflex
 from tokenflex.cli import advise, check, convert, evaluate, feedback, hosts, plugins, profile, quickstart, serve, train
 from tokenflex.errors import TokenFlexError, nearest
+from tokenflex.files import unwritten
 
 COMMANDS = (quickstart, feedback, train, evaluate, advise, serve, profile, convert, hosts, plugins, check)
 
@@ -34,7 +36,7 @@ def build() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 on success, 1 when it refused its input, with one message on standard error."""
+    """Run a command; 0 on success, 1 when it can't be done, with one message on standard error, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
     known = [command.__name__.rpartition(".")[2] for command in COMMANDS]
     if words and not words[0].startswith("-") and words[0] not in known:
@@ -43,13 +45,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not options.takes_overrides:
         build().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return options.run(options, rest)
+        done = options.run(options, rest)
+        sys.stdout.flush()  # here, where it can be told if standard output is a file on a full disk
+        return done
     except TokenFlexError as error:
-        print(f"tokenflex {options.command}: {error}", file=sys.stderr)
+        return _told(options.command, str(error))
+    except BrokenPipeError:  # whoever read standard output has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        reason = unwritten(error)
+        if reason is None:
+            raise
+        where = error.filename2 or error.filename
+        named = f"{os.fsdecode(where)}" if isinstance(where, str | bytes) else "a file"
+        return _told(options.command, f"{named} can't be read or written: {reason}")
     except KeyboardInterrupt:
         print(f"\ntokenflex {options.command}: interrupted.{GO_ON.get(options.command, '')}", file=sys.stderr)
         return 130
+
+
+def _told(command: str, message: str) -> int:
+    """Say why a command can't be done; its exit status."""
+    print(f"tokenflex {command}: {message}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
