@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
+from tokenflex import images
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.images import decode
 
@@ -145,6 +146,22 @@ class ChatDataset:
             DataError: it can't be read, whatever the reason.
         """
         return row_at(self._stored, place)
+
+    def extent(self, place: int) -> tuple[int, int]:
+        """Grows with a sample's length in tokens: pixels of its pictures, then characters of its text.
+
+        Pictures aren't decoded: their files say their sizes. A row that can't be used has (0, 0).
+        """
+        try:
+            row = self.row(place)
+            name = row_name(row, place)
+            messages = [read_message(role, content, name) for role, content in read_turns(row, name) or ()]
+            given = _placed(row, messages, name)
+        except DataError:
+            return 0, 0
+        sides = [images.size(one, self.image_folder) or (0, 0) for one in given]
+        texts = (part.get("text", "") for message in messages for part in message["content"])
+        return sum(height * width for height, width in sides), sum(map(len, texts))
 
 
 def require_known(on_bad_sample: str) -> None:

@@ -1,13 +1,15 @@
 """The feedback pass: score a data set once with the frozen LMM, at every level.
 
-Each process takes its own share of the samples, so the pass runs unchanged under ``torchrun`` and ``accelerate
-launch``; what is finished already, by whichever process, isn't done again.
+Each process takes its own share of the batches, so the pass runs unchanged under ``torchrun`` and ``accelerate
+launch``; what is finished already, by whichever process, isn't done again. Batches are cut before either (see
+`tokenflex.training.cutting`), so feedback doesn't depend on how many processes there were or how often they were
+stopped.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from tokenflex import bars
 from tokenflex.contracts import Instruction, VisualTokens
@@ -27,6 +28,7 @@ from tokenflex.hosts import before_projector
 from tokenflex.hosts.answers import agrees_in_chunks, shifted
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import Encoded, FlexModel
+from tokenflex.training.cutting import Batches, Cut
 from tokenflex.training.fingerprint import fingerprint, of_tensors
 from tokenflex.training.levels import at_level, level_feedback
 from tokenflex.training.store import (
@@ -41,8 +43,6 @@ from tokenflex.training.store import (
     begin,
 )
 
-WINDOW = 16
-"""Batches' worth of samples that are sorted by length before they are cut into batches."""
 PROBES = 8
 """Samples that the size of router inputs is measured on."""
 PART_BYTES = 1 << 30
@@ -101,15 +101,16 @@ def score(
             _begun(flex, dataset, collator, folder, kept, router_inputs_at, precision, say)
         state.wait_for_everyone()
         store = FeedbackStore(Path(folder))
-        mine = range(state.process_index, len(dataset), state.num_processes)
-        todo = sorted({*mine} - {*store.ids.tolist()})
+        batches = Batches(dataset, collator, batch_size, (state.process_index, state.num_processes))
+        todo = sorted({*range(len(dataset))} - {*store.ids.tolist()})
         run = _Pass(flex, kept, vocabulary_chunk, AUTOCAST[precision], before=store.kept_at == "tower")
         if kept is not None and todo:
-            _require_space(folder, run, dataset, collator, todo, state.num_processes, say)
+            _require_space(folder, run, dataset, collator, todo, say)
         state.wait_for_everyone()
         writer = PartWriter(folder, state.process_index)
-        with _bar(state, len(mine), len(mine) - len(todo), progress) as bar:
-            for count in _scored(run, _batches(todo, dataset, collator, batch_size, workers), writer, part_size):
+        with _bar(state, batches.samples, progress) as bar:
+            for count, anew in _scored(run, batches.left(todo, workers), {*todo}, writer, part_size):
+                bar.initial = getattr(bar, "initial", 0) + (0 if anew else count)  # a hidden bar has none
                 bar.update(count)
         state.wait_for_everyone()
     return _complete(folder)
@@ -131,21 +132,22 @@ def _alone(folder: str | os.PathLike[str], state: PartialState, say: Callable[[s
         yield
 
 
-def _bar(state: PartialState, total: int, done: int, progress: bool) -> Any:
+def _bar(state: PartialState, total: int, progress: bool) -> Any:
     """A progress bar over samples, of the main process only."""
     what = "feedback" if state.num_processes == 1 else f"feedback, 1 of {state.num_processes} processes"
     hidden = not (progress and state.is_main_process)
-    return bars.bar(total, what=what, unit="sample", initial=done, hidden=hidden)
+    return bars.bar(total, what=what, unit="sample", hidden=hidden)
 
 
 def _scored(
-    run: "_Pass", batches: Iterator[tuple[list[int], dict[str, Tensor]]], writer: PartWriter, part_size: int
-) -> Iterator[int]:
-    """Score batches and write parts; gives each batch's number of samples once it is scored."""
+    run: "_Pass", batches: Iterator[Cut], missing: Collection[int], writer: PartWriter, part_size: int
+) -> Iterator[tuple[int, bool]]:
+    """Score batches and write parts of what is missing; gives each batch's size and whether it was scored just now."""
     buffer: list[Scored] = []
-    for places, batch in batches:
-        buffer += run(places, batch)
-        yield len(places)
+    for count, places, batch in batches:
+        if places:
+            buffer += [sample for sample in run(places, batch) if sample.id in missing]
+        yield count, bool(places)
         if len(buffer) >= part_size or sum(sample.bytes for sample in buffer) >= PART_BYTES:
             writer.write(buffer)
             buffer = []
@@ -254,46 +256,12 @@ class _Pass:
         self._agrees = True
 
 
-class _Windows(Dataset[list[tuple[list[int], dict[str, Tensor]]]]):
-    """Windows of samples, each sorted by length and cut into batches."""
-
-    def __init__(self, places: Sequence[int], dataset: Any, collator: Any, batch_size: int) -> None:
-        self.places, self.dataset, self.collator, self.batch_size = places, dataset, collator, batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.places) // (self.batch_size * WINDOW))
-
-    def __getitem__(self, index: int) -> list[tuple[list[int], dict[str, Tensor]]]:
-        size = self.batch_size * WINDOW
-        window = self.places[index * size : (index + 1) * size]
-        samples = {place: self.dataset[place] for place in window}
-        order = sorted(window, key=lambda place: _extent(samples[place]), reverse=True)
-        cut = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        return [(places, self.collator([samples[place] for place in places])) for places in cut]
-
-
-def _batches(
-    places: Sequence[int], dataset: Any, collator: Any, batch_size: int, workers: int
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    windows = _Windows(places, dataset, collator, batch_size)
-    for window in DataLoader(windows, batch_size=None, num_workers=workers):
-        yield from window
-
-
-def _extent(sample: Any) -> tuple[int, int]:
-    """Grows with the sample's length in tokens: pixels of its pictures, then characters of its text."""
-    pixels = sum(image.width * image.height for image in getattr(sample, "images", ()))
-    texts = (part.get("text", "") for message in getattr(sample, "messages", ()) for part in message["content"])
-    return pixels, sum(map(len, texts))
-
-
 def _require_space(
     folder: str | os.PathLike[str],
     run: _Pass,
     dataset: Any,
     collator: Any,
     todo: Sequence[int],
-    processes: int,
     say: Callable[[str], None],
 ) -> None:
     """Measure the size of router inputs on a few samples, say it, and refuse a disk that is too small.
@@ -303,8 +271,8 @@ def _require_space(
     """
     probes = todo[:: max(1, len(todo) // PROBES)][:PROBES]
     each = sum(run.size(collator([dataset[place]])) for place in probes) / len(probes)
-    needed, free = each * len(todo) * processes, shutil.disk_usage(folder).free
-    text = f"{needed / 2**30:.2f} GiB for {len(todo) * processes} samples ({each / 2**20:.2f} MiB each)"
+    needed, free = each * len(todo), shutil.disk_usage(folder).free
+    text = f"{needed / 2**30:.2f} GiB for {len(todo)} samples ({each / 2**20:.2f} MiB each)"
     say(f"router inputs: about {text}; {free / 2**30:.1f} GiB are free")
     if needed > free:
         raise ConfigError(
