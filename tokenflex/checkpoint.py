@@ -4,39 +4,44 @@ Names and data only: no import paths, no pickles, nothing that could run.
 
 The two files are replaced one after the other, and still nobody reads halves of two saves: ``tokenflex.json`` has the
 digest of the weights it belongs to, and the weights carry their own description along, which counts while the other
-file is of another save. Files of versions that did neither are read as they are.
+file is of another save. In it is a digest of itself and of all tensors, so that damage to either file is seen. A
+description may be edited by hand once its key ``weights`` is removed. Files of versions that did without these are read
+as they are. Loading takes at most twice the memory of the weights' file, and a bit more.
 """
 
 import hashlib
-import inspect
 import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import transformers
-from packaging.version import Version
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tokenflex import cards, catalog, compressor, registry
+from tokenflex import cards, compressor, loadable, reading, registry
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import Component, ComponentConfig, Grid, HostAdapter
-from tokenflex.errors import ConfigError, UnknownComponentError, UnsupportedHostError
-from tokenflex.files import locked, sweep, whole, write_whole
+from tokenflex.errors import ConfigError, TokenFlexError, UnknownComponentError
+from tokenflex.files import bare_name, locked, sweep, whole, write_whole
+from tokenflex.hosts.choosing import SANE
+from tokenflex.hosts.choosing import adapter_for as adapter_for
+from tokenflex.loadable import fill as fill
+from tokenflex.loadable import require_sound as require_sound
+from tokenflex.ops.digest import of_tensors
 
 FORMAT = 1
 JSON_NAME, WEIGHTS_NAME = "tokenflex.json", "tokenflex.safetensors"
-DIGEST, DESCRIPTION = "weights", "description"
-"""Key of ``tokenflex.json`` with the digest of the weights; key of the weights' metadata with the description."""
+DIGEST, DESCRIPTION, SEAL = "weights", "description", "seal"
+"""Key of ``tokenflex.json`` with the digest of the weights' file; key of the weights' metadata with the description;
+key of that with a digest of itself and of the tensors."""
+LARGEST_DIM, LARGEST_SIDE = 2**20, 2**12
+"""Width of a language model, and rows or columns of a grid of visual tokens, that a file may name."""
 ESCALATE = "escalate"
 """Key of a description, left out where it isn't known, with how answers may escalate."""
-OLDEST_TRANSFORMERS = "5.18"
 KINDS = {
     "scaler": registry.scalers,
     "router": registry.routers,
@@ -45,66 +50,7 @@ KINDS = {
 }
 DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 """A distribution's name, as packages are published under."""
-CODE = frozenset({
-    "_attn_implementation", "_attn_implementation_internal", "_experts_implementation",
-    "_experts_implementation_internal", "attn_implementation", "auto_map", "experts_implementation",
-})  # fmt: skip
-"""Keys by which a configuration of transformers can name code or a repository of kernels; none says what a model is."""
-TIMM = {"architecture": "model_args", "backbone": "backbone_kwargs"}
-"""Where transformers' models of timm have timm's name of a model, and what is passed on with it."""
-TIMM_LOADS = frozenset(
-    {"cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"}
-)
-"""Arguments of ``timm.create_model`` that say where weights come from."""
 Spec = dict[str, Any]
-
-
-def adapter_for(host: nn.Module, options: Mapping[str, Any] | None = None) -> HostAdapter:
-    """The registered adapter for a host.
-
-    Args:
-        options: settings of the adapter, as saved in a spec: plain data, under names that its constructor has.
-
-    Raises:
-        UnsupportedHostError: transformers is too old, no adapter is registered for the host's
-            ``model_type``, or the adapter declines.
-        ConfigError: the adapter doesn't know an option, or can't use it.
-    """
-    model_type = getattr(getattr(host, "config", None), "model_type", None)
-    if isinstance(host, str | os.PathLike):
-        raise UnsupportedHostError(
-            f"{os.fspath(host)!r} names a model, and the loaded model is wanted: "
-            f"AutoModelForImageTextToText.from_pretrained({os.fspath(host)!r}). A folder of parts goes to "
-            "tokenflex.load_parts(folder, host=...)."
-        )
-    if model_type == "tokenflex":
-        raise UnsupportedHostError(
-            "this model has parts already (it is a FlexModel). Give its host to have others: wrap(flex.host, ...)."
-        )
-    needed = catalog.HOSTS_SINCE.get(str(model_type), OLDEST_TRANSFORMERS)
-    if Version(transformers.__version__).release < Version(needed).release:
-        raise UnsupportedHostError(
-            f"transformers {transformers.__version__} is installed; hosts of type {model_type!r} are served from "
-            f"{needed} on. Upgrade it: pip install 'transformers>={needed}'."
-        )
-    try:
-        served = registry.hosts.get(str(model_type))
-    except UnknownComponentError:
-        known = catalog.REFUSED_HOSTS.get(str(model_type))
-        reason = f": {known}" if known else ""
-        raise UnsupportedHostError(
-            f"no adapter serves {type(host).__name__} (model_type {model_type!r}){reason}. Supported: "
-            f"{', '.join(registry.hosts.names())}. For your own model, subclass "
-            "tokenflex.contracts.HostAdapter and pass wrap(host, adapter=MyAdapter(host))."
-        ) from None
-    reason = served.refusal(host)
-    if reason:
-        raise UnsupportedHostError(f"{served.__name__} can't serve this {type(host).__name__}: {reason}.")
-    given = _known_options(served, {} if options is None else options)
-    try:
-        return served(host, **given)
-    except (AttributeError, TypeError) as error:
-        raise ConfigError(f"{served.__name__} can't be made with the options {given!r}: {error}.") from error
 
 
 def adapter_of(host: nn.Module, spec: Spec) -> HostAdapter:
@@ -127,23 +73,6 @@ def _other_host(key: str, made_for: Any, actual: Any) -> str:
         f"these parts were made for a host with {key} {made_for!r}, this host has {actual!r}. Load them onto the host "
         "they were trained with."
     )
-
-
-def _known_options(served: type[HostAdapter], options: Any) -> dict[str, Any]:
-    """Options as keyword arguments of an adapter's constructor, or of the one it passes them on to."""
-    known: set[str] = set()
-    for owner in inspect.getmro(served):
-        if "__init__" in vars(owner):
-            parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
-            known |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                break
-    if not isinstance(options, Mapping) or not known.issuperset(options):
-        raise ConfigError(
-            f"options {options!r} of the host aren't all known to {served.__name__}; it knows {sorted(known)}. "
-            "The file was edited or written by another version."
-        )
-    return dict(options)
 
 
 class HostFacts(Protocol):
@@ -221,20 +150,74 @@ def assemble(spec: Spec, adapter: HostFacts) -> Compressor:
         if spec["host"][key] != actual:
             raise ConfigError(_other_host(key, spec["host"][key], actual))
     configs = {kind: config_from(kind, part) for kind, part in spec["parts"].items()}
-    return compressor.build(**configs, dim=adapter.dim, grid=grid)
+    try:
+        return compressor.build(**configs, dim=adapter.dim, grid=grid)
+    except TokenFlexError:
+        raise
+    except SANE as error:
+        told = {kind: f"{spec['parts'][kind]['name']} {config.to_dict()}" for kind, config in configs.items()}
+        raise ConfigError(
+            f"{JSON_NAME}: the parts {told!r:.800} can't be built: {type(error).__name__}: {error}. Mend the setting."
+        ) from error
 
 
 def _check_shape(spec: Any) -> None:
-    known = {"format", "host", "parts"}
-    _expect_keys(spec, known | {ESCALATE} if isinstance(spec, Mapping) and ESCALATE in spec else known, JSON_NAME)
-    if spec["format"] != FORMAT:
-        raise ConfigError(f"format {spec['format']!r} isn't known; this version reads {FORMAT}. Upgrade tokenflex.")
-    host = spec["host"]
-    told = {"name", "revision"}.intersection(host) if isinstance(host, Mapping) else set()
-    _expect_keys(host, {"model_type", "dim", "grid", "options"} | told, f"{JSON_NAME}: host")
+    further = {ESCALATE, DIGEST}.intersection(spec) if isinstance(spec, Mapping) else set()
+    _expect_keys(spec, {"format", "host", "parts"} | further, JSON_NAME)
+    if type(spec["format"]) is not int or spec["format"] != FORMAT:
+        raise ConfigError(
+            f"format {spec['format']!r:.200} isn't known; this version reads {FORMAT}. Upgrade tokenflex."
+        )
+    _check_host(spec["host"])
     _expect_keys(spec["parts"], set(KINDS), f"{JSON_NAME}: parts")
     for kind, part in spec["parts"].items():
         _expect_keys(part, {"name", "provider", "version", "config"}, f"{JSON_NAME}: {kind}")
+        for key in ("provider", "version"):
+            if not isinstance(part[key], str):
+                raise ConfigError(f"{JSON_NAME}: {kind}: {key}={part[key]!r:.200} isn't a text; the file is damaged.")
+
+
+def _check_host(host: Any) -> None:
+    where = f"{JSON_NAME}: host"
+    told = {"name", "revision"}.intersection(host) if isinstance(host, Mapping) else set()
+    _expect_keys(host, {"model_type", "dim", "grid", "options"} | told, where)
+    for key in ("model_type", *sorted(told)):
+        if not isinstance(host[key], str):
+            raise ConfigError(f"{where}: {key}={host[key]!r:.200} isn't a text; the file is damaged.")
+    try:
+        bare_name(host["model_type"])
+    except ValueError as error:
+        raise ConfigError(f"{where}: model_type: {error}. Name a type of transformers' models.") from None
+    grid = host["grid"]
+    sides = grid if isinstance(grid, list | tuple) and len(grid) == 2 else [None]
+    if not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides):
+        raise ConfigError(f"{where}: grid={grid!r:.200}; expected rows and columns, each 1 to {LARGEST_SIDE}.")
+    if type(host["dim"]) is not int or not 1 <= host["dim"] <= LARGEST_DIM:
+        raise ConfigError(f"{where}: dim={host['dim']!r:.200}; expected an integer from 1 to {LARGEST_DIM}.")
+    if not isinstance(host["options"], Mapping):
+        raise ConfigError(f"{where}: options={host['options']!r:.200} isn't an object; the file is damaged.")
+
+
+@dataclass(frozen=True)
+class _Described:
+    """The facts of a host as a file tells them."""
+
+    model_type: str
+    dim: int
+    grid: Grid
+    options: Mapping[str, Any]
+
+
+def promised(spec: Spec) -> Compressor:
+    """The parts of a description on the ``meta`` device: their tensors are known before there is memory for them.
+
+    Raises:
+        ConfigError: as for `assemble`.
+    """
+    _check_shape(spec)
+    host = spec["host"]
+    with torch.device("meta"):
+        return assemble(spec, _Described(host["model_type"], host["dim"], Grid(*host["grid"]), host["options"]))
 
 
 def config_of(kind: str, part: str | ComponentConfig) -> ComponentConfig:
@@ -260,7 +243,15 @@ def config_from(kind: str, part: Spec) -> ComponentConfig:
         found = KINDS[kind].get(name)
     except UnknownComponentError as error:
         raise ConfigError(f"the {kind} {name!r} isn't installed. {_origin(part)} ({error})") from None
-    return found.Config.from_dict(part["config"])
+    try:
+        return found.Config.from_dict(part["config"])
+    except TokenFlexError:
+        raise
+    except SANE as error:
+        raise ConfigError(
+            f"the {kind} {name!r} can't have the settings {part['config']!r:.500}: {type(error).__name__}: {error}. "
+            "Mend them, or save the parts again."
+        ) from error
 
 
 def _origin(part: Mapping[str, Any]) -> str:
@@ -296,7 +287,7 @@ def save(folder: str | os.PathLike[str], spec: Spec, state: Mapping[str, Tensor]
         for name in (WEIGHTS_NAME, JSON_NAME):
             sweep(target, name)
         with whole(target / WEIGHTS_NAME) as scratch:
-            save_file(tensors, scratch, metadata={DESCRIPTION: json.dumps(spec)})
+            save_file(tensors, scratch, metadata={DESCRIPTION: json.dumps({**spec, SEAL: _seal(spec, tensors)})})
             with scratch.open("rb") as written:
                 digest = hashlib.file_digest(written, "sha256").hexdigest()
         write_whole(target / JSON_NAME, json.dumps({**spec, DIGEST: f"sha256:{digest}"}, indent=2) + "\n")
@@ -347,21 +338,75 @@ def load(folder: str | os.PathLike[str], revision: str | None = None) -> tuple[S
         raise ConfigError(
             f"revision={revision!r} goes with a repository on the hub; {source} is a folder. Leave it out."
         )
-    try:
-        text = (source / JSON_NAME).read_text(encoding="utf-8")
-        weights = (source / WEIGHTS_NAME).read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(_not_parts(source, Path(error.filename or JSON_NAME).name)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source / JSON_NAME} or {WEIGHTS_NAME} can't be read: {error}") from error
-    try:
-        state = tensors_of(weights)
-    except SafetensorError as error:
-        raise ConfigError(f"{source / WEIGHTS_NAME} can't be read as safetensors: {error}. Save it again.") from error
-    require_sound(state, str(source / WEIGHTS_NAME))
-    spec = _description(source, text, weights)
+    missing = [name for name in (JSON_NAME, WEIGHTS_NAME) if not (source / name).is_file()]
+    page, weights = reading.own_file(source, JSON_NAME), reading.own_file(source, WEIGHTS_NAME)
+    if missing:
+        raise ConfigError(_not_parts(source, missing[0]))
+    spec = reading.json_file(page, largest=reading.LARGEST_SETTINGS)
     _check_shape(spec)
-    return spec, state
+    digest = spec.pop(DIGEST, None)
+    if digest is not None and not (isinstance(digest, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", digest)):
+        raise ConfigError(f"{page}: {DIGEST}={digest!r:.200} isn't 'sha256:' and 64 digits; the file is damaged.")
+
+    def accept(metadata: dict[str, str], entries: dict[str, reading.Entry]) -> None:
+        carried = None if digest is None else _carried(weights, metadata)[0]
+        found = {name: (entry.kind, entry.shape) for name, entry in entries.items()}
+        loadable.require_fitting(found, promised(carried or spec), str(source))
+
+    metadata, state, found = reading.tensors_once(weights, accept)
+    carried, seal = _carried(weights, metadata)
+    if seal is not None and seal != _seal(carried, state):
+        raise ConfigError(
+            f"{weights} doesn't hold what was saved: its tensors or their description were changed. Copy the file "
+            "again; if you changed it on purpose, write the tensors without metadata, and remove the key "
+            f"{DIGEST!r} from {JSON_NAME}."
+        )
+    require_sound(state, str(weights))
+    return _counting(page, spec, carried, digest in (None, f"sha256:{found}"), edited=digest is None, seal=seal), state
+
+
+def _counting(page: Path, spec: Spec, carried: Any, same: bool, *, edited: bool, seal: str | None) -> Spec:
+    """What describes the weights: ``tokenflex.json``, or what they carry along if that is of another save.
+
+    Args:
+        same: ``tokenflex.json`` doesn't name another save.
+        edited: it names none, so that it may say something else than the weights.
+    """
+    if not same and carried is None:
+        raise ConfigError(
+            f"{page} was saved with other weights than {WEIGHTS_NAME} holds. Copy both files of one "
+            f"save; if you changed the weights on purpose, remove the key {DIGEST!r} from {JSON_NAME}."
+        )
+    if same and not edited and seal is not None and spec != carried:
+        raise ConfigError(
+            f"{page} says something else than {WEIGHTS_NAME} was saved with. Copy both files of one save; if you "
+            f"changed the description on purpose, remove the key {DIGEST!r} from it."
+        )
+    return spec if same else carried
+
+
+def _carried(weights: Path, metadata: Mapping[str, str]) -> tuple[Any, str | None]:
+    """The description that weights carry along, and its seal; None where they have none."""
+    unknown = sorted(metadata.keys() - {DESCRIPTION, "format"})
+    if unknown:
+        raise ConfigError(
+            f"{weights}: unknown metadata {unknown!r:.200}, known is {DESCRIPTION!r}. The file is damaged, or written "
+            "by another version of tokenflex."
+        )
+    if DESCRIPTION not in metadata:
+        return None, None
+    carried = reading.json_text(metadata[DESCRIPTION], f"{weights}: {DESCRIPTION}")
+    seal = carried.pop(SEAL, None) if isinstance(carried, dict) else None
+    _check_shape(carried)
+    if seal is not None and not isinstance(seal, str):
+        raise ConfigError(f"{weights}: {SEAL}={seal!r:.200} isn't a text; the file is damaged.")
+    return carried, seal
+
+
+def _seal(spec: Spec, state: Mapping[str, Tensor]) -> str:
+    """Digest of a description and the tensors that belong to it."""
+    text = json.dumps(spec, sort_keys=True)
+    return hashlib.sha256(f"{text}\n{of_tensors(state)}".encode()).hexdigest()
 
 
 def holds_parts_only(source: Any) -> bool:
@@ -373,8 +418,8 @@ def holds_parts_only(source: Any) -> bool:
 def _not_parts(source: Path, missing: str) -> str:
     """What a folder without one of the two files is, and how to load that."""
     try:
-        kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
+        kind = reading.json_file(source / "config.json", largest=reading.LARGEST_SETTINGS).get("model_type")
+    except (ConfigError, AttributeError):
         kind = None
     if kind == "tokenflex":
         return (
@@ -383,103 +428,6 @@ def _not_parts(source: Path, missing: str) -> str:
         )
     told = f" It holds a model of type {kind!r} without parts: load that as the host." if kind is not None else ""
     return f"{source} has no {missing}; save_parts() writes {JSON_NAME} and {WEIGHTS_NAME} into one folder.{told}"
-
-
-def fill(parts: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Put weights into parts.
-
-    Args:
-        where: the file or folder they come from, for the message.
-
-    Raises:
-        ConfigError: weights are missing, left over, or of another shape.
-    """
-    wanted = {name: tuple(value.shape) for name, value in parts.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    wrong = [
-        f"{name} {found[name]} instead of {wanted[name]}"
-        for name in wanted.keys() & found
-        if found[name] != wanted[name]
-    ]
-    if wrong or wanted.keys() != found.keys():
-        raise ConfigError(
-            f"{where}: weights and description disagree: missing tensors {sorted(wanted.keys() - found)}, unknown "
-            f"tensors {sorted(found.keys() - wanted)}, wrong shapes {sorted(wrong)}. Copy both files of one save."
-        )
-    parts.load_state_dict(state)
-
-
-def _description(source: Path, text: str, weights: bytes) -> Spec:
-    """What describes the weights: ``tokenflex.json``, or what they carry along if that is of another save."""
-    spec = _parsed(text, source / JSON_NAME)
-    digest = spec.pop(DIGEST, None) if isinstance(spec, dict) else None
-    if digest in (None, f"sha256:{hashlib.sha256(weights).hexdigest()}"):
-        return spec
-    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
-    carried = header.get("__metadata__", {}).get(DESCRIPTION)
-    if carried is None:
-        raise ConfigError(
-            f"{source / JSON_NAME} was saved with other weights than {WEIGHTS_NAME} holds. Copy both files of one "
-            f"save; if you changed the weights on purpose, remove the key {DIGEST!r} from {JSON_NAME}."
-        )
-    return _parsed(carried, source / WEIGHTS_NAME)
-
-
-def _parsed(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} isn't valid JSON: {error}.") from error
-
-
-def require_sound(state: Mapping[str, Tensor], where: str) -> None:
-    """Refuse weights that hold NaN or infinity; integers, and tensors without data (``meta``), pass.
-
-    Args:
-        state: tensors by name.
-        where: the file or folder they come from, for the message.
-
-    Raises:
-        ConfigError: names up to three such tensors, and how many more there are.
-    """
-    wrong = [name for name, value in state.items() if value.is_floating_point() and not _finite(value.detach())]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ConfigError(
-            f"{where}: NaN or infinite values in {', '.join(map(repr, wrong[:3]))}{more}. The weights are damaged, or "
-            "their training diverged; load an earlier save, or download them again."
-        )
-
-
-def _finite(value: Tensor) -> bool:
-    """Whether all values are finite, whatever the type; 8-bit types know no isfinite and are widened."""
-    return value.is_meta or bool(torch.isfinite(value.float() if value.element_size() == 1 else value).all())
-
-
-def without_code(data: Any) -> Any:
-    """The data of a configuration of transformers without what names code or kernels, at any depth.
-
-    Raises:
-        ConfigError: it names weights elsewhere, through a model of timm.
-    """
-    if isinstance(data, list | tuple):
-        return [without_code(item) for item in data]
-    if not isinstance(data, Mapping):
-        return data
-    if str(data.get("model_type")).startswith("timm"):
-        _require_own_model(data)
-    return {key: without_code(value) for key, value in data.items() if key not in CODE}
-
-
-def _require_own_model(data: Mapping[str, Any]) -> None:
-    for name, given in TIMM.items():
-        options = data.get(given) or {}
-        loads = sorted(TIMM_LOADS.intersection(options)) if isinstance(options, Mapping) else options
-        if loads or not re.fullmatch(r"[\w.-]*", str(data.get(name) or "")):
-            raise ConfigError(
-                f"config.json: {data['model_type']!r} with {name}={data.get(name)!r} and {given} {loads!r} names "
-                "weights elsewhere than in its folder. Get the file from someone you trust."
-            )
 
 
 def _download(repository: str, revision: str | None) -> Path:

@@ -5,14 +5,27 @@ class of one's own, adapters) would come back as something else, without an erro
 whatever the memory held.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokenflex.errors import ConfigError
 
 SHOWN = 4
+CODE = frozenset({
+    "_attn_implementation", "_attn_implementation_internal", "_experts_implementation",
+    "_experts_implementation_internal", "attn_implementation", "auto_map", "experts_implementation",
+})  # fmt: skip
+"""Keys by which a configuration of transformers can name code or a repository of kernels; none says what a model is."""
+TIMM = {"architecture": "model_args", "backbone": "backbone_kwargs"}
+"""Where transformers' models of timm have timm's name of a model, and what is passed on with it."""
+TIMM_LOADS = frozenset(
+    {"cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"}
+)
+"""Arguments of ``timm.create_model`` that say where weights come from."""
 
 
 def require_same_as_built(model: nn.Module, twin: nn.Module, state: Mapping[str, Tensor] | None, remedy: str) -> None:
@@ -70,3 +83,103 @@ def first(problems: Sequence[str]) -> str:
     """The first few, and how many more there are."""
     more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     return "; ".join(problems[:SHOWN]) + more
+
+
+def fill(parts: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Put weights into parts.
+
+    Args:
+        where: the file or folder they come from, for the message.
+
+    Raises:
+        ConfigError: weights are missing, left over, or of another shape or kind of number.
+    """
+    require_fitting({name: (kind(value.dtype), tuple(value.shape)) for name, value in state.items()}, parts, where)
+    parts.load_state_dict(state)
+
+
+def require_fitting(found: Mapping[str, tuple[str, tuple[int, ...]]], parts: nn.Module, where: str) -> None:
+    """Refuse weights that aren't those of a module, which may be on the ``meta`` device.
+
+    Args:
+        found: for each tensor its `kind` and shape.
+        where: the file or folder they come from, for the message.
+
+    Raises:
+        ConfigError: weights are missing, left over, or of another shape or kind of number.
+    """
+    wanted = {name: (kind(value.dtype), tuple(value.shape)) for name, value in parts.state_dict().items()}
+    both = sorted(wanted.keys() & found)
+    wrong = [
+        f"{name} {found[name][1]} instead of {wanted[name][1]}" for name in both if found[name][1] != wanted[name][1]
+    ]
+    kinds = [
+        f"{name} {found[name][0] or 'of 8 bits or fewer'} instead of {wanted[name][0]}"
+        for name in both
+        if found[name][0] != wanted[name][0]
+    ]
+    if wrong or kinds or wanted.keys() != found.keys():
+        raise ConfigError(
+            f"{where}: weights and description disagree: missing tensors {sorted(wanted.keys() - found)}, unknown "
+            f"tensors {sorted(found.keys() - wanted)}, wrong shapes {wrong}, wrong kinds of number {kinds}. Copy both "
+            "files of one save."
+        )
+
+
+def kind(dtype: torch.dtype) -> str:
+    """``float``, ``integer`` or ``boolean``, as `tokenflex.reading.Entry.kind`; empty for floats below 16 bits."""
+    if dtype == torch.bool:
+        return "boolean"
+    if dtype.is_floating_point:
+        return "float" if dtype.itemsize > 1 else ""
+    return "" if dtype.is_complex else "integer"
+
+
+def require_sound(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that hold NaN or infinity; integers, and tensors without data (``meta``), pass.
+
+    Args:
+        state: tensors by name.
+        where: the file or folder they come from, for the message.
+
+    Raises:
+        ConfigError: names up to three such tensors, and how many more there are.
+    """
+    wrong = [name for name, value in state.items() if value.is_floating_point() and not _finite(value.detach())]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ConfigError(
+            f"{where}: NaN or infinite values in {', '.join(map(repr, wrong[:3]))}{more}. The weights are damaged, or "
+            "their training diverged; load an earlier save, or download them again."
+        )
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all values are finite, whatever the type; 8-bit types know no isfinite and are widened."""
+    return value.is_meta or bool(torch.isfinite(value.float() if value.element_size() == 1 else value).all())
+
+
+def without_code(data: Any) -> Any:
+    """The data of a configuration of transformers without what names code or kernels, at any depth.
+
+    Raises:
+        ConfigError: it names weights elsewhere, through a model of timm.
+    """
+    if isinstance(data, list | tuple):
+        return [without_code(item) for item in data]
+    if not isinstance(data, Mapping):
+        return data
+    if str(data.get("model_type")).startswith("timm"):
+        _require_own_model(data)
+    return {key: without_code(value) for key, value in data.items() if key not in CODE}
+
+
+def _require_own_model(data: Mapping[str, Any]) -> None:
+    for name, given in TIMM.items():
+        options = data.get(given) or {}
+        loads = sorted(TIMM_LOADS.intersection(options)) if isinstance(options, Mapping) else options
+        if loads or not re.fullmatch(r"[\w.-]*", str(data.get(name) or "")):
+            raise ConfigError(
+                f"config.json: {data['model_type']!r} with {name}={data.get(name)!r} and {given} {loads!r} names "
+                "weights elsewhere than in its folder. Get the file from someone you trust."
+            )

@@ -41,8 +41,8 @@ BITS = {
     "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64,
 }  # fmt: skip
 """Bits of one number, by the format's words for types."""
-KINDS = {"BOOL": "boolean", **{name: "float" for name in ("F16", "BF16", "F32", "F64")},
-         **{name: "integer" for name in ("U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64")}}  # fmt: skip
+KINDS = {"BOOL": "boolean", **dict.fromkeys(("F16", "BF16", "F32", "F64"), "float"),
+         **dict.fromkeys(("U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"), "integer")}  # fmt: skip
 """What kind of number a type is; weights may be of another type of the same kind than a model has."""
 
 Kind = Callable[[str], Exception]

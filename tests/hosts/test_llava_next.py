@@ -7,9 +7,9 @@ import torch
 from transformers import GenerationConfig
 
 import tokenflex
-from tokenflex import checkpoint
 from tokenflex.contracts import Grid
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
+from tokenflex.hosts import choosing
 from tokenflex.hosts.llava_next import LlavaNextAdapter
 from tokenflex.testing.host_bench import labels_of
 from tokenflex.testing.tiny_hosts import tiny_llava_next
@@ -299,7 +299,7 @@ def test_unknown_host_is_refused():
 
 
 def test_old_transformers_is_refused(monkeypatch):
-    monkeypatch.setattr(checkpoint.transformers, "__version__", "5.17.1")
+    monkeypatch.setattr(choosing.transformers, "__version__", "5.17.1")
     with pytest.raises(UnsupportedHostError, match=r"5\.17\.1 is installed.*5\.18"):
         tokenflex.wrap(tiny_llava_next())
 

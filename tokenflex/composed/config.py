@@ -4,8 +4,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from tokenflex.checkpoint import without_code
 from tokenflex.errors import ConfigError
+from tokenflex.loadable import without_code
 
 
 class ComposedConfig(PreTrainedConfig):

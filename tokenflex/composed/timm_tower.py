@@ -8,10 +8,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tokenflex.checkpoint import TIMM_LOADS
 from tokenflex.composed import plain
 from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower, keep_buffers, required
 from tokenflex.errors import ConfigError
+from tokenflex.loadable import TIMM_LOADS
 
 FITS: Mapping[str, Fit] = {"squash": "squash", "border": "pad"}
 OPTIONS = frozenset((

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from tokenflex.checkpoint import CODE
 from tokenflex.composed import plain
 from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower
 from tokenflex.errors import ConfigError
+from tokenflex.loadable import CODE
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from tokenflex.checkpoint import without_code
 from tokenflex.errors import ConfigError
+from tokenflex.loadable import without_code
 
 ALIGN = ("compact", "input")
 """Where outputs stand: at the positions of the shortened sequence, or of the caller's."""
