@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.parity.golden import DATA
 from tokenflex import released
 from tokenflex.cli.main import main
 from tokenflex.errors import ConfigError
+from tokenflex.released.finished import NAME as RECORD
 from tokenflex.released.processor import SYSTEM
 
 TENSORS = 100
@@ -104,7 +106,8 @@ def test_round_trip_is_bit_exact(source, tmp_path, shards):
     assert (done.source_tensors, done.used, done.parts) == (TENSORS, TENSORS, True)
     same(weights(source), weights(back))
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
-    assert names == sorted(str(path.relative_to(back)) for path in back.rglob("*") if path.is_file())
+    files = (path.relative_to(back) for path in back.rglob("*") if path.is_file())
+    assert names == sorted(str(path) for path in files if path.name != RECORD)
     assert (source / "config.json").read_text() == (back / "config.json").read_text()
     if shards > 1:
         index = "model.safetensors.index.json"
@@ -467,19 +470,23 @@ def test_links_inside_the_folder_and_the_hub_s_cache_are_followed(source, tmp_pa
     same(weights(source), weights_back(tmp_path / "out", tmp_path / "back"))
 
 
-def test_two_conversions_into_one_folder_end_in_one_and_a_refusal(source, tmp_path, monkeypatch):
-    """The second one comes while the first one is in the middle, and is done first."""
-    out, verify, calls = tmp_path / "out", converting._verify, []
+def test_of_two_conversions_into_one_folder_the_second_waits_and_finds_it_done(source, tmp_path, monkeypatch):
+    """The second one comes while the first one is in the middle."""
+    out, verify, calls, found, second = tmp_path / "out", converting._verify, [], [], []
+    waits = threading.Event()
 
     def slow(folder):
         calls.append(folder)
-        if len(calls) == 1:
-            released.convert(source, out)
+        other = threading.Thread(target=lambda: found.append(released.convert(source, out, waiting=waits.set)))
+        second.append(other)
+        other.start()
+        assert waits.wait(60)
         verify(folder)
 
     monkeypatch.setattr(converting, "_verify", slow)
-    with pytest.raises(ConfigError, match="exists already"):
-        released.convert(source, out)
-    assert len(calls) == 2
+    assert released.convert(source, out).written
+    second[0].join(60)
+    assert [done.written for done in found] == [False]
+    assert len(calls) == 1
     assert left_behind(tmp_path) == ["out", "source"]
     same(weights(source), weights_back(out, tmp_path / "back"))

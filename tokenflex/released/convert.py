@@ -1,10 +1,9 @@
 """Released folders to host + parts and back, one shard at a time, each folder complete or not at all."""
 
+import functools
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tokenflex.compressor import Compressor
 from tokenflex.contracts import Grid
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.llava_next import LlavaNextAdapter
-from tokenflex.released import layout, processor, shards
+from tokenflex.released import finished, layout, processor, shards
 from tokenflex.released.shards import Shards
 from tokenflex.released.small import SUFFIXES, below, copy_small
 
@@ -35,11 +34,17 @@ class Conversion:
         source_tensors: tensors the source holds.
         used: of these, how many went into the result; always all of them.
         parts: whether there was a trained router.
+        written: False where an earlier run had written just that already, and nothing was done.
     """
 
     source_tensors: int
     used: int
     parts: bool
+    written: bool = True
+
+    def told(self) -> dict[str, Any]:
+        """What a record keeps of it."""
+        return {"source_tensors": self.source_tensors, "used": self.used, "parts": self.parts}
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,13 @@ class Model:
     trained: bool
 
 
-def convert(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Conversion:
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    waiting: Callable[[], None] = lambda: None,
+) -> Conversion:
     """Write a stock LLaVA-NeXT folder with ``tokenflex.json`` and ``tokenflex.safetensors``.
 
     Precision is kept, nothing is unpickled, and at any time one shard is in memory. A checkpoint without router
@@ -69,63 +80,91 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Conv
 
     Args:
         source: a released folder, or the id of a repository on the model hub.
-        out: a folder that doesn't exist yet.
+        out: a folder that doesn't exist yet, or that the same conversion wrote: it is compared, and left as it is.
+        force: replace a model that is in ``out``.
+        waiting: called once, if another process writes to ``out``; its end is waited for.
 
     Raises:
-        ConfigError: ``out`` exists, or the source isn't what its settings say; lists every tensor concerned.
+        ConfigError: ``out`` holds something else, or the source isn't what its settings say; lists every tensor
+            concerned.
+        WriteError: ``out`` can't be written.
     """
     folder, target = fetch(source), Path(out)
-    tensors, model = Shards(folder), describe(folder)
-    _account(tensors, model)
-    with _complete(target) as scratch:
-        _write_host(tensors, model, scratch)
-        state = dict(part_tensors(tensors))
-        checkpoint.save(scratch, checkpoint.describe(model.parts, model.adapter), state)
-        model.host.config.save_pretrained(scratch)
-        generation_config(folder, model).save_pretrained(scratch)
-        processor.build(
-            folder, model.config, model.tower, tower_file(folder, "preprocessor_config.json")
-        ).save_pretrained(scratch)
-        _keep_small_files(folder, tensors, scratch / KEPT)
-        _verify(scratch)
-    return Conversion(len(tensors.file_of), len(tensors.file_of), model.trained)
+    made_of = functools.cache(lambda: finished.source_of(folder, "convert"))
+    with finished.alone(target, waiting):
+        found = finished.earlier(target, folder, made_of, force)
+        if found is not None:
+            return Conversion(**found, written=False)
+        tensors, model = Shards(folder), describe(folder)
+        _account(tensors, model)
+        done = Conversion(len(tensors.file_of), len(tensors.file_of), model.trained)
+        with finished.complete(target, made_of, done.told()) as scratch:
+            _write(folder, tensors, model, scratch)
+    return done
 
 
-def reverse(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Conversion:
+def _write(folder: Path, tensors: Shards, model: Model, scratch: Path) -> None:
+    """Everything of a converted folder."""
+    _write_host(tensors, model, scratch)
+    state = dict(part_tensors(tensors))
+    checkpoint.save(scratch, checkpoint.describe(model.parts, model.adapter), state)
+    model.host.config.save_pretrained(scratch)
+    generation_config(folder, model).save_pretrained(scratch)
+    processor.build(folder, model.config, model.tower, tower_file(folder, "preprocessor_config.json")).save_pretrained(
+        scratch
+    )
+    _keep_small_files(folder, tensors, scratch / KEPT)
+    _verify(scratch)
+
+
+def reverse(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    waiting: Callable[[], None] = lambda: None,
+) -> Conversion:
     """Write a converted (and perhaps further trained) model in the released layout again, bit for bit.
 
     Args:
         source: a folder that `convert` wrote.
-        out: a folder that doesn't exist yet.
+        out, force, waiting: as for `convert`.
 
     Raises:
-        ConfigError: ``out`` exists, a file names another one outside its folder, or tensors are missing or left
-            over; lists them.
+        ConfigError: ``out`` holds something else, a file names another one outside its folder, or tensors are missing
+            or left over; lists them.
+        WriteError: ``out`` can't be written.
     """
     folder, target = Path(source), Path(out)
-    file_of, vocabulary = _kept(folder)
-    host = Shards(folder)
-    _, parts = checkpoint.load(folder)
-    places = {layout.released_name(name, is_part=False): name for name in host.file_of}
-    routed = {layout.released_name(name, is_part=True): name for name in parts}
-    expected = {name for name in file_of if not layout.RECOMPUTED.search(name)}
-    _agree("released layout", expected, {str(name) for name in (*places, *routed)})
-    with _complete(target) as scratch:
-        total = 0
-        for file in sorted(set(file_of.values())):
-            here = sorted(name for name in expected if file_of[name] == file)
-            back = {places[name]: name for name in here if name in places}
-            loaded = {back[name]: tensor for name, tensor in host.read(sorted(back))}
-            for name in here:
-                if name in layout.PER_TOKEN:
-                    loaded[name] = loaded[name][:vocabulary]
-                if name in routed:
-                    loaded[name] = _part_back(name, parts[routed[name]])
-            total += sum(map(shards.nbytes, loaded.values()))
-            shards.write(scratch, file, loaded)
-        shards.write_index(scratch, {name: file_of[name] for name in expected}, total)
-        copy_small(folder, scratch, part=KEPT, leave=(SHARD_MAP, shards.INDEX))
-    return Conversion(len(expected), len(expected), bool(routed))
+    made_of = functools.cache(lambda: finished.source_of(folder, "reverse"))
+    with finished.alone(target, waiting):
+        found = finished.earlier(target, folder, made_of, force)
+        if found is not None:
+            return Conversion(**found, written=False)
+        file_of, vocabulary = _kept(folder)
+        host = Shards(folder)
+        _, parts = checkpoint.load(folder)
+        places = {layout.released_name(name, is_part=False): name for name in host.file_of}
+        routed = {layout.released_name(name, is_part=True): name for name in parts}
+        expected = {name for name in file_of if not layout.RECOMPUTED.search(name)}
+        _agree("released layout", expected, {str(name) for name in (*places, *routed)})
+        done = Conversion(len(expected), len(expected), bool(routed))
+        with finished.complete(target, made_of, done.told()) as scratch:
+            total = 0
+            for file in sorted(set(file_of.values())):
+                here = sorted(name for name in expected if file_of[name] == file)
+                back = {places[name]: name for name in here if name in places}
+                loaded = {back[name]: tensor for name, tensor in host.read(sorted(back))}
+                for name in here:
+                    if name in layout.PER_TOKEN:
+                        loaded[name] = loaded[name][:vocabulary]
+                    if name in routed:
+                        loaded[name] = _part_back(name, parts[routed[name]])
+                total += sum(map(shards.nbytes, loaded.values()))
+                shards.write(scratch, file, loaded)
+            shards.write_index(scratch, {name: file_of[name] for name in expected}, total)
+            copy_small(folder, scratch, part=KEPT, leave=(SHARD_MAP, shards.INDEX))
+    return done
 
 
 def _kept(folder: Path) -> tuple[dict[str, str], int]:
@@ -305,24 +344,3 @@ def _verify(folder: Path) -> None:
     problems = {kind: sorted(map(str, names)) for kind, names in loaded[1].items() if names}
     if problems:
         raise ConfigError(f"transformers doesn't find the converted host complete: {problems}.")
-
-
-@contextmanager
-def _complete(target: Path) -> Iterator[Path]:
-    """A scratch folder beside ``target`` that takes its place at the end, or vanishes."""
-    _require_free(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
-        scratch = Path(folder, "model")
-        scratch.mkdir()
-        yield scratch
-        try:
-            os.replace(scratch, target)
-        except OSError:
-            _require_free(target)  # as when another process was done first
-            raise
-
-
-def _require_free(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists already; give a new folder, or remove it first.")
