@@ -36,3 +36,17 @@ vllm env=".venv-vllm":
 # transformers' own tests on FlexModel beside the plain host (docs/clients.md); needs the network and pip install parameterized.
 hf-suite *args:
     python -m tests.hf_suite {{args}}
+
+# Every fault, tried in numbers; renews the tables of docs/reliability.md (about half an hour on 2 cores).
+torture scale="1":
+    python -m tests.torture --scale {{scale}} --write
+
+# The lowest versions that pyproject.toml names, in a fresh environment.
+lowest *args:
+    .ci/lowest {{args}}
+
+# What is installed against the public list of known vulnerabilities (needs the network), and its licences.
+audit:
+    pip install --quiet pip-audit
+    pip-audit --skip-editable
+    python -m tests.supply.licences
