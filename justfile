@@ -50,3 +50,11 @@ audit:
     pip install --quiet pip-audit
     pip-audit --skip-editable
     python -m tests.supply.licences
+
+# Source distribution and wheels into dist/, looked at as PyPI would; uploads nothing.
+release:
+    rm -rf dist
+    pip install --quiet build twine
+    python -m build --outdir dist .
+    for plugin in plugins/*/; do python -m build --wheel --outdir dist "$plugin" || exit 1; done
+    twine check --strict dist/*
