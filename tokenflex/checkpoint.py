@@ -140,7 +140,7 @@ def assemble(spec: Spec, adapter: HostFacts) -> Compressor:
     Raises:
         ConfigError: unknown format, keys or host type; the message says what to install or mend.
     """
-    _check_shape(spec)
+    check_shape(spec)
     grid = adapter.grid
     for key, actual in (
         ("model_type", adapter.model_type),
@@ -161,7 +161,12 @@ def assemble(spec: Spec, adapter: HostFacts) -> Compressor:
         ) from error
 
 
-def _check_shape(spec: Any) -> None:
+def check_shape(spec: Any) -> None:
+    """Refuse what isn't a description of parts: keys, types and sizes; settings of parts are theirs to check.
+
+    Raises:
+        ConfigError: names key and value.
+    """
     further = {ESCALATE, DIGEST}.intersection(spec) if isinstance(spec, Mapping) else set()
     _expect_keys(spec, {"format", "host", "parts"} | further, JSON_NAME)
     if type(spec["format"]) is not int or spec["format"] != FORMAT:
@@ -214,7 +219,7 @@ def promised(spec: Spec) -> Compressor:
     Raises:
         ConfigError: as for `assemble`.
     """
-    _check_shape(spec)
+    check_shape(spec)
     host = spec["host"]
     with torch.device("meta"):
         return assemble(spec, _Described(host["model_type"], host["dim"], Grid(*host["grid"]), host["options"]))
@@ -343,7 +348,7 @@ def load(folder: str | os.PathLike[str], revision: str | None = None) -> tuple[S
     if missing:
         raise ConfigError(_not_parts(source, missing[0]))
     spec = reading.json_file(page, largest=reading.LARGEST_SETTINGS)
-    _check_shape(spec)
+    check_shape(spec)
     digest = spec.pop(DIGEST, None)
     if digest is not None and not (isinstance(digest, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", digest)):
         raise ConfigError(f"{page}: {DIGEST}={digest!r:.200} isn't 'sha256:' and 64 digits; the file is damaged.")
@@ -397,7 +402,7 @@ def _carried(weights: Path, metadata: Mapping[str, str]) -> tuple[Any, str | Non
         return None, None
     carried = reading.json_text(metadata[DESCRIPTION], f"{weights}: {DESCRIPTION}")
     seal = carried.pop(SEAL, None) if isinstance(carried, dict) else None
-    _check_shape(carried)
+    check_shape(carried)
     if seal is not None and not isinstance(seal, str):
         raise ConfigError(f"{weights}: {SEAL}={seal!r:.200} isn't a text; the file is damaged.")
     return carried, seal

@@ -52,6 +52,38 @@ def whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextmanager
+def replaced(folder: Path, last: str, stale: str, keep: str) -> Iterator[Path]:
+    """A folder to write files to that take the places of those in ``folder`` once all are there.
+
+    If a process is killed, ``folder`` has its old files or its new ones, or lacks the file ``last``, without which it
+    isn't read. A folder that doesn't have that file is written directly.
+
+    Args:
+        last: name of the file that goes first and comes last.
+        stale: pattern of files that go if there is no new one of the same name.
+        keep: name of a file that whoever writes is to find, if it is there.
+    """
+    if not (folder / last).is_file():
+        yield folder
+        return
+    scratch = beside(folder / "save", hidden=True)
+    scratch.mkdir()
+    try:
+        if (folder / keep).is_file():
+            shutil.copy2(folder / keep, scratch)
+        yield scratch
+        names = sorted((path.name for path in scratch.iterdir()), key=lambda name: name == last)
+        (folder / last).unlink()
+        for path in folder.glob(stale):
+            if path.name not in names:
+                path.unlink()
+        for name in names:
+            os.replace(scratch / name, folder / name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def beside(path: Path, hidden: bool = False) -> Path:
     """A name beside ``path`` that nobody else has, and that `sweep` knows; nothing is made.
 

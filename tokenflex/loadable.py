@@ -5,16 +5,25 @@ class of one's own, adapters) would come back as something else, without an erro
 whatever the memory held.
 """
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokenflex.errors import ConfigError
+from tokenflex import reading
+from tokenflex.errors import ConfigError, TokenFlexError
 
 SHOWN = 4
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LAYERS = re.compile(r"(layers|depths?|blocks|num_experts|num_local_experts)$")
+"""Settings of transformers that say how often something with weights is built."""
+FEW = 64
+"""Layers that are always allowed."""
 CODE = frozenset({
     "_attn_implementation", "_attn_implementation_internal", "_experts_implementation",
     "_experts_implementation_internal", "attn_implementation", "auto_map", "experts_implementation",
@@ -155,8 +164,118 @@ def require_sound(state: Mapping[str, Tensor], where: str) -> None:
 
 
 def _finite(value: Tensor) -> bool:
-    """Whether all values are finite, whatever the type; 8-bit types know no isfinite and are widened."""
-    return value.is_meta or bool(torch.isfinite(value.float() if value.element_size() == 1 else value).all())
+    """Whether all values are finite, whatever the type; 8-bit types know no order and are widened."""
+    if value.is_meta or not value.numel():
+        return True
+    lowest, highest = torch.aminmax(value.float() if value.element_size() == 1 else value)
+    return bool(torch.isfinite(lowest) & torch.isfinite(highest))  # both are NaN where one value is
+
+
+@contextmanager
+def in_our_words(where: Any) -> Iterator[None]:
+    """Within, what transformers raises for a damaged folder here becomes an error of ours.
+
+    Of a repository on the model hub, errors of the network and of missing files stay as they are, and so do everywhere
+    missing packages and memory that a graphics card lacks.
+
+    Raises:
+        ConfigError: the folder, what is wrong with it, and what to do.
+    """
+    folder = isinstance(where, str | os.PathLike) and Path(where).is_dir()
+    try:
+        yield
+    except (TokenFlexError, ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not folder:
+            raise
+        raise ConfigError(
+            f"{where} can't be loaded: {type(error).__name__}: {error!s:.1000}. A file of it is damaged or of another "
+            "kind, or an argument doesn't fit it; save the model again, or download it again."
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model that transformers saved into a folder; empty where it has none by those names.
+
+    Raises:
+        ConfigError: an index isn't one, names a file elsewhere or one that isn't there, or a link leads elsewhere.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [reading.own_file(folder, WEIGHTS)]
+    if not (folder / INDEX).is_file():
+        return []
+    page = reading.own_file(folder, INDEX)
+    index = reading.json_file(page)
+    told = index.get("weight_map") if isinstance(index, Mapping) else None
+    if not isinstance(told, Mapping) or not all(isinstance(file, str) for file in told.values()):
+        raise ConfigError(f"{page} doesn't say which file holds each tensor. Save the model again.")
+    files = [reading.own_file(folder, file) for file in sorted(set(told.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ConfigError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names. Save the model again.")
+    return files
+
+
+def require_readable(folder: Path) -> dict[str, reading.Entry]:
+    """What the weights of a saved model are by their headers; its settings are read, and held against that.
+
+    Nothing is allocated for weights yet. Folders with weights under other names give nothing.
+
+    Raises:
+        ConfigError: a file can't be read, a tensor stands in two files, or the settings ask for more layers than the
+            files have tensors.
+    """
+    pages = {name: _settings(folder, name) for name in ("config.json", "generation_config.json")}
+    entries: dict[str, reading.Entry] = {}
+    for file in weight_files(folder):
+        found = reading.tensor_names(file)[1]
+        twice = sorted(entries.keys() & found)
+        if twice:
+            raise ConfigError(
+                f"{file}: tensors that other files of {folder} have as well: {first(twice)}. Save it again."
+            )
+        entries |= found
+    if entries:
+        _require_fewer_layers(pages["config.json"], max(len(entries), FEW), f"{folder / 'config.json'}")
+    return entries
+
+
+def _settings(folder: Path, name: str) -> Mapping[str, Any]:
+    """An object of a JSON file in the folder; empty where it has none."""
+    if not (folder / name).exists():
+        return {}
+    path = reading.own_file(folder, name)
+    found = reading.json_file(path, largest=reading.LARGEST_SETTINGS)
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{path} holds {type(found).__name__}, expected an object with settings. Save it again.")
+    return found
+
+
+def _require_fewer_layers(settings: Any, most: int, where: str) -> None:
+    """A layer has a tensor, so that settings of more layers than tensors are refused before they are built."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            _require_fewer_layers(value, most, f"{where}: {key}")
+        counts = value if isinstance(value, list) else [value]
+        if LAYERS.search(key) and any(type(one) is int and one > most for one in counts):
+            raise ConfigError(f"{where}: {key}={value!r:.200}; there are {most} tensors or fewer. The file is damaged.")
+
+
+def require_kinds(model: nn.Module, entries: Mapping[str, reading.Entry], where: Any) -> None:
+    """Refuse integers that were read where floats belong, and the other way round.
+
+    Raises:
+        ConfigError: names such tensors.
+    """
+    kinds = {name: kind(value.dtype) for name, value in model.state_dict().items()}
+    wrong = [
+        f"{name} is {entry.dtype}, expected {kinds[name]}"
+        for name, entry in entries.items()
+        if entry.kind and kinds.get(name, "") not in ("", entry.kind)
+    ]
+    if wrong:
+        raise ConfigError(f"{where}: {first(wrong)}. The weights are damaged; save or download them again.")
 
 
 def without_code(data: Any) -> Any:

@@ -71,11 +71,20 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """As transformers' own, except that a model is loaded as it was saved or not at all.
 
         Raises:
-            ConfigError: tensors are missing or have no place.
+            ConfigError: a file of the folder is damaged, or tensors are missing, have no place, another kind of number
+                than the model, or values that aren't finite.
         """
+        source, entries = pretrained_model_name_or_path, {}
         asked = kwargs.pop("output_loading_info", False)
-        made: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        loadable.require_complete(made[1], pretrained_model_name_or_path)
+        if kwargs.get("state_dict") is None:
+            kwargs.setdefault("use_safetensors", True)
+        if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+            entries = loadable.require_readable(Path(source, kwargs.get("subfolder") or ""))
+        with loadable.in_our_words(source):
+            made: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        loadable.require_complete(made[1], source)
+        loadable.require_kinds(made[0], entries, source)
+        loadable.require_sound(dict(made[0].named_parameters()), str(source))
         return made if asked else made[0]
 
     def get_input_embeddings(self) -> nn.Module:

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from tokenflex.errors import ConfigError
+from tokenflex import checkpoint
+from tokenflex.errors import ConfigError, TokenFlexError
 from tokenflex.loadable import without_code
 
 ALIGN = ("compact", "input")
@@ -77,8 +78,12 @@ class FlexConfig(PreTrainedConfig):
         """
         host = self.__dict__.pop("host", None)  # while it is away, the base class can't change it
         if not isinstance(host, PreTrainedConfig):
-            data = dict(host or {"model_type": "llava_next"})
-            host = AutoConfig.for_model(data.pop("model_type"), **data)
+            host = _made(host or {"model_type": "llava_next"})
+        for name in ("parts", "adapters"):
+            if not isinstance(getattr(self, name), dict | None):
+                raise ConfigError(f"config.json: {name}={getattr(self, name)!r:.200}; expected an object.")
+        if self.parts is not None:
+            checkpoint.check_shape(self.parts)
         shared = {name: kwargs.pop(name) for name in PASSED_ON if kwargs.get(name) is not None}
         shared |= {name: value for name, value in self.__dict__.items() if _changed(name, value)}
         shared |= {name: value for name, value in kwargs.items() if not _own(name) and name != "torch_dtype"}
@@ -159,6 +164,22 @@ class FlexConfig(PreTrainedConfig):
         """The host's text configuration."""
         host: Any = self.host
         return host.get_text_config(*args, **kwargs)
+
+
+def _made(data: Any) -> PreTrainedConfig:
+    """A host's configuration from a file's data.
+
+    Raises:
+        ConfigError: transformers can't make one of it.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
+        raise ConfigError(f"config.json: host={data!r:.200} doesn't say its model_type; the file is damaged.")
+    try:
+        return AutoConfig.for_model(**data)
+    except TokenFlexError:
+        raise
+    except Exception as error:  # whatever transformers raises for settings that it wasn't made for
+        raise ConfigError(f"config.json: host isn't a configuration: {type(error).__name__}: {error!s:.500}") from error
 
 
 def _own(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-from tokenflex import checkpoint
+from tokenflex import checkpoint, loadable
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import stock
 from tokenflex.hosts.turns import say_what_is_read
@@ -45,14 +45,19 @@ class Hosting(Escalatable, TextBatching, HostWeights, GenerationMixin):
             kwargs: all that transformers takes. Parts are never quantised.
 
         Raises:
-            ConfigError: tensors are missing or have no place, weights of the parts aren't finite, or the folder holds
-                parts only.
+            ConfigError: a file of the folder is damaged, tensors are missing, have no place or another kind of number
+                than the model, weights aren't finite, those of the parts aren't the ones that were saved, or the folder
+                holds parts only.
         """
-        saving.refuse_parts(pretrained_model_name_or_path)
+        source = pretrained_model_name_or_path
+        saving.refuse_parts(source)
         asked = kwargs.pop("output_loading_info", False)
-        made: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        entries = saving.require_readable(source, kwargs)
+        with loadable.in_our_words(source):
+            made: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         flex, info = made
-        saving.require_complete(flex, info, pretrained_model_name_or_path)
+        saving.require_complete(flex, info, source)
+        saving.require_as_saved(flex, entries, source)
         stock.base_of(flex.host).generation_config = flex.generation_config
         say_what_is_read(flex.adapter, flex.compressor.router)
         return (flex, info) if asked else flex
@@ -92,6 +97,7 @@ class Hosting(Escalatable, TextBatching, HostWeights, GenerationMixin):
         Raises:
             ConfigError: a part isn't registered under a name, or the host wouldn't come back as it is: adapters other
                 than LoRA, modules its configuration doesn't describe, quantisation that can't be saved.
+            WriteError: the folder can't be written, as on a full disk; a model that was there is still there.
         """
         reason = peft_hosts.refusal(self.host)
         if reason is not None:
@@ -100,7 +106,7 @@ class Hosting(Escalatable, TextBatching, HostWeights, GenerationMixin):
         self.config.adapters = peft_hosts.describe(self.host)
         saving.require_loadable(self, kwargs.get("state_dict"))
         kwargs.setdefault("save_original_format", False)
-        with saving.as_quantised(self):
+        with saving.as_quantised(self), saving.with_digest(self, kwargs.get("state_dict")):
             super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             saving.explain(self, save_directory)

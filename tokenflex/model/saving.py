@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from tokenflex import cards, checkpoint, loadable
+from tokenflex import cards, checkpoint, loadable, reading
 from tokenflex.errors import ConfigError
+from tokenflex.files import locked, replaced, sweep, sweep_tensors, writing
 from tokenflex.hosts import stock
-from tokenflex.model import peft_hosts
+from tokenflex.model import peft_hosts, stored
 
 QUANTISED = ("bitsandbytes",)
 """Methods of quantisation that are known to come back as they were inside a larger model."""
@@ -72,6 +73,60 @@ def require_complete(flex: Any, info: Mapping[str, Any], where: Any) -> None:
     flex.parts_made = True
 
 
+def require_readable(source: Any, options: dict[str, Any]) -> dict[str, reading.Entry]:
+    """What a folder's weights are by their headers, its files looked at before anything is built; empty of others.
+
+    Args:
+        options: of ``from_pretrained``; files that could hold code aren't read unless it is asked for.
+
+    Raises:
+        ConfigError: as for `loadable.require_readable`; or the folder's ``config.json`` has no parts.
+    """
+    if options.get("state_dict") is None:
+        options.setdefault("use_safetensors", True)
+    folder = Path(source, options.get("subfolder") or "") if isinstance(source, str | os.PathLike) else None
+    if folder is None or not folder.is_dir():
+        return {}
+    return loadable.require_readable(folder)
+
+
+def require_as_saved(flex: Any, entries: Mapping[str, reading.Entry], source: Any) -> None:
+    """Refuse a model whose weights aren't what was saved, as far as that can be told.
+
+    Args:
+        entries: what the files' headers say, empty where they weren't looked at.
+        source: folder or repository.
+
+    Raises:
+        ConfigError: weights aren't finite or of another kind of number, the parts' aren't those that were saved, or the
+            parts' description has an ``escalate`` that isn't one.
+    """
+    told = flex.config.parts.pop(checkpoint.DIGEST, None)
+    if entries and quantizer_of(flex) is None:
+        loadable.require_kinds(flex, entries, source)
+    if entries and (Path(source) / "config.json").is_file():
+        stored.require_same(told, str(source))
+    checkpoint.require_sound(dict(flex.named_parameters()), str(source))
+    flex.escalate  # noqa: B018 - what can't be read is refused here
+
+
+@contextmanager
+def with_digest(flex: Any, state: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Within, the model's configuration tells the digest of the parts' weights.
+
+    Args:
+        state: the tensors that are saved; None: the model's own.
+    """
+    found = stored.digest(flex.state_dict() if state is None else state)
+    described = flex.config.parts
+    if found is not None:
+        flex.config.parts = {**described, checkpoint.DIGEST: found}
+    try:
+        yield
+    finally:
+        flex.config.parts = described
+
+
 def _unsaved(parts: nn.Module) -> list[tuple[str, Tensor]]:
     """Buffers that aren't part of the state dict."""
     saved = set(parts.state_dict())
@@ -98,6 +153,31 @@ def as_quantised(flex: Any) -> Iterator[None]:
         if not own:
             del flex.hf_quantizer
             del flex.config.quantization_config
+
+
+@contextmanager
+def place(save_directory: str | os.PathLike[str], first: bool, uploads: bool) -> Iterator[Path]:
+    """The folder to save a model to: over one that is there, another one beside, whose files take its files' places.
+
+    One saver at a time, but for processes that work together, as those may wait for each other while they save.
+
+    Args:
+        first: whether this process writes.
+        uploads: the folder's name is needed as it is, and its files with it.
+
+    Raises:
+        WriteError: it can't be written.
+    """
+    folder = Path(save_directory)
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    with writing(folder), nullcontext() if together or not first else locked(folder):
+        if not first or uploads or folder.is_file():
+            yield folder
+            return
+        sweep(folder, ".save")
+        sweep_tensors(folder)
+        with replaced(folder, "config.json", "model*.safetensors*", cards.CARD_NAME) as found:
+            yield found
 
 
 def refuse_parts(source: Any) -> None:

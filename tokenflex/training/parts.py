@@ -1,26 +1,21 @@
 """Which parts a recipe trains: saved ones taken up, fresh ones by name. One rule, with the host and without it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from tokenflex import checkpoint
+from tokenflex import checkpoint, reading
 from tokenflex.checkpoint import KINDS, Spec
 from tokenflex.contracts import ComponentConfig
-from tokenflex.errors import ConfigError
-from tokenflex.files import bare_name
-from tokenflex.model import FlexConfig
+from tokenflex.errors import ConfigError, TokenFlexError
+from tokenflex.model import FlexConfig, stored
 from tokenflex.training.recipe import Recipe
-from tokenflex.training.resume import INDEX, WEIGHTS
 
 FRESH = {"scaler": "average-pool", "router": "avg", "voter": "position-weighted", "policy": "argmax"}
 """What fresh parts are where a recipe names none."""
-PREFIX = "compressor."
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,11 @@ def choose(recipe: Recipe, sources: Mapping[str, Saved]) -> Choice:
 def _asked(recipe: Recipe, kind: str, told: ComponentConfig | None) -> ComponentConfig:
     """Settings the recipe leaves out are those of the saved part of the same name."""
     name, settings = getattr(recipe, kind, None), getattr(recipe, f"{kind}_config", None)
-    settings = json.loads(settings) if isinstance(settings, str) else settings or {}
+    if isinstance(settings, str):
+        settings = reading.json_text(settings, f"{kind}_config of the recipe")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(f"{kind}_config={settings!r:.200}; give the settings by name, as {{name: value}}.")
+    settings = dict(settings or {})
     if told is not None and (name is None or KINDS[kind].get(name) is told.owner):
         return type(told).from_dict({**told.to_dict(), **settings})
     return KINDS[kind].get(name or FRESH[kind]).Config.from_dict(settings)
@@ -137,53 +136,15 @@ def of_host(host: str) -> dict[str, Saved]:
     """
     try:
         config = AutoConfig.from_pretrained(host)
-    except (OSError, ValueError) as error:
+    except TokenFlexError:
+        raise
+    except Exception as error:  # whatever transformers raises for settings that it wasn't made for
         raise ConfigError(f"host {host!r} can't be read: {error} Give a folder or hub id with a model.") from error
     if not isinstance(config, FlexConfig) or config.parts is None:
         return {}
-    state = _state(host)
+    told = config.parts.get(checkpoint.DIGEST)
+    state = stored.weights(host)
+    if Path(host).is_dir():
+        stored.require_same(told, host)
     checkpoint.require_sound(state, host)
     return dict.fromkeys(KINDS, Saved(host, config.parts, state))
-
-
-def _state(host: str) -> dict[str, Tensor]:
-    whole, index = _file(host, WEIGHTS), _file(host, INDEX)
-    if whole is None and index is None:
-        raise ConfigError(f"host {host!r} has neither {WEIGHTS} nor {INDEX}. Save it with save_pretrained().")
-    state: dict[str, Tensor] = {}
-    for path in _shards(host, index) if whole is None else [whole]:
-        try:
-            with safe_open(path, "pt") as held:
-                state |= {k.removeprefix(PREFIX): held.get_tensor(k) for k in held.keys() if k.startswith(PREFIX)}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{path} can't be read as safetensors: {error}. Save the model again.") from error
-    return state
-
-
-def _shards(host: str, index: Path | None) -> list[Path]:
-    """The files that hold weights of parts."""
-    try:
-        assert index is not None
-        told = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({bare_name(file) for name, file in told.items() if name.startswith(PREFIX)})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{index} isn't an index of shards: {error}. Save the model again.") from error
-    found = {name: _file(host, name) for name in names}
-    missing = [name for name, path in found.items() if path is None]
-    if missing:
-        raise ConfigError(f"host {host!r} lacks {', '.join(missing)}, which {INDEX} names. Save the model again.")
-    return [path for path in found.values() if path is not None]
-
-
-def _file(host: str, name: str) -> Path | None:
-    if Path(host).is_dir():
-        return Path(host, name) if Path(host, name).is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(host, name))
-    except EntryNotFoundError:
-        return None
-    except Exception as error:
-        raise ConfigError(f"{name} of {host!r} can't be fetched from the hub: {error}") from error
