@@ -52,12 +52,35 @@ def run(
         router_rows: which tokens vote; see `AVGRouter.Config`.
 
     Raises:
-        ConfigError: the device isn't there, host or levels aren't known, or a library isn't installed.
+        ConfigError: the device isn't there, host or levels aren't known, a library isn't installed, or another process
+            does the same in ``out``.
     """
     plan, console, where = plan or Plan(), Console(), _device(device)
-    sized, host = levels == RESOLUTION, check(_host(host, levels))
-    MultiGranularityObjective(levels="all" if sized else levels)  # refuses what it doesn't know
+    host = check(_host(host, levels))
+    MultiGranularityObjective(levels="all" if levels == RESOLUTION else levels)  # refuses what it doesn't know
     folder = Path(out)
+    with locked(folder, "quickstart", waiting=lambda: _refuse(folder)):
+        return _run(folder, plan, console, where, seed=seed, host=host, levels=levels, router_rows=router_rows)
+
+
+def _refuse(folder: Path) -> None:
+    raise ConfigError(
+        f"another process on this machine runs the quickstart into {folder}. Wait for its end, or give another --out."
+    )
+
+
+def _run(
+    folder: Path,
+    plan: Plan,
+    console: Console,
+    where: torch.device,
+    *,
+    seed: int,
+    host: str,
+    levels: str,
+    router_rows: str,
+) -> dict[str, Any]:
+    sized = levels == RESOLUTION
     folder.mkdir(parents=True, exist_ok=True)
     asked = {"plan": plan, "seed": seed, "host": host, "levels": levels, "rows": router_rows, "device": where.type}
     unfinished = Unfinished(folder, asked)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from tokenflex import checkpoint
 from tokenflex.errors import ConfigError
-from tokenflex.files import bare_name
+from tokenflex.files import bare_name, sweep_tensors
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer", "scheduler.pt"
 WEIGHTS, INDEX, SHARDED = "model.safetensors", "model.safetensors.index.json", "pytorch_model_fsdp"
@@ -71,6 +71,15 @@ def fault(folder: Path) -> str | None:
         or _optimizer_fault(folder, engine)
         or next((f"{path.name} is cut short" for path in _archives(folder) if not zipfile.is_zipfile(path)), None)
     )
+
+
+def begin_again(folder: Path) -> None:
+    """Make a folder that is written again unfinished until its last file, ``trainer_state.json``, is there again.
+
+    What savers that were killed left in it is removed.
+    """
+    (folder / STATE).unlink(missing_ok=True)
+    sweep_tensors(folder)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """Does what a recipe says: train a stage, or score its data."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 from tokenflex import compressor
 from tokenflex.checkpoint import KINDS, adapter_for, adapter_of, assemble, describe, fill
 from tokenflex.errors import ConfigError
+from tokenflex.files import locked, writing
 from tokenflex.hosts import varlen
 from tokenflex.model import FlexModel
 from tokenflex.model.loading import fresh
 from tokenflex.training import parts
 from tokenflex.training.collate import FlexCollator
 from tokenflex.training.data import ChatDataset, read_rows
+from tokenflex.training.lost import told_of_lost_processes
 from tokenflex.training.recipe import Recipe
 from tokenflex.training.resume import checkpoint_to_resume
 from tokenflex.training.router_only import RouterModel, facts_of, require_scaler
@@ -35,9 +38,33 @@ def train(recipe: Recipe, arguments: FlexTrainingArguments, say: Say = lambda li
         say: is told where the parts come from, and what training goes on from.
 
     Raises:
-        ConfigError: something can't be loaded, the recipe contradicts saved parts, or the stored feedback belongs to
-            something else.
+        ConfigError: something can't be loaded, the recipe contradicts saved parts, the stored feedback belongs to
+            something else, or another process trains into ``output_dir``.
+        LostProcessError, WriteError: as for `FlexTrainer.train`.
     """
+    with _alone(arguments):
+        return _train(recipe, arguments, say)
+
+
+@contextmanager
+def _alone(arguments: FlexTrainingArguments) -> Iterator[None]:
+    """One run into a folder at a time; its first process keeps the lock for all of them.
+
+    Raises:
+        ConfigError: another one is under way.
+    """
+    folder = Path(arguments.output_dir or ".")
+
+    def refuse() -> None:
+        raise ConfigError(
+            f"another process on this machine is training into {folder}. Wait for its end, or give another output_dir."
+        )
+
+    with locked(folder, "train", waiting=refuse) if arguments.process_index == 0 else nullcontext():
+        yield
+
+
+def _train(recipe: Recipe, arguments: FlexTrainingArguments, say: Say) -> FlexTrainer:
     set_seed(arguments.seed)
     stage = recipe.preset()
     resumed = checkpoint_to_resume(arguments.output_dir or ".", arguments.resume_from_checkpoint, say)
@@ -56,10 +83,11 @@ def train(recipe: Recipe, arguments: FlexTrainingArguments, say: Say = lambda li
         else:
             trainer = FlexTrainer(flex, arguments, **given)
     trainer.train(resume_from_checkpoint=resumed)
-    trainer.save_model()
-    trainer.save_parts(arguments.output_dir or ".")
-    if trainer.is_world_process_zero():
-        processor.save_pretrained(arguments.output_dir)
+    with writing(Path(arguments.output_dir or ".")), told_of_lost_processes():
+        trainer.save_model()
+        trainer.save_parts(arguments.output_dir or ".")
+        if trainer.is_world_process_zero():
+            processor.save_pretrained(arguments.output_dir)
     return trainer
 
 
@@ -71,26 +99,29 @@ def feedback(recipe: Recipe, arguments: FlexTrainingArguments, say: Say = lambda
 
     Raises:
         ConfigError: the recipe names no folder for it, or what is there belongs to something else.
+        LostProcessError: a process that reads data was killed, or another rank is gone.
+        WriteError: the folder can't be written, as on a full disk; what was scored is kept.
     """
     if recipe.feedback is None:
         raise ConfigError("the recipe names no folder for the feedback. Add e.g. 'feedback: runs/feedback'.")
     dataset, collator = _data(recipe)
     flex, _ = load(recipe, say, arguments.seed)
-    return score(
-        flex.to(arguments.device),  # pyright: ignore[reportArgumentType]
-        dataset,
-        collator,
-        recipe.feedback,
-        batch_size=arguments.per_device_eval_batch_size,
-        part_size=recipe.part_size,
-        router_inputs=recipe.levels_cache_dtype if recipe.levels_cache else None,
-        router_inputs_at=recipe.levels_cache_at,
-        vocabulary_chunk=recipe.vocabulary_chunk,
-        precision=precision_of(arguments),
-        workers=arguments.dataloader_num_workers,
-        progress=not arguments.disable_tqdm,
-        say=say,
-    )
+    with told_of_lost_processes():
+        return score(
+            flex.to(arguments.device),  # pyright: ignore[reportArgumentType]
+            dataset,
+            collator,
+            recipe.feedback,
+            batch_size=arguments.per_device_eval_batch_size,
+            part_size=recipe.part_size,
+            router_inputs=recipe.levels_cache_dtype if recipe.levels_cache else None,
+            router_inputs_at=recipe.levels_cache_at,
+            vocabulary_chunk=recipe.vocabulary_chunk,
+            precision=precision_of(arguments),
+            workers=arguments.dataloader_num_workers,
+            progress=not arguments.disable_tqdm,
+            say=say,
+        )
 
 
 def _store(recipe: Recipe, stage: Stage) -> FeedbackStore | None:

@@ -10,16 +10,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokenflex import checkpoint
 from tokenflex.errors import ConfigError
+from tokenflex.files import writing
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import FlexModel
 from tokenflex.training.accepted import as_ours, require_accepted, require_metric, whole_batches
 from tokenflex.training.fingerprint import fingerprint
 from tokenflex.training.flags import HostFlags
+from tokenflex.training.lost import told_of_lost_processes
 from tokenflex.training.objectives import FEEDBACK, LanguageObjective, MultiGranularityObjective, RGLFObjective
-from tokenflex.training.resume import checkpoint_to_resume
+from tokenflex.training.resume import begin_again, checkpoint_to_resume
 from tokenflex.training.router_only import FeedbackCollator, RouterModel, StoredRows, WithFeedback, stored_batch
 from tokenflex.training.stages import STAGES, Stage, select
 from tokenflex.training.store import FeedbackStore
@@ -117,14 +120,18 @@ class FlexTrainer(Trainer):
 
         Raises:
             ConfigError: the folder doesn't hold a whole checkpoint, or one of other parts.
+            LostProcessError: a process that reads data was killed, or another rank is gone.
+            WriteError: a checkpoint can't be written, as on a full disk; those before it are kept.
         """
         say = logger.warning if self.is_world_process_zero() else logger.debug
         found = checkpoint_to_resume(self.args.output_dir or ".", resume_from_checkpoint, say)
         if self._host_flags is None:
-            return super().train(found, *args, **kwargs)
+            with told_of_lost_processes():
+                return super().train(found, *args, **kwargs)
         select(self.accelerator.unwrap_model(self.model), self.stage)  # again, if this isn't the first time
         try:
-            return super().train(found, *args, **kwargs)
+            with told_of_lost_processes():
+                return super().train(found, *args, **kwargs)
         finally:
             self._host_flags.restore()
 
@@ -257,17 +264,23 @@ class FlexTrainer(Trainer):
         missing = (inputs["labels"][:, 1:] == IGNORE).all(-1) if stored is None else stored.isnan().all(-1)
         self.samples_without_answers += int(missing.sum())
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with writing(folder):
+            if self.args.should_save:
+                begin_again(folder)
+            super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self.trains_host:
-            super()._save(output_dir, state_dict)
-            return
-        folder = output_dir or self.args.output_dir
-        if self.args.should_save:
-            assert folder is not None
-            self._write_parts(folder, state_dict)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
-            torch.save(self.args, Path(folder, "training_args.bin"))
+        folder = Path(output_dir or self.args.output_dir or ".")
+        with writing(folder):
+            if self.trains_host:
+                super()._save(output_dir, state_dict)
+            elif self.args.should_save:
+                self._write_parts(folder, state_dict)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(folder)
+                torch.save(self.args, folder / "training_args.bin")
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
         """As `FlexModel.save_parts`; call it in all processes, as sharded parameters are gathered from all of them."""
