@@ -20,6 +20,7 @@ from tokenflex.errors import InputError
 from tokenflex.hosts import placeholders
 from tokenflex.hosts.encoded import layout_of
 from tokenflex.hosts.placeholders import Plan
+from tokenflex.hosts.refusing import refusing, sized
 from tokenflex.hosts.stretches import Stretch, Strip, packed
 from tokenflex.hosts.tower_attention import attending
 
@@ -73,13 +74,15 @@ def encoded_pictures(model: Any, batch: HostBatch, **options: Any) -> Any:
     """
     sizes = torch.tensor([canvas_size(model.config, size) for size in image_sizes(batch.inputs, batch.cpu)])
     pixels = batch.inputs["pixel_values"]
-    return model.get_image_features(pixels, sizes, return_dict=True, **_given(batch.inputs), **options)
+    with refusing({"pixel_values": pixels, "image_sizes": batch.inputs.get("image_sizes")}):
+        return model.get_image_features(pixels, sizes, return_dict=True, **_given(batch.inputs), **options)
 
 
 def encoded_clips(model: Any, inputs: HostInputs, **options: Any) -> Any:
     """The host's output for the batch's clips, packed ``(clips, packed, dim)``."""
     pixels = inputs["pixel_values_videos"]
-    return model.get_video_features(pixels, return_dict=True, **_given(inputs), **options)
+    with refusing({"pixel_values_videos": pixels}):
+        return model.get_video_features(pixels, return_dict=True, **_given(inputs), **options)
 
 
 def encoded(model: Any, batch: HostBatch, attention: bool, **options: Any) -> tuple[VisualTokens, ...]:
@@ -117,18 +120,20 @@ def image_sizes(inputs: HostInputs, cpu: Mapping[str, Tensor]) -> list[tuple[int
         cpu: ``image_sizes`` on the CPU, where it is a tensor.
 
     Raises:
-        InputError: there are more or fewer sizes than pictures.
+        InputError: there are more or fewer sizes than pictures, or a size is none.
     """
-    pixels, sizes = inputs.get("pixel_values"), cpu.get("image_sizes", inputs.get("image_sizes"))
+    pixels = inputs.get("pixel_values")
     if pixels is None:
         return []
-    if sizes is None or len(sizes) != len(pixels):
+    if not isinstance(pixels, Tensor):
+        raise InputError(f"pixel_values is a {type(pixels).__name__}; expected a tensor, as the processor made it.")
+    sizes = sized(inputs, cpu, ("image_sizes",))["image_sizes"]
+    if len(sizes) != len(pixels):
         raise InputError(
-            f"pixel_values holds {len(pixels)} images, image_sizes "
-            f"{'is missing' if sizes is None else f'holds {len(sizes)}'}; pass both as the processor made them."
+            f"pixel_values holds {len(pixels)} images, image_sizes holds {len(sizes)}; pass both as the processor made "
+            "them."
         )
-    listed = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-    return [(int(height), int(width)) for height, width in listed]
+    return [(height, width) for height, width in sizes.tolist()]
 
 
 def clips(inputs: HostInputs, grid: Grid, ends: int) -> list[Strip]:
@@ -144,10 +149,11 @@ def clips(inputs: HostInputs, grid: Grid, ends: int) -> list[Strip]:
     pixels = inputs.get("pixel_values_videos")
     if pixels is None:
         return []
-    if pixels.dim() != 5:
+    axes = pixels.dim() if isinstance(pixels, Tensor) else None
+    if axes != 5:
         raise InputError(
-            f"pixel_values_videos has {pixels.dim()} axes; the host takes 5: clips, frames, channels, height, width. "
-            "Pass it as the processor made it."
+            f"pixel_values_videos {f'has {axes} axes' if axes is not None else f'is a {type(pixels).__name__}'}; the "
+            "host takes a tensor of 5: clips, frames, channels, height, width. Pass it as the processor made it."
         )
     return [Strip(grid=grid, views=pixels.shape[1], ends=ends, clip=True) for _ in pixels]
 

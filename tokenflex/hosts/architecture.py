@@ -46,7 +46,11 @@ class Unit:
 
     def placeholders_of(self, layout: Grid | int) -> int:
         """Placeholders in all once each view keeps ``layout``."""
-        return sum(self.kept(layout))
+        grid = layout if isinstance(layout, Grid) else Grid(1, layout)
+        if self.runs == "rows":
+            return grid.cols * max(min(grid.rows, self.grid.rows), 1)
+        tokens = self.views * grid.rows * (grid.cols + self.newline)
+        return tokens if self.runs == "views" else self.begin + tokens + self.end
 
     def kept(self, layout: Grid | int, frames: Sequence[int] | None = None) -> tuple[int, ...]:
         """Placeholders per run once each view keeps ``layout``.

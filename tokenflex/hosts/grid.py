@@ -26,6 +26,7 @@ from tokenflex.hosts.architectures import ARCHITECTURES, READABLE, unpackable
 from tokenflex.hosts.encoded import Item, layout_of
 from tokenflex.hosts.placeholders import Plan
 from tokenflex.hosts.positions import FRAME_SECONDS, Positions, compact_grids, full_positions, span_positions
+from tokenflex.hosts.refusing import refusing, sized
 from tokenflex.hosts.resizing import Picture, Resizing, check_images, check_shares, smaller_batch
 from tokenflex.hosts.resizings import resizing_of
 from tokenflex.hosts.tower_attention import attending, unreadable
@@ -165,8 +166,7 @@ class GridAdapter(HostAdapter):
             if modality.type is not None:
                 types = self._typed(cpu)[str(self.architecture.types)] if types is None else types
                 shown = shown & (types == modality.type)
-            given = inputs.get(modality.pixels) is not None
-            units = list(modality.units(self._model.config, known, shown)) if given else []
+            units = self._units(modality, known, cpu, shown)
             if self.route_per == "tile":
                 units = [tile for unit in units for tile in unit.tiles()]
             spans = placeholders.locate(shown, [unit.placeholders for unit in units])
@@ -180,6 +180,41 @@ class GridAdapter(HostAdapter):
             tuple(unit.views * unit.clip for _, unit, _ in items),
             tuple(items),
         )
+
+    def _units(self, modality: Modality, known: HostInputs, cpu: dict[str, Tensor], shown: Tensor) -> list[Unit]:
+        """What of one kind the batch shows, in order.
+
+        Args:
+            known: the batch, what says what is where on the CPU.
+            cpu: what of it is there; sizes that aren't tensors are added.
+            shown: where its placeholders are.
+
+        Raises:
+            InputError: sizes are none, or nothing in the text stands for the pictures.
+        """
+        pixels = known.get(modality.pixels)
+        if pixels is None:
+            return []
+        names = (*modality.sizes, *((modality.grids,) if modality.grids else ()))
+        sizes = sized(known, cpu, names)
+        cpu |= sizes
+        told = {name: known.get(name) for name in (modality.pixels, *names)}
+        with refusing(told, "what counts the pictures' tokens"):
+            units = list(modality.units(self._model.config, {**known, **sizes}, shown))
+        for number, unit in enumerate(units):
+            if min(unit.grid.rows, unit.grid.cols, unit.views) < 1:
+                said = ", ".join(f"{name} {value[number].tolist()}" for name, value in sizes.items())
+                raise InputError(
+                    f"picture {number} ({said}) is smaller than a token. Pass it as the processor made it."
+                )
+        if not units:
+            token = getattr(self._model.config, modality.token)
+            raise InputError(
+                f"{modality.pixels} {tuple(getattr(pixels, 'shape', ()))} came with a text that has no placeholder for "
+                f"it (token {token}). Make text and pictures with the same processor call, or leave {modality.pixels} "
+                "out."
+            )
+        return units
 
     def encode(self, batch: HostBatch, attention: bool = False) -> tuple[VisualTokens, ...]:
         """One item per unit; clips after pictures."""
@@ -204,8 +239,9 @@ class GridAdapter(HostAdapter):
         attention: bool = False,
     ) -> list[VisualTokens]:
         asked = {"output_hidden_states": True} if attention else {}
-        output = getattr(self._model.base_model, modality.encoder)(**given, **asked, return_dict=True)
-        images = encoded.read(output, units, spans, self.architecture.mark_field)
+        with refusing(given):
+            output = getattr(self._model.base_model, modality.encoder)(**given, **asked, return_dict=True)
+            images = encoded.read(output, units, spans, self.architecture.mark_field)
         if attention:
             images = attending(images, self._model, self.architecture.vision_tower, output.hidden_states, given)
         return images
@@ -297,10 +333,11 @@ class GridAdapter(HostAdapter):
         for modality in self.architecture.modalities:
             mine = [i for i in images if batch.items[i][0] is modality]
             asked = [pictures[i] for i in mine]
-            for call in self._resizing.calls(self._model.config, modality, batch, asked) if mine else ():
-                units, spans = [asked[k].unit for k in call.which], [batch.spans[mine[k]] for k in call.which]
-                found = self._encoded(modality, call.inputs, units, spans)
-                made.update(zip((mine[k] for k in call.which), found, strict=True))
+            with refusing({modality.pixels: batch.inputs.get(modality.pixels)}):
+                for call in self._resizing.calls(self._model.config, modality, batch, asked) if mine else ():
+                    units, spans = [asked[k].unit for k in call.which], [batch.spans[mine[k]] for k in call.which]
+                    found = self._encoded(modality, call.inputs, units, spans)
+                    made.update(zip((mine[k] for k in call.which), found, strict=True))
         return tuple(made[i] for i in images)
 
     def processor_kwargs(self, batch: HostBatch, image: int, tokens: int) -> Mapping[str, Any]:

@@ -31,6 +31,7 @@ from tokenflex.contracts import (
 )
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.hosts import anyres, placeholders, resized_tiles, stock
+from tokenflex.hosts.refusing import sized
 from tokenflex.hosts.stretches import Stretch, Strip, Tiled
 from tokenflex.hosts.tower_attention import unreadable
 from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
@@ -231,14 +232,13 @@ def _companies(inputs: HostInputs, cpu: Mapping[str, Tensor], pictures: int) -> 
     Raises:
         InputError: ``batch_num_images`` tells of another number of pictures.
     """
-    told = cpu.get("batch_num_images", inputs.get("batch_num_images"))
+    told = sized(inputs, cpu, ("batch_num_images",)).get("batch_num_images")
     if told is None:
         return [1] * pictures
-    listed = told.tolist() if isinstance(told, Tensor) else told
-    found = [int(count) for count in listed for _ in range(int(count))]
-    if len(found) != pictures:
+    counts = told.tolist()
+    if sum(counts) != pictures:
         raise InputError(
-            f"batch_num_images adds up to {len(found)} pictures, pixel_values holds {pictures}; pass both as the "
+            f"batch_num_images adds up to {sum(counts)} pictures, pixel_values holds {pictures}; pass both as the "
             "processor made them."
         )
-    return found
+    return [count for count in counts for _ in range(count)]

@@ -80,7 +80,7 @@ def locate(shown: Bool[Tensor, "rows length"] | Bool[np.ndarray, "rows length"],
         start, first = 0, len(spans)
         while start < len(at) and len(spans) < len(counts):
             size = counts[len(spans)]
-            spans.append(Span(row, at[start : start + size]))
+            spans.append(Span(row, at[start : min(start + size, len(at))]))
             start += size
         if start != len(at):
             if not counts:

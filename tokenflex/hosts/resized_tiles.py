@@ -21,6 +21,7 @@ from tokenflex.contracts import Grid, HostBatch, VisualTokens
 from tokenflex.contracts.scaler import SLACK
 from tokenflex.hosts import anyres, placeholders
 from tokenflex.hosts.anyres import Item
+from tokenflex.hosts.refusing import refusing
 from tokenflex.hosts.resizing import check_images, check_shares, rewritten
 from tokenflex.hosts.stretches import Stretch, Strip, Tiled
 from tokenflex.ops import pixels
@@ -86,8 +87,9 @@ def encode(model: Any, batch: HostBatch, shares: Sequence[float], images: Sequen
     clips = [i for i in images if batch.items[i].key == "video"]
     found: list[VisualTokens] = []
     if pictures:
-        views = _views(model.config, batch, made, pictures)
-        tokens = _encoded(model, torch.cat(views), batch).split([len(one) for one in views])
+        with refusing({"pixel_values": batch.inputs["pixel_values"]}):
+            views = _views(model.config, batch, made, pictures)
+            tokens = _encoded(model, torch.cat(views), batch).split([len(one) for one in views])
         found += [
             VisualTokens(one, made[i].grid, row=batch.spans[i].row) for i, one in zip(pictures, tokens, strict=True)
         ]

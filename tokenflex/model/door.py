@@ -1,6 +1,6 @@
 """What a batch must be before anything is done with it: refused by name here, instead of deep inside or not at all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,12 +8,14 @@ from torch import Tensor
 
 from tokenflex.contracts import HostAdapter, HostBatch
 from tokenflex.errors import InputError
-from tokenflex.hosts.placeholders import IGNORE, SEQUENCE_KEYS
+from tokenflex.hosts import stock
+from tokenflex.hosts.placeholders import IGNORE, SEQUENCE_KEYS, TOKEN_KEYS
 
 ENCODED = "mm_encoder_outputs"
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Inputs that say where packed samples begin, in positions of the caller's sequence."""
 TEXT = ("input_ids", "inputs_embeds")
+TYPES = tuple(name for name in TOKEN_KEYS if name != "labels")
 SHIFTED = "shift_labels"
 """Labels that stand at the position which predicts them."""
 
@@ -72,6 +74,7 @@ def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0, prefixe
             _check_mask(given, ids, held, bool(shown))
     if shown:
         assert isinstance(ids, Tensor)
+        _check_types(given, ids)
         _check_positions(given, ids, {*adapter.encoder_inputs, *adapter.position_inputs})
 
 
@@ -128,18 +131,82 @@ def _check_labels(batch: Mapping[str, Any], ids: Tensor) -> None:
                 f"{name}: {shape}, input_ids {tuple(ids.shape)}; give one label per token, {IGNORE} where nothing is "
                 "supervised."
             )
+        if labels is not None and (labels.is_floating_point() or labels.dtype == torch.bool):
+            raise InputError(f"{name} is {labels.dtype}; give token ids as integers, {IGNORE} where nothing is taught.")
 
 
-def check_targets(batch: HostBatch, adapter: HostAdapter) -> None:
-    """Refuse labels on placeholders, once the batch is read.
+def _check_types(batch: Mapping[str, Any], ids: Tensor) -> None:
+    """Token types, which say what each token is."""
+    for name in TYPES:
+        types = batch.get(name)
+        if types is not None and (
+            not isinstance(types, Tensor) or types.shape != ids.shape or types.is_floating_point()
+        ):
+            shape = f"{types.dtype} {tuple(types.shape)}" if isinstance(types, Tensor) else type(types).__name__
+            raise InputError(
+                f"{name} is {shape}; expected integers of input_ids' shape {tuple(ids.shape)}, as the processor made "
+                "them."
+            )
+
+
+def check_contents(batch: HostBatch, adapter: HostAdapter) -> None:
+    """Refuse numbers that stand for nothing, once the batch is read and they are on the CPU.
 
     Raises:
-        InputError: the message says how to take them off.
+        InputError: ids or labels that the vocabulary doesn't have, rows without a token, a mask of images that says
+            more than yes and no, or labels on placeholders; the message names the row and the value.
     """
-    tokens, labels = adapter.placeholder_ids, batch.cpu.get("labels")
+    ids, labels, mask = batch.cpu["input_ids"], batch.cpu.get("labels"), batch.cpu.get("attention_mask")
+    words = _vocabulary(adapter)
+    if words is not None:
+        known = torch.isin(ids, torch.tensor(adapter.placeholder_ids, dtype=ids.dtype))
+        _refuse_unknown("input_ids", ids, known, words)
+        if labels is not None:
+            _refuse_unknown("labels", labels, (labels == IGNORE) | torch.isin(labels, ids[known]), words)
+    if mask is not None:
+        _check_marks(mask, bool(batch.spans))
+    _check_targets(ids, labels, adapter.placeholder_ids)
+
+
+def _vocabulary(adapter: HostAdapter) -> int | None:
+    """How many tokens the host has embeddings for; None where it doesn't say."""
+    model = stock.base_of(adapter.host)
+    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return getattr(table, "num_embeddings", None)
+
+
+def _refuse_unknown(name: str, values: Tensor, known: Tensor, words: int) -> None:
+    wrong = ~known & ((values < 0) | (values >= words))
+    if bool(wrong.any()):
+        row, place = (int(axis[0]) for axis in wrong.nonzero(as_tuple=True))
+        also = f", or {IGNORE} where nothing is supervised" if name == "labels" else ""
+        raise InputError(
+            f"{name} of row {row} has {int(values[row, place])} at position {place}; the host's vocabulary is 0 to "
+            f"{words - 1}{also}. Use the tokenizer that belongs to the host."
+        )
+
+
+def _check_marks(mask: Tensor, shown: bool) -> None:
+    """Masks of shape ``(rows, length)``, on the CPU."""
+    empty = (mask == 0).all(-1)
+    if bool(empty.any()):
+        raise InputError(
+            f"attention_mask is 0 on every token of row {int(empty.nonzero()[0])}, so nothing is asked there. Leave "
+            "the row out, or let the mask be 1 on its tokens."
+        )
+    other = (mask != 0) & (mask != 1)
+    if shown and bool(other.any()):
+        row, place = (int(axis[0]) for axis in other.nonzero(as_tuple=True))
+        raise InputError(
+            f"attention_mask of row {row} has {mask[row, place].item()} at position {place}; where images are "
+            "shortened it must be 1 for tokens and 0 for padding."
+        )
+
+
+def _check_targets(ids: Tensor, labels: Tensor | None, tokens: Sequence[int]) -> None:
     if not tokens or labels is None:
         return
-    places = torch.isin(batch.cpu["input_ids"], torch.tensor(tokens)) & (labels != IGNORE)
+    places = torch.isin(ids, torch.tensor(tokens)) & (labels != IGNORE)
     if bool(places.any()):
         raise InputError(
             f"labels supervise {int(places.sum())} image placeholders (token {' or '.join(map(str, tokens))}), whose "

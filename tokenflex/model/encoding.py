@@ -33,11 +33,12 @@ def encode(flex: FlexModel, inputs: HostInputs, look: bool = True) -> Encoded:
             need instructions get them anyway.
 
     Raises:
-        InputError: images and placeholders don't match, or labels stand on placeholders.
+        InputError: images and placeholders don't match, labels stand on placeholders, or as for
+            `tokenflex.model.door.check_contents`.
     """
     adapter, needs = flex.adapter, flex.compressor.needs
     batch, tower = adapter.read(inputs), tower_of(adapter, flex.compressor)
-    door.check_targets(batch, adapter)
+    door.check_contents(batch, adapter)
     images = tower.look(batch, look)
     instructions: tuple[Instruction, ...] = ()
     if batch.spans and (look or "instruction" in needs):

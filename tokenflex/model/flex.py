@@ -134,8 +134,9 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
             look: whether anyone will look at the images before levels are chosen, as the router does.
 
         Raises:
-            InputError: images and placeholders don't match, or labels stand on placeholders.
+            InputError: images and placeholders don't match, labels stand on placeholders, or the batch isn't one.
         """
+        door.check(inputs, self.adapter)
         return encoding.encode(self, inputs, look)
 
     def scores(self, encoded: Encoded) -> Float[Tensor, "images levels"]:
@@ -218,7 +219,6 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
             ConfigError: as for `prepare`.
         """
         request.check(self, inputs, level, budget)
-        door.check(inputs, self.adapter)
         levels, policy = request.read(level, budget, self.compressor.num_levels)
         encoded = self.encode(inputs, look=levels is None)
         batch = encoded.batch
