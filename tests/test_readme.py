@@ -1,34 +1,47 @@
 """What the README shows runs."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+import tokenflex
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+MODEL = "llava-hf/llava-v1.6-vicuna-7b-hf"
 
 
-def test_the_example_runs_as_it_stands():
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    (example,) = [block for block in blocks if "tiny_llava_next" in block]
-    (conversation,) = [block for block in blocks if "compact_sequences" in block]
-    goes_on = "import torch\n" + conversation + "print(out.compact_sequences.shape[1] - ids.shape[1])"
-    script = f"{example}\n{goes_on if 'cache' in fields() else ''}"
-    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+def test_the_first_block_runs_as_it_stands():
+    ran = subprocess.run([sys.executable, "-c", BLOCKS[0]], check=True, capture_output=True, text=True)
     lines = ran.stdout.splitlines()
     assert lines[0].startswith("level 0: ")
-    assert len(lines) == (8 if goes_on in script else 7)
+    assert len(lines) == 7
 
 
-def fields():
-    """Of an output; transformers 5.24 renamed one."""
-    from transformers.generation import GenerateDecoderOnlyOutput
-
-    return GenerateDecoderOnlyOutput.__dataclass_fields__
+def test_the_second_block_runs_on_a_saved_model(host, processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    host.save_pretrained("model")
+    processor.save_pretrained("model")
+    Image.fromarray(np.zeros((40, 50, 3), dtype=np.uint8)).save("photo.jpg")
+    assert MODEL in BLOCKS[1]
+    names: dict = {}
+    exec(BLOCKS[1].replace(MODEL, "model").replace("max_new_tokens=64", "max_new_tokens=2"), names)
+    assert os.listdir("my-router")
+    assert tokenflex.load_parts("my-router", host=names["host"]).decide(**names["inputs"])[0].of > 0
+    assert len(BLOCKS) == 2
 
 
 def test_line_three_tells_the_name_sake_apart():
     assert "2504.03154" in README.splitlines()[2]
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) < 150
 
 
 def test_links_point_at_files():
