@@ -93,6 +93,7 @@ def test_a_store_from_before_there_was_a_choice_is_read_and_gone_on_with(collato
     path = tmp_path / "manifest.json"
     told = json.loads(path.read_text())
     assert told.pop("router_inputs_at") == "projector"
+    del told["digest"]
     path.write_text(json.dumps(told))
     (tmp_path / "part-00000-00001.parquet").unlink()
     again = scored(flex, collator, tmp_path)

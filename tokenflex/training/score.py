@@ -22,7 +22,7 @@ from torch import Tensor
 from tokenflex import bars
 from tokenflex.contracts import Instruction, VisualTokens
 from tokenflex.contracts.host import no_words
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, DataError
 from tokenflex.files import locked
 from tokenflex.hosts import before_projector
 from tokenflex.hosts.answers import agrees_in_chunks, shifted
@@ -186,6 +186,12 @@ class _Pass:
             self._check_chunks(inputs, encoded)
             losses = level_feedback(self.flex, inputs, encoded, self.chunk).float().cpu()
         answers = (shifted(batch["labels"]) != IGNORE).sum(-1).tolist()
+        for place, row, count in zip(places, losses, answers, strict=True):
+            if count and not bool(row.isfinite().all()):
+                raise DataError(
+                    f"row {place}: how likely the host finds the answer is {row.tolist()} at its levels, which isn't "
+                    "finite. Score with a host or precision of a wider range: bfloat16 or float32 instead of float16."
+                )
         tokens = torch.zeros(len(places), losses.shape[1], dtype=torch.long)
         if encoded.images:
             tokens.index_add_(0, torch.tensor([image.row for image in encoded.images]), encoded.counts.cpu())

@@ -9,13 +9,15 @@
 ``projector.safetensors``  the projector's weights, where visual tokens are kept as the vision tower made them: the
                         projector runs when they are used
 
+All of it is data that may come from anyone: it is read by `tokenflex.reading`, compared with what the manifest says,
+and with digests that were written with it (see `tokenflex.training.sealed` and `tokenflex.training.kept`).
+
 A part appears as a whole or not at all, its Parquet file last; so a pass that was killed loses what it hadn't written
 and nothing else. Parts are numbered, so passes with processes of the same rank take turns (see
 `tokenflex.training.score`).
 """
 
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,20 +25,23 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenflex import checkpoint
-from tokenflex.contracts import READ_OFF, Grid, Instruction, VisualTokens
+from tokenflex.contracts import READ_OFF, Instruction, VisualTokens
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.files import locked, sweep, whole, write_whole
 from tokenflex.hosts import before_projector
-from tokenflex.training.fingerprint import Fingerprint, differences, of_tensors
+from tokenflex.ops.digest import of_tensors
+from tokenflex.reading import own_file
+from tokenflex.reading import tensors as read_tensors
+from tokenflex.training import sealed
+from tokenflex.training.fingerprint import Fingerprint, differences
+from tokenflex.training.kept import INPUTS, WORDS, Expected, KeptPart, laid_out
 
 FORMAT = 1
 MANIFEST, SCALER, PROJECTOR = "manifest.json", "scaler.safetensors", "projector.safetensors"
@@ -44,6 +49,31 @@ AT = "router_inputs_at"
 PLACES = ("tower", "projector")
 """After which of them visual tokens are kept; stores from before there was a choice have them after the projector."""
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+RULES: dict[str, sealed.Rule] = {
+    "format": sealed.one_of(FORMAT),
+    "fingerprint": sealed.OBJECT,
+    "levels": sealed.counted(1, 1025),
+    "router_inputs": sealed.one_of(None, *WORDS),
+    f"{AT}?": sealed.one_of(None, *PLACES),
+    "projector?": sealed.OBJECT,
+}
+FINGERPRINT: dict[str, sealed.Rule] = {
+    "host": sealed.OBJECT,
+    "scaler": sealed.OBJECT,
+    "data": sealed.OBJECT,
+    "precision": sealed.one_of(*AUTOCAST),
+}
+HOST: dict[str, sealed.Rule] = {
+    "model_type": sealed.TEXT,
+    "dim": sealed.counted(1),
+    "grid": sealed.SIDES,
+    "options": sealed.OBJECT,
+}
+MADE: dict[str, sealed.Rule] = {"name": sealed.TEXT, "config": sealed.OBJECT, "weights": sealed.TEXT}
+DATA: dict[str, sealed.Rule] = {"rows": sealed.counted(1), "content": sealed.TEXT}
+PROJECTED: dict[str, sealed.Rule] = {"config": sealed.OBJECT, "weights": sealed.TEXT}
 
 
 @dataclass(frozen=True)
@@ -125,7 +155,7 @@ def begin(
             if weights:
                 with whole(target / name) as scratch:
                     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, scratch)
-        write_whole(target / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
+        write_whole(target / MANIFEST, sealed.sealed({"format": FORMAT, **manifest}))
 
 
 def next_part(folder: Path, rank: int) -> int:
@@ -149,24 +179,34 @@ class PartWriter:
     def write(self, samples: Sequence[Scored]) -> None:
         """One part, as a whole or not at all."""
         stem = self.folder / f"part-{self.rank:05d}-{self._next:05d}"
+        told: dict[str, str] = {}
         if any(sample.instruction is not None for sample in samples):
-            tensors, layout = _tensors(samples)
+            tensors, metadata, told = laid_out(samples)
             with whole(Path(f"{stem}.safetensors")) as scratch:
-                save_file(tensors, scratch, metadata={"layout": json.dumps(layout)})
-        levels = len(samples[0].nll)
-        table = pa.table(
-            {
-                "id": pa.array([sample.id for sample in samples], pa.int64()),
-                "nll": pa.array([list(sample.nll) for sample in samples], pa.list_(pa.float32(), levels)),
-                "answer_tokens": pa.array([sample.answer_tokens for sample in samples], pa.int32()),
-                "visual_tokens": pa.array(
-                    [list(sample.visual_tokens) for sample in samples], pa.list_(pa.int32(), levels)
-                ),
-            }
-        )
+                save_file(tensors, scratch, metadata=metadata)
+        columns = [
+            [sample.id for sample in samples],
+            [list(sample.nll) for sample in samples],
+            [sample.answer_tokens for sample in samples],
+            [list(sample.visual_tokens) for sample in samples],
+        ]
+        schema = part_schema(len(samples[0].nll))
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
         with whole(Path(f"{stem}.parquet")) as scratch:
-            pq.write_table(table, scratch)
+            sealed.write_table(pa.Table.from_arrays(arrays, schema=schema), scratch, told)
         self._next += 1
+
+
+def part_schema(levels: int) -> pa.Schema:
+    """Of ``part-*.parquet``."""
+    return pa.schema(
+        [
+            ("id", pa.int64()),
+            ("nll", pa.list_(pa.float32(), levels)),
+            ("answer_tokens", pa.int32()),
+            ("visual_tokens", pa.list_(pa.int32(), levels)),
+        ]
+    )
 
 
 @dataclass
@@ -180,6 +220,11 @@ class FeedbackStore:
         nll: ``(samples, levels)``, in nats per answer token, in the order of ``ids``.
         answer_tokens: ``(samples,)``.
         visual_tokens: ``(samples, levels)``.
+
+    Raises:
+        ConfigError: there is no store in the folder, or its manifest was changed or is damaged.
+        DataError: a part is damaged, was changed, or holds what the manifest doesn't promise: ids beyond the data set
+            or twice in one part, numbers that aren't finite for samples with answers, other columns or levels.
     """
 
     folder: Path
@@ -192,9 +237,11 @@ class FeedbackStore:
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
         self.manifest = _manifest(self.folder)
-        levels, columns = self.manifest["levels"], ("id", "nll", "answer_tokens", "visual_tokens")
         self._parts = sorted(self.folder.glob("part-*.parquet"))
-        tables = [pq.read_table(path, columns=list(columns)) for path in self._parts]
+        read = [self._read(path.name) for path in self._parts]
+        self._told = [told.get(INPUTS) for _, told in read]
+        tables = [table for table, _ in read]
+        self._ids = [frozenset(table["id"].to_pylist()) for table in tables]
         ids = torch.tensor([i for table in tables for i in table["id"].to_pylist()], dtype=torch.long)
         owner = torch.tensor([n for n, table in enumerate(tables) for _ in range(len(table))], dtype=torch.long)
         order = ids.argsort(stable=True)
@@ -207,11 +254,31 @@ class FeedbackStore:
             return torch.tensor(rows, dtype=dtype).view(-1, *width)[order]
 
         self.ids, self._owner = ids[order], owner[order]
-        self.nll = column("nll", torch.float32, (levels,))
+        self.nll = column("nll", torch.float32, (self.manifest["levels"],))
         self.answer_tokens = column("answer_tokens", torch.long, ())
-        self.visual_tokens = column("visual_tokens", torch.long, (levels,))
+        self.visual_tokens = column("visual_tokens", torch.long, (self.manifest["levels"],))
         self._place = {int(i): n for n, i in enumerate(self.ids)}
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, KeptPart] = {}
+
+    def _read(self, name: str) -> tuple[pa.Table, dict[str, str]]:
+        """One part, compared with the manifest."""
+        table, told = sealed.table(self.folder, name, part_schema(self.manifest["levels"]), told=[INPUTS])
+        path, rows = self.folder / name, self.manifest["fingerprint"]["data"]["rows"]
+        ids, answers = (torch.tensor(table[key].to_pylist(), dtype=torch.long) for key in ("id", "answer_tokens"))
+        nll, tokens = (torch.tensor(table[key].to_pylist()) for key in ("nll", "visual_tokens"))
+        wrong = {
+            f"an id outside 0 to {rows - 1}": (ids < 0) | (ids >= rows),
+            "fewer than 0 answer tokens": answers < 0,
+            "an nll that isn't finite": (answers > 0) & ~nll.isfinite().all(-1) if len(ids) else answers > 0,
+            "an nll and no answer tokens": (answers == 0) & ~nll.isnan().all(-1) if len(ids) else answers > 0,
+            "fewer than 0 visual tokens": (tokens < 0).any(-1) if len(ids) else answers > 0,
+        }
+        found = [f"row {int(where.nonzero()[0])} has {what}" for what, where in wrong.items() if bool(where.any())]
+        if len(ids.unique()) != len(ids):
+            found.append("an id stands twice")
+        if found:
+            raise DataError(f"{path}: {'; '.join(found)}. {sealed.AGAIN}")
+        return table, told
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -277,16 +344,18 @@ class FeedbackStore:
         """
         if self.kept_at != "tower":
             return None
-        path, told = self.folder / PROJECTOR, self.manifest["projector"]
-        weights = load_file(path) if path.is_file() else {}
-        if of_tensors(weights) != told["weights"]:
-            raise DataError(
-                f"{path} {'has other weights than' if weights else 'is missing, and holds the projector'} "
-                f"{self.folder} was scored with. Score into another folder."
-            )
+        told = self.manifest["projector"]
+        weights = self._weights(PROJECTOR, told["weights"], "the projector")
         precision = AUTOCAST[self.manifest["fingerprint"]["precision"]]
         dtype = getattr(torch, self.manifest["router_inputs"])
-        return StoredProjector(before_projector.rebuilt(told, weights), precision, dtype)
+        try:
+            alone = before_projector.rebuilt(told, weights)
+        except Exception as error:  # whatever a configuration of any kind raises
+            raise DataError(
+                f"{self.folder / MANIFEST}: the projector can't be built from its configuration ({error}). Score into "
+                "another folder."
+            ) from error
+        return StoredProjector(alone, precision, dtype)
 
     def inputs(self, place: int) -> tuple[tuple[VisualTokens, ...], Instruction]:
         """What a router sees of the sample at ``place``; rows of the images are 0.
@@ -309,20 +378,13 @@ class FeedbackStore:
             raise ConfigError(
                 f"{self.folder} holds no router inputs. Make it with 'tokenflex feedback RECIPE --levels-cache'."
             )
-        part = int(self._owner[self._place[place]])
+        part = int(self._owner[self._at(place)])
         if part not in self._open:
-            held = safe_open(self._parts[part].with_suffix(".safetensors"), "pt")
-            self._open[part] = (held, json.loads(held.metadata()["layout"]))
-        held, layout = self._open[part]
-        keys = set(held.keys())
-
-        def one(n: int, rows: int, cols: int, clip: int) -> VisualTokens:
-            names = [name for name in READ_OFF if f"{place}/{n}/{name}" in keys]
-            read = {name: held.get_tensor(f"{place}/{n}/{name}") for name in names}
-            return VisualTokens(held.get_tensor(f"{place}/{n}"), Grid(rows, cols), row=0, clip=bool(clip), **read)
-
-        images = tuple(one(n, *told) for n, told in enumerate(layout[str(place)]))
-        return images, Instruction(held.get_tensor(f"{place}/words"), held.get_tensor(f"{place}/mask"))
+            dim = self.manifest["fingerprint"]["host"]["dim"]
+            expected = Expected(self.manifest["router_inputs"], dim, self.kept_at == "projector")
+            name = self._parts[part].with_suffix(".safetensors").name
+            self._open[part] = KeptPart(self.folder, name, self._ids[part], self._told[part], expected)
+        return self._open[part].sample(place)
 
     def scaler_weights(self) -> dict[str, Tensor]:
         """Of the scaler that it was scored with.
@@ -330,41 +392,39 @@ class FeedbackStore:
         Raises:
             ConfigError: they hold NaN or infinity.
         """
-        path = self.folder / SCALER
-        weights = load_file(path) if path.exists() else {}
+        return self._weights(SCALER, self.manifest["fingerprint"]["scaler"]["weights"], "the scaler")
+
+    def _weights(self, name: str, digest: str, what: str) -> dict[str, Tensor]:
+        """Of a part of the model, as it was when the store was made.
+
+        Raises:
+            ConfigError: they hold NaN or infinity.
+            DataError: they aren't those, or are missing.
+        """
+        path = self.folder / name
+        there = path.is_file() or path.is_symlink()
+        weights = read_tensors(own_file(self.folder, name, DataError), DataError) if there else {}
         checkpoint.require_sound(weights, str(path))
+        if of_tensors(weights) != digest:
+            raise DataError(
+                f"{path} {'has other weights than' if there else f'is missing, and holds {what}'} "
+                f"{self.folder} was scored with. Score into another folder."
+            )
         return weights
 
     def __getstate__(self) -> dict[str, Any]:
         return {**{key: value for key, value in self.__dict__.items() if key != "projector"}, "_open": {}}
 
 
-def _tensors(samples: Sequence[Scored]) -> tuple[dict[str, Tensor], dict[str, list[list[int]]]]:
-    tensors: dict[str, Tensor] = {}
-    layout: dict[str, list[list[int]]] = {}
-    for sample in samples:
-        assert sample.instruction is not None
-        tensors[f"{sample.id}/words"] = sample.instruction.embeddings.contiguous()
-        tensors[f"{sample.id}/mask"] = sample.instruction.mask.clone()  # rows of one batch may share theirs
-        for n, image in enumerate(sample.images):
-            tensors[f"{sample.id}/{n}"] = image.features.contiguous()
-            read = {name: getattr(image, name) for name in READ_OFF}
-            tensors |= {f"{sample.id}/{n}/{name}": t.contiguous() for name, t in read.items() if t is not None}
-        layout[str(sample.id)] = [[im.grid.rows, im.grid.cols, int(im.clip)] for im in sample.images]
-    return tensors, layout
-
-
 def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ConfigError(f"{folder} has no {MANIFEST}, so no feedback. Make it with 'tokenflex feedback RECIPE'.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} isn't valid JSON: {error}.") from error
-    told = found.get("format") if isinstance(found, dict) else None
-    if told != FORMAT:
-        raise ConfigError(f"{path}: format {told!r} isn't known; this version reads {FORMAT}.")
+    found = sealed.manifest(folder, MANIFEST, FORMAT, "no feedback. Make it with 'tokenflex feedback RECIPE'.")
+    where = str(folder / MANIFEST)
+    sealed.require(found, RULES, where)
+    told = found["fingerprint"]
+    for name, rules in (("fingerprint", FINGERPRINT), ("host", HOST), ("scaler", MADE), ("data", DATA)):
+        sealed.require(told if name == "fingerprint" else told[name], rules, f"{where}: {name}", others=True)
+    if found.get(AT) == "tower" and found["router_inputs"] is not None:
+        sealed.require(found.get("projector"), PROJECTED, f"{where}: projector", others=True)
     return found
 
 
