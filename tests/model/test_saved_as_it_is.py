@@ -289,5 +289,5 @@ def test_a_loaded_model_and_its_host_generate_by_the_same_settings(left, tmp_pat
     flex.generation_config.max_new_tokens = 3
     flex.save_pretrained(tmp_path)
     again = FlexModel.from_pretrained(tmp_path)
-    assert again.host.generation_config is again.generation_config
+    assert again.host.generation_config == again.generation_config
     assert again.generate(**left).shape[1] == left["input_ids"].shape[1] + 3

@@ -55,6 +55,9 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
     ``flex.host`` is the host itself and works as before; nothing of it is changed. Make one with
     `tokenflex.wrap` or `tokenflex.load_parts`, or load one that `save_pretrained` wrote, with
     ``AutoModelForImageTextToText.from_pretrained`` after ``import tokenflex``.
+
+    ``generation_config`` begins as a copy of the host's and is this model's own. Modes are the host's: `train` and
+    `eval` set the host's too, so of several models over one host, those that share it train or none does.
     """
 
     config_class = FlexConfig
@@ -91,7 +94,7 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         self.accepts_loss_kwargs = _accepts_loss_kwargs(self.host)
         for name in ("loss_type", "input_modalities"):
             setattr(self, name, getattr(stock.base_of(self.host), name, getattr(self, name)))
-        self.generation_config = getattr(self.host, "generation_config", self.generation_config)
+        self.generation_config = copy.deepcopy(getattr(self.host, "generation_config", self.generation_config))
         self.post_init()
         if self._wraps:
             tied = peft_hosts.tied_when_built(self.host) if built else peft_hosts.tied(self.host)
@@ -367,7 +370,7 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
             kwargs["input_ids"] = inputs
         own = getattr(self.host, "generation_config", None)
         batch, options = generation.split(kwargs, self.adapter.encoder_inputs)
-        if own is not None and self.generation_config is not own:
+        if own is not None and self.generation_config != own:
             options = generation.with_config(options, self.generation_config)
         if generation.assists(options):
             return self.host.generate(**batch, **options)

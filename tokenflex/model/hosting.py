@@ -1,5 +1,6 @@
 """What transformers asks of a model that contains another: to be loaded, saved, cast and tied as the host is."""
 
+import copy
 import os
 import tempfile
 from typing import Any
@@ -58,7 +59,7 @@ class Hosting(Escalatable, TextBatching, HostWeights, GenerationMixin):
         flex, info = made
         saving.require_complete(flex, info, source)
         saving.require_as_saved(flex, entries, source)
-        stock.base_of(flex.host).generation_config = flex.generation_config
+        stock.base_of(flex.host).generation_config = copy.deepcopy(flex.generation_config)
         say_what_is_read(flex.adapter, flex.compressor.router)
         return (flex, info) if asked else flex
 

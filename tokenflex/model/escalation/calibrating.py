@@ -105,7 +105,7 @@ def paths(
     own = getattr(flex.host, "generation_config", None)
     _, budget = _told(flex, options)
     given = {**inputs, **{name: value for name, value in options.items() if name != "budget"}}
-    if own is not None and flex.generation_config is not own:
+    if own is not None and flex.generation_config != own:
         given.setdefault("generation_config", flex.generation_config)
     batch, told = generation.split(given, flex.adapter.encoder_inputs)
     door.check(batch, flex.adapter, continuing.held_by(batch))
