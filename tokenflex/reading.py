@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,12 +69,27 @@ def own_file(folder: Path, name: str, error: Kind = ConfigError) -> Path:
     return path
 
 
+def require_file(path: Path, error: Kind = ConfigError) -> None:
+    """Refuse what isn't a file with bytes: a folder, a pipe (which would never end), nothing.
+
+    Raises:
+        error: it is that.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as problem:
+        raise error(f"{path} can't be read: {problem}. Check its name and its permissions.") from problem
+    if not stat.S_ISREG(mode):
+        raise error(f"{path} is no file but a folder, pipe or device. Put the file itself there.")
+
+
 def text(path: Path, error: Kind = ConfigError, largest: int = LARGEST_TEXT) -> str:
     """A UTF-8 file's text.
 
     Raises:
         error: it is missing, no file, larger than ``largest`` bytes, unreadable, or isn't UTF-8.
     """
+    require_file(path, error)
     try:
         size = path.stat().st_size
         if size > largest:
@@ -229,6 +245,7 @@ def tensor_names(path: Path, error: Kind = ConfigError) -> tuple[dict[str, str],
     Raises:
         error: it is missing, shorter or longer than its header says, isn't safetensors, or a name stands twice.
     """
+    require_file(path, error)
     try:
         with path.open("rb") as file:
             return _header(file, path, error)
@@ -249,6 +266,7 @@ def tensors_once(
     """
     from safetensors.torch import load
 
+    require_file(path, error)
     try:
         with path.open("rb") as file:
             metadata, entries = _header(file, path, error)

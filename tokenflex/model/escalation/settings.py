@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from tokenflex.contracts.numbers import real, whole
 from tokenflex.errors import ConfigError, InputError
 
 STARTS = ("coarsest", "router")
+LOSSES = ("difference", "own")
 NEVER = "never"
 """How an infinite threshold is written into files."""
 
@@ -41,12 +43,30 @@ class Calibration:
     model: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
 
+    def __post_init__(self) -> None:
+        for name in ("threshold", "loss"):
+            value = real(getattr(self, name))
+            if value is None or math.isnan(value) or value == -math.inf:
+                raise ConfigError(f"calibrated: {name}={getattr(self, name)!r:.200}; expected a number.")
+        for name in ("risk", "confidence", "settled"):
+            value = real(getattr(self, name))
+            if value is None or not 0 <= value <= 1:
+                raise ConfigError(f"calibrated: {name}={getattr(self, name)!r:.200}; expected a number from 0 to 1.")
+        if not 0 <= (-1 if (rows := whole(self.rows)) is None else rows) < 2**63:
+            raise ConfigError(f"calibrated: rows={self.rows!r:.200}; expected how many questions there were.")
+        if self.of not in LOSSES:
+            raise ConfigError(f"calibrated: of={self.of!r:.200}; expected one of {', '.join(map(repr, LOSSES))}.")
+        if not isinstance(self.model, str) or not re.fullmatch(r"[0-9a-f]{32}", self.model):
+            raise ConfigError(f"calibrated: model={self.model!r:.200}; expected a digest of 32 digits, 0 to f.")
+        if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
+            raise ConfigError(f"calibrated: options={self.options!r:.200}; expected options of generate by name.")
+
     @classmethod
     def from_dict(cls, data: Any) -> "Calibration":
         """From what a file holds.
 
         Raises:
-            ConfigError: a key is missing, or there is one too many.
+            ConfigError: a key is missing, or there is one too many, or a value can't be what calibration found.
         """
         given = _known(cls, data, "a calibration")
         return cls(**{**given, "threshold": math.inf if given["threshold"] == NEVER else given["threshold"]})
