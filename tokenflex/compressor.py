@@ -164,7 +164,7 @@ class Compressor(nn.Module):
         stacks, rows = list[Stacked](), list[Tensor]()
         for members, made in zip(groups, known, strict=True):
             stack = made or _stack([images[i] for i in members], detach=True)
-            made, scores = self(stack, _stack_words([instructions[i] for i in members], dtype))
+            made, scores = self(stack, _stack_words([instructions[i] for i in members], dtype, self.router.casts))
             stacks.append(made)
             rows.append(scores)
         pyramids = pyramids or Pyramids(groups, stacks)
@@ -181,7 +181,7 @@ class Compressor(nn.Module):
 
         Args:
             stack: images without gradients, or what the router sees of them where that is made already.
-            words: in the router's type, one instruction per image.
+            words: in the router's type (or a finer one, see `Router.casts`), one instruction per image.
         """
         if isinstance(stack, VisualTokens):
             with torch.no_grad():
@@ -197,7 +197,11 @@ class Compressor(nn.Module):
     def _shown(self, levels: Pyramid, attention: Tensor | None, dtype: torch.dtype) -> Pyramid:
         """The levels as the router sees them: in its type, with what it needs of their source."""
         with_attention = attention if "attention" in self.router.needs else None
-        return tuple(replace(one, features=one.features.to(dtype), attention=with_attention) for one in levels)
+        own = [torch.promote_types(one.features.dtype, dtype) if self.router.casts else dtype for one in levels]
+        return tuple(
+            replace(one, features=one.features.to(kind), attention=with_attention)
+            for one, kind in zip(levels, own, strict=True)
+        )
 
     def choose(
         self,
@@ -368,7 +372,12 @@ def _unstack(scaled: ScaledTokens) -> list[ScaledTokens]:
     return [replace(scaled, features=features, assignment=assignment) for features, assignment in pairs]
 
 
-def _stack_words(instructions: Sequence[Instruction], dtype: torch.dtype) -> Instruction:
+def _stack_words(instructions: Sequence[Instruction], dtype: torch.dtype, finer: bool = False) -> Instruction:
+    """Padded to the longest.
+
+    Args:
+        finer: keep their own type where it is finer than ``dtype``.
+    """
     embeddings = nn.utils.rnn.pad_sequence([i.embeddings.detach() for i in instructions], batch_first=True)
     mask = nn.utils.rnn.pad_sequence([i.mask for i in instructions], batch_first=True)
-    return Instruction(embeddings.to(dtype), mask)
+    return Instruction(embeddings.to(torch.promote_types(embeddings.dtype, dtype) if finer else dtype), mask)

@@ -14,6 +14,10 @@ class Router(Component):
     compares_levels: ClassVar[bool] = False
     """Whether its votes are about the levels that it is shown, one each, so that it has to be shown all of them."""
 
+    casts: ClassVar[bool] = False
+    """Whether it takes features and words in the host's type, should that be finer than its own parameters', and brings
+    them to its own itself; else they come in its own type."""
+
     @property
     def needs(self) -> frozenset[Need]:
         """``attention``, if it reads `ScaledTokens.attention`; the instruction is always there."""

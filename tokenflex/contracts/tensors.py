@@ -10,6 +10,7 @@ levels  granularities; level 0 keeps fewest
 dim     width of the language model's embeddings
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -174,6 +175,22 @@ class Decision:
     of: int
     tried: tuple[Tried, ...] = ()
     processor: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def margin(self) -> float | None:
+        """By how much the chosen level's score is ahead of the best other level's, in units of the scores.
+
+        Near 0 it was a close call: another dtype or another order of summation may choose otherwise (docs/parity.md
+        says below which margin). It is negative where the scores alone would have chosen another level, which a budget
+        didn't allow or an escalation went beyond. Infinite where all other levels are ruled out. None without scores,
+        where these are no numbers, and where there is only one level.
+        """
+        if self.scores is None or self.scores.shape[-1] < 2:
+            return None
+        scores = self.scores.detach().double().tolist()
+        mine = scores.pop(self.level)
+        ahead = mine - max(scores) if not any(map(math.isnan, scores)) else math.nan
+        return None if math.isnan(ahead) else ahead
 
     def processor_kwargs(self) -> dict[str, Any]:
         """`processor`, to be passed on, for instance ``{"size": {"shortest_edge": 784, "longest_edge": 56644}}``.

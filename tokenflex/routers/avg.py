@@ -1,8 +1,9 @@
 """The published router of AVG-LLaVA (arXiv 2410.02745, section 3.2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,8 @@ class AVGRouter(Router):
     vote per level.
     """
 
+    casts: ClassVar[bool] = True
+
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
         """Settings of the published router.
@@ -35,6 +38,10 @@ class AVGRouter(Router):
             dropout: probability of dropping an activation while training.
             spill: where the instruction has fewer than ``text_tokens`` words, take masked rows (answers, padding)
                 before zero rows, as the published code does; needs a host adapter with ``scope="published"``.
+            order: of the words that take part: ``relevance``, the most relevant first, as published; ``text``, as they
+                stand in the text. A voter that weighs by position gives a word another weight in another place, so with
+                ``relevance`` two words of nearly equal relevance that change places move the scores (docs/parity.md has
+                figures); with ``text`` relevance only chooses. A router is trained for one of the two.
             rows: which tokens vote: ``all``, as published; ``pooled``: those of all levels but the finest, for about
                 half of the work. A router is trained for one of the two.
         """
@@ -44,12 +51,15 @@ class AVGRouter(Router):
         attend: str = "tiles"
         dropout: float = 0.1
         spill: bool = False
+        order: str = "relevance"
         rows: str = "all"
 
     def __init__(self, config: Config, *, dim: int, num_levels: int) -> None:
         super().__init__(config)
         if config.rows not in ("all", "pooled"):
             raise ConfigError(f"rows={config.rows!r}; use 'all' (published) or 'pooled' (all levels but the finest).")
+        if config.order not in ("relevance", "text"):
+            raise ConfigError(f"order={config.order!r}; use 'relevance' (published) or 'text' (as the text has them).")
         if config.rows == "pooled" and num_levels < 2:
             raise ConfigError("rows='pooled' leaves the finest level out, and there is no other; use rows='all'.")
         if config.attend not in ("tiles", "tokens"):
@@ -59,6 +69,7 @@ class AVGRouter(Router):
         if config.text_tokens < 0:
             raise ConfigError(f"text_tokens={config.text_tokens} must be 0 or more.")
         self.text_tokens, self.attend, self.spill = config.text_tokens, config.attend, config.spill
+        self.in_text_order = config.order == "text"
         self.voting = slice(None) if config.rows == "all" else slice(-1)
         self.merger = EncoderLayer(dim, config.heads, dim_feedforward=dim, dropout=config.dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_levels))
@@ -71,7 +82,7 @@ class AVGRouter(Router):
         return (*grids, Grid(1, self.text_tokens)) if self.text_tokens else tuple(grids)
 
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
-        """Vote; see `Router.forward` for shapes.
+        """Vote; see `Router.forward` for shapes. Relevance is that of the words and tokens as they come.
 
         Raises:
             InputError: the levels have different numbers of views, as where frames of a clip were merged.
@@ -84,9 +95,18 @@ class AVGRouter(Router):
                 "Use windows without time for its scaler, or another router."
             )
         scores = relevance(finest[..., 0, :, :], instruction.embeddings)
-        words = most_relevant(instruction.embeddings, scores, instruction.mask, self.text_tokens, spill=self.spill)
+        words = most_relevant(
+            instruction.embeddings,
+            scores,
+            instruction.mask,
+            self.text_tokens,
+            spill=self.spill,
+            in_text_order=self.in_text_order,
+        )
         votes = self._across_tiles if self.attend == "tiles" else self._across_tokens
-        logits = votes(pyramid[self.voting], words.to(finest.dtype))
+        own = next(self.parameters()).dtype
+        shown = [replace(level, features=level.features.to(own)) for level in pyramid[self.voting]]
+        logits = votes(shown, words.to(own))
         grids = [level.grid or Grid(1, level.features.shape[-2]) for level in pyramid]
         mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
         return Ballots(logits=logits, mask=mask, segments=self.segments(grids))
