@@ -229,7 +229,7 @@ def test_without_digests_values_are_finite(store):
 def test_links_out_of_the_folder_are_refused(store, tmp_path, name):
     shutil.move(store / name, tmp_path / name)
     (store / name).symlink_to(tmp_path / name)
-    with pytest.raises((DataError, ConfigError), match="is a link to .*, outside its folder"):
+    with pytest.raises((DataError, ConfigError), match=r"is a link to .*, outside its folder"):
         read(store)
 
 

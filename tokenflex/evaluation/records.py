@@ -10,6 +10,7 @@
                       `tokenflex.evaluation.drawing`)
 
 Files appear as a whole or not at all; an evaluation that was killed loses what it hadn't written and nothing else.
+They are read as data that may come from anyone, and have digests (see `tokenflex.training.sealed`).
 """
 
 import json
@@ -20,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tokenflex import checkpoint
 from tokenflex.checkpoint import KINDS
 from tokenflex.errors import ConfigError, DataError
-from tokenflex.evaluation import metrics
+from tokenflex.evaluation import metrics, promised
 from tokenflex.evaluation.questions import Question, Questions
 from tokenflex.evaluation.settings import rank
 from tokenflex.files import locked, sweep, write_whole
 from tokenflex.model import FlexModel
+from tokenflex.training import sealed
 from tokenflex.training.fingerprint import differences, of_data, of_processor, of_tensors
 from tokenflex.training.store import next_part
 
@@ -134,7 +135,7 @@ def begin(folder: str | os.PathLike[str], manifest: Manifest, samples: Callable[
             sweep(target, name)
         if not (target / MANIFEST).exists():
             _write_samples(target / SAMPLES, samples())
-            write_whole(target / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
+            write_whole(target / MANIFEST, sealed.sealed({"format": FORMAT, **manifest}))
     found = differences(read_manifest(target)["fingerprint"], manifest["fingerprint"])
     if found:
         raise ConfigError(
@@ -168,16 +169,25 @@ class Evaluation:
         manifest: what was asked of what.
         samples: every question, by place.
         records: setting -> place -> answer; settings in the order of reports.
+
+    Raises:
+        ConfigError: there is no evaluation in the folder, or its manifest was changed or is damaged.
+        DataError: a file is damaged, was changed, or holds what the others don't promise: answers to questions that
+            aren't there or to one question twice in one part, settings, levels or numbers that can't be.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        self.samples = _read_samples(self.folder / SAMPLES)
+        self.samples = _read_samples(self.folder, self.manifest)
         found: dict[str, dict[int, Record]] = {}
+        ids = [shown.question.id for shown in self.samples]
         for path in sorted(self.folder.glob("part-*.parquet")):
-            for row in pq.read_table(path, schema=PART).to_pylist():
-                found.setdefault(row["setting"], {}).setdefault(row["place"], Record(**row))
+            table, _ = sealed.table(self.folder, path.name, PART, optional=("passes", "wasted"), nullable=("cells",))
+            records = [Record(**row) for row in table.to_pylist()]
+            promised.require_records(records, ids, self.manifest["levels"], str(path))
+            for record in records:
+                found.setdefault(record.setting, {}).setdefault(record.place, record)
         self.records = {name: found[name] for name in sorted(found, key=rank)}
 
     def missing(self, wanted: Sequence[str] = ()) -> dict[str, int]:
@@ -209,18 +219,10 @@ def read_manifest(folder: Path) -> Manifest:
     """As `begin` wrote it.
 
     Raises:
-        ConfigError: there is none, or it is of another version.
+        ConfigError: there is none, it is of another version, was changed or is damaged.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ConfigError(f"{folder} has no {MANIFEST}, so no evaluation. Make one with 'tokenflex evaluate'.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} isn't valid JSON: {error}.") from error
-    told = found.get("format") if isinstance(found, dict) else None
-    if told != FORMAT:
-        raise ConfigError(f"{path}: format {told!r} isn't known; this version reads {FORMAT}.")
+    found = sealed.manifest(folder, MANIFEST, FORMAT, "no evaluation. Make one with 'tokenflex evaluate'.")
+    promised.require_manifest(found, str(folder / MANIFEST))
     return found
 
 
@@ -239,15 +241,18 @@ def _write_samples(path: Path, samples: Sequence[Shown]) -> None:
     write_whole(path, _parquet(pa.Table.from_pylist(rows, schema=QUESTIONS)))
 
 
-def _read_samples(path: Path) -> list[Shown]:
+def _read_samples(folder: Path, manifest: Manifest) -> list[Shown]:
+    rows = sealed.table(folder, SAMPLES, QUESTIONS)[0].to_pylist()
+    promised.require_samples(rows, manifest, str(folder / SAMPLES))
+
     def shown(row: Mapping[str, Any]) -> Shown:
         question = Question(row["place"], row["id"], row["kind"], row["question"], tuple(row["references"]))
         return Shown(question, tuple(row["pictures"]))
 
-    return [shown(row) for row in pq.read_table(path).to_pylist()]
+    return [shown(row) for row in rows]
 
 
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    sealed.write_table(table, sink)
     return sink.getvalue().to_pybytes()

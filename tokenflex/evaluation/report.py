@@ -10,9 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, select_autoescape
 
+from tokenflex.errors import DataError
 from tokenflex.evaluation import drawing
 from tokenflex.evaluation.drawing import Cells
 from tokenflex.evaluation.plot import pareto
+from tokenflex.evaluation.promised import cells_of
 from tokenflex.evaluation.records import Evaluation, Record
 from tokenflex.evaluation.settings import group_of
 from tokenflex.evaluation.summary import Summary, summarise
@@ -182,7 +184,10 @@ def cards(evaluation: Evaluation, setting: str) -> list[dict[str, Any]]:
         if not sample.pictures:
             continue
         question, record = sample.question, evaluation.records[setting][sample.question.place]
-        drawings = [drawing.drawn(*pair) for pair in zip(sample.pictures, _cells(record), strict=False)]
+        try:
+            drawings = [drawing.drawn(*pair) for pair in zip(sample.pictures, _cells(record), strict=False)]
+        except DataError as error:
+            raise DataError(f"{evaluation.folder}: question {question.place}: {error}") from error
         shown.append(
             {
                 "kind": question.kind,
@@ -201,6 +206,5 @@ def cards(evaluation: Evaluation, setting: str) -> list[dict[str, Any]]:
 
 
 def _cells(record: Record) -> list[Cells | None]:
-    if record.cells is None:
-        return [None] * len(record.levels)
-    return [Cells(**one) for one in json.loads(record.cells)]
+    found = cells_of(record.cells, f"question {record.place}")
+    return [None] * len(record.levels) if found is None else [*found]
