@@ -4,32 +4,56 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenflex import confidences, hosts, policies, routers, scalers, voters
+    from tokenflex import (
+        confidences,
+        contracts,
+        errors,
+        evaluation,
+        hosts,
+        images,
+        policies,
+        routers,
+        scalers,
+        serving,
+        testing,
+        training,
+        voters,
+    )  # fmt: skip
     from tokenflex.composed import compose
+    from tokenflex.contracts import Decision
     from tokenflex.model import Budget, Escalate, FlexConfig, FlexModel, calibrate, load_parts, pinned, wrap
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "Decision",
     "Escalate",
     "FlexConfig",
     "FlexModel",
     "calibrate",
     "compose",
     "confidences",
+    "contracts",
+    "errors",
+    "evaluation",
     "hosts",
+    "images",
     "load_parts",
     "pinned",
     "policies",
     "routers",
     "scalers",
+    "serving",
+    "testing",
+    "training",
     "voters",
     "wrap",
 ]
 
 _HOMES = {
     "Budget": "tokenflex.model",
+    "Decision": "tokenflex.contracts",
     "Escalate": "tokenflex.model",
     "FlexConfig": "tokenflex.model",
     "FlexModel": "tokenflex.model",
