@@ -135,6 +135,13 @@ class FlexTrainer(Trainer):
         finally:
             self._host_flags.restore()
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing once all steps are made: ``Trainer`` would make one more when a finished run is taken up."""
+        if 0 < self.state.max_steps <= self.state.global_step:
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
     def compute_loss(
         self,
         model: nn.Module,
