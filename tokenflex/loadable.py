@@ -217,16 +217,22 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def require_readable(folder: Path) -> dict[str, reading.Entry]:
+def require_readable(folder: Path, model_type: str) -> dict[str, reading.Entry]:
     """What the weights of a saved model are by their headers; its settings are read, and held against that.
 
     Nothing is allocated for weights yet. Folders with weights under other names give nothing.
 
     Raises:
-        ConfigError: a file can't be read, a tensor stands in two files, or the settings ask for more layers than the
+        ConfigError: it is a model of another type, a file can't be read, a tensor stands in two files, or the settings ask for more layers than the
             files have tensors.
     """
-    pages = {name: _settings(folder, name) for name in ("config.json", "generation_config.json")}
+    settings = _settings(folder, "config.json")
+    if settings and settings.get("model_type") != model_type:
+        raise ConfigError(
+            f"{folder / 'config.json'}: model_type={settings.get('model_type')!r:.200}, expected {model_type!r}. Load it "
+            "with AutoModelForImageTextToText.from_pretrained, which finds the model's own class."
+        )
+    _settings(folder, "generation_config.json")
     entries: dict[str, reading.Entry] = {}
     for file in weight_files(folder):
         found = reading.tensor_names(file)[1]
@@ -237,7 +243,7 @@ def require_readable(folder: Path) -> dict[str, reading.Entry]:
             )
         entries |= found
     if entries:
-        _require_fewer_layers(pages["config.json"], max(len(entries), FEW), f"{folder / 'config.json'}")
+        _require_fewer_layers(settings, max(len(entries), FEW), f"{folder / 'config.json'}")
     return entries
 
 

@@ -27,6 +27,8 @@ MORE_MEMORY = 1536 * 2**20
 SECONDS = 5
 """Of processor time that loading one file may take."""
 BATCH = 250
+ANY = "(?#any)"
+"""In a pattern of the list: values of other types are legitimate, too."""
 WAIT = 60
 """Seconds without a word after which a process counts as hanging: it does so outside Python, or waits."""
 
@@ -94,19 +96,15 @@ def verdict(subject: Subject, seen: Any, original: Mapping[str, Any]) -> tuple[s
     differ = [n for n in sorted(original.keys() | found) if repr(original.get(n)) != repr(found.get(n))]
     if not differ:
         return "same", ""
-    bad = [
-        name
-        for name in differ
-        if not any(re.fullmatch(pattern, name) for pattern in subject.allowed)
-        or not _alike(original.get(name), found.get(name))
-    ]
+    bad = [name for name in differ if not _may(subject, name, original.get(name), found.get(name))]
     told = "; ".join(f"{n}: {original.get(n)!r:.60} -> {found.get(n)!r:.60}" for n in (bad or differ)[:3])
     return ("wrong" if bad else "allowed"), told
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether both are of one type, or one of them is missing."""
-    return type(one) is type(other) or None in (one, other) or {type(one), type(other)} == {int, float}
+def _may(subject: Subject, name: str, one: Any, other: Any) -> bool:
+    """Whether the list has the place, for another value of the same type, or for none."""
+    alike = type(one) is type(other) or None in (one, other) or {type(one), type(other)} == {int, float}
+    return any(re.fullmatch(pattern, name) and (alike or ANY in pattern) for pattern in subject.allowed)
 
 
 def attempt(subject: Subject, folder: Path, original: Mapping[str, Any]) -> tuple[str, str]:

@@ -31,6 +31,7 @@ from tokenflex.model.escalation.settings import Calibration
 from tokenflex.ops.digest import of_tensors
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 from tokenflex.training import recipe
+from tokenflex.training.parts import choose
 
 AREA = "Damaged files"
 SETTING = "a setting that the part takes; whoever removed the digest asked for it"
@@ -40,16 +41,18 @@ EDITED = {
     r"parts\.\w+\.config": "settings left out are the defaults, or another part has none",
     r"host\.options\..*": "an option that the adapter takes",
     r"host\.options": "options left out are the defaults",
+    r"(?#any)escalate\.calibrated\.options\..*": "compared with those of each call, which is refused if they differ",
     r"escalate(\..*)?": "a threshold set by hand promises nothing; left out, answers don't escalate",
 }
 CALIBRATION = {
+    r"(?#any)calibrated\.options\..*": "compared with those of each call, which is refused if they differ",
     r"(risk|confidence|threshold|levels|start|measure|calibrated)(\..*)?": "a number in its range, or a name there is",
 }
 HOST = {
     r"config\.(?!parts|adapters|model_type).*": "a setting of the host, which transformers checks",
     r"host": "no digest",
 }
-RECIPE = {r"[01]\..*": "a setting of its type and range, which is what a recipe is for"}
+RECIPE = {r"[012]\..*": "a setting of its type and range, which is what a recipe is for"}
 
 
 def calibrated() -> Escalate:
@@ -120,8 +123,9 @@ def recipe_subject(root: Path) -> Subject:
 
     def load(where: Path) -> Any:
         found, arguments = recipe.read(where / "recipe.yaml")
-        told = arguments.to_dict()
-        return [dataclasses.asdict(found), {k: v for k, v in told.items() if k != "logging_dir"}]
+        made = choose(found, {})
+        told = {kind: checkpoint.told(kind, config) for kind, config in made.configs.items()}
+        return [dataclasses.asdict(found), arguments.to_dict(), told]
 
     return Subject("recipe", folder, ("recipe.yaml",), load, RECIPE)
 

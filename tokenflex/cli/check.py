@@ -149,6 +149,6 @@ def _pairs(given: Sequence[str], form: str) -> Mapping[str, str]:
 
 
 def _yaml(text: str) -> Any:
-    import yaml
+    from tokenflex import reading
 
-    return yaml.safe_load(text)
+    return reading.yaml_text(text, f"--set {text!r:.200}")

@@ -79,7 +79,7 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if kwargs.get("state_dict") is None:
             kwargs.setdefault("use_safetensors", True)
         if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-            entries = loadable.require_readable(Path(source, kwargs.get("subfolder") or ""))
+            entries = loadable.require_readable(Path(source, kwargs.get("subfolder") or ""), ComposedConfig.model_type)
         with loadable.in_our_words(source):
             made: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         loadable.require_complete(made[1], source)

@@ -47,6 +47,19 @@ def settle(settings: Any) -> None:
             object.__setattr__(settings, field.name, plain)
 
 
+def misfit(value: Any, hint: Any) -> str | None:
+    """What a declared type wants, in words, where a value isn't of it; None where it is, or where the type isn't known.
+
+    Args:
+        hint: int, float, bool, str, None, a literal, a tuple or a union of these; all else passes.
+    """
+    try:
+        _plain(value, hint)
+    except _MisfitError:
+        return _words(hint)
+    return None
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     try:

@@ -16,9 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import yaml
-
-from tokenflex import offered, registry
+from tokenflex import offered, reading, registry
 from tokenflex.catalog import SETTING_FORMS as FORMS
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import ComponentConfig
@@ -106,12 +104,12 @@ def _expanded(flex: FlexModel, name: str) -> list[Setting]:
 
 def _options(name: str, text: str) -> dict[str, Any]:
     try:
-        options = yaml.safe_load("{" + re.sub(r"(\w+)=", r"\1: ", text) + "}")
-    except yaml.YAMLError:
-        options = {}
-    if not options or None in options.values():
+        options = reading.yaml_text("{" + re.sub(r"(\w+)=", r"\1: ", text) + "}", f"setting {name!r}")
+    except ConfigError as error:
+        raise ConfigError(f"setting {name!r}: write what follows @ as key=value,key=value. ({error})") from None
+    if not isinstance(options, dict) or not options or any(value is None for value in options.values()):
         raise ConfigError(f"setting {name!r}: write what follows @ as key=value,key=value.")
-    return options
+    return {str(key): value for key, value in options.items()}
 
 
 def _level(text: str, flex: FlexModel, name: str) -> int:

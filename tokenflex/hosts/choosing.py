@@ -11,6 +11,7 @@ from torch import nn
 
 from tokenflex import catalog, registry
 from tokenflex.contracts import HostAdapter
+from tokenflex.contracts.settings import misfit
 from tokenflex.errors import ConfigError, TokenFlexError, UnknownComponentError, UnsupportedHostError, nearest
 
 OLDEST_TRANSFORMERS = "5.18"
@@ -72,11 +73,11 @@ def adapter_for(host: nn.Module, options: Mapping[str, Any] | None = None) -> Ho
 
 def _known_options(served: type[HostAdapter], options: Any) -> dict[str, Any]:
     """Options as keyword arguments of an adapter's constructor, or of the one it passes them on to."""
-    known: set[str] = set()
+    known: dict[str, Any] = {}
     for owner in inspect.getmro(served):
         if "__init__" in vars(owner):
             parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
-            known |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+            known = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY} | known
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
     unknown = [name for name in options if name not in known] if isinstance(options, Mapping) else []
@@ -86,4 +87,11 @@ def _known_options(served: type[HostAdapter], options: Any) -> dict[str, Any]:
             f"not {unknown!r:.200}.{nearest(str(unknown[0]), known) if unknown else ''} The file was edited or written "
             "by another version."
         )
+    wrong = [
+        f"{name}={value!r:.200} must be {expected}"
+        for name, value in options.items()
+        if (expected := misfit(value, known[name])) is not None
+    ]
+    if wrong:
+        raise ConfigError(f"options of the host for {served.__name__}: {'; '.join(wrong)}. The file was edited.")
     return dict(options)

@@ -111,6 +111,8 @@ def load_parts(
     flex = _joined(host, parts, adapter, processor)
     saved = spec.get(checkpoint.ESCALATE)
     flex.escalate = None if saved is None else Escalate.from_dict(saved)
+    if flex.escalate is not None:
+        flex.escalate.ladder(parts.num_levels)
     return flex
 
 

@@ -16,6 +16,7 @@ from tokenflex.errors import ConfigError
 from tokenflex.files import locked, replaced, sweep, sweep_tensors, writing
 from tokenflex.hosts import stock
 from tokenflex.model import peft_hosts, stored
+from tokenflex.model.config import FlexConfig
 
 QUANTISED = ("bitsandbytes",)
 """Methods of quantisation that are known to come back as they were inside a larger model."""
@@ -87,7 +88,7 @@ def require_readable(source: Any, options: dict[str, Any]) -> dict[str, reading.
     folder = Path(source, options.get("subfolder") or "") if isinstance(source, str | os.PathLike) else None
     if folder is None or not folder.is_dir():
         return {}
-    return loadable.require_readable(folder)
+    return loadable.require_readable(folder, FlexConfig.model_type)
 
 
 def require_as_saved(flex: Any, entries: Mapping[str, reading.Entry], source: Any) -> None:
@@ -100,6 +101,7 @@ def require_as_saved(flex: Any, entries: Mapping[str, reading.Entry], source: An
     Raises:
         ConfigError: weights aren't finite or of another kind of number, the parts' aren't those that were saved, or the
             parts' description has an ``escalate`` that isn't one.
+        InputError: ``escalate`` names a level that the parts don't have.
     """
     told = flex.config.parts.pop(checkpoint.DIGEST, None)
     if entries and quantizer_of(flex) is None:
@@ -107,7 +109,8 @@ def require_as_saved(flex: Any, entries: Mapping[str, reading.Entry], source: An
     if entries and (Path(source) / "config.json").is_file():
         stored.require_same(told, str(source))
     checkpoint.require_sound(dict(flex.named_parameters()), str(source))
-    flex.escalate  # noqa: B018 - what can't be read is refused here
+    if flex.escalate is not None:
+        flex.escalate.ladder(flex.compressor.num_levels)
 
 
 @contextmanager

@@ -2,16 +2,20 @@
 
 import argparse
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+import math
+import re
+import types
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
-from tokenflex.errors import ConfigError, nearest
+from tokenflex import reading
+from tokenflex.errors import ConfigError, TokenFlexError, nearest
 from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
 from tokenflex.training.stages import STAGES, Stage
 from tokenflex.training.trainer import (
@@ -156,6 +160,9 @@ class Recipe:
         return STAGES[self.stage].with_rates(**{group: getattr(self, f"{group}_rate") for group in groups})
 
 
+PLAIN = {bool: "true or false", dict: "a mapping", float: "a finite number", int: "an integer", list: "a list",
+         str: "a text"}  # fmt: skip
+"""Types of values, in words."""
 OF_STAGE = {
     3: ("memory", "levels"),
     4: (
@@ -191,34 +198,92 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, FlexT
         ConfigError: the file isn't a YAML mapping, a key is unknown, missing or of another stage, or a setting can't be
             honoured.
     """
-    source = Path(path)
-    if not source.is_file():
-        raise ConfigError(
-            f"recipe {str(path)!r} doesn't exist; give a YAML file. 'tokenflex train --help' lists its keys."
-        )
-    try:
-        data = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {str(path)!r} isn't valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"recipe {str(path)!r} holds a {type(data).__name__}; expected 'key: value' lines.")
+    data = _entries(path)
     given = [item.split("=", 1)[0][2:].replace("-", "_") for item in overrides if item.startswith("--")]
     _check_names([*map(str, data), *given], str(path))
+    _check_types(data, str(path))
     words = [word for key, value in data.items() for word in _words(str(key), value)]
     missing = [f.name for f in dataclasses.fields(Recipe) if _required(f) and f.name not in [*data, *given]]
     if missing:
         raise ConfigError(f"recipe {str(path)!r} lacks {', '.join(missing)}. Add e.g. '{missing[0]}: ...'.")
     try:
         recipe, arguments = parser().parse_args_into_dataclasses(args=[*words, *overrides])
-    except ConfigError:
+    except TokenFlexError:
         raise
-    except ValueError as error:
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"recipe {str(path)!r}: {error}") from error
+    _check_ranges(recipe, str(path))
     _check_stage(recipe, {*map(str, data), *given}, str(path))
     _check_evaluation(arguments, str(path))
     told = str(arguments.resume_from_checkpoint).lower()
     arguments.resume_from_checkpoint = {"true": True, "false": None}.get(told, arguments.resume_from_checkpoint)
     return recipe, arguments
+
+
+def _entries(path: str | Path) -> dict[str, Any]:
+    """What a file says, by key."""
+    source = Path(path)
+    if not source.is_file():
+        raise ConfigError(
+            f"recipe {str(path)!r} doesn't exist; give a YAML file. 'tokenflex train --help' lists its keys."
+        )
+    text = reading.text(source, largest=reading.LARGEST_SETTINGS)
+    data = reading.yaml_text(text, f"recipe {str(path)!r}")
+    if not isinstance(data, dict):
+        raise ConfigError(f"recipe {str(path)!r} holds a {type(data).__name__}; expected 'key: value' lines.")
+    return {str(key): value for key, value in data.items()}
+
+
+@functools.cache
+def _kinds() -> dict[str, frozenset[Any]]:
+    """Key -> the types that its value may have."""
+    found: dict[str, frozenset[Any]] = {}
+    for owner in (Recipe, FlexTrainingArguments):
+        for name, hint in get_type_hints(owner).items():
+            members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+            origins = [str if get_origin(one) is Literal else get_origin(one) or one for one in members]
+            known = {one if one in PLAIN else str for one in origins if one is not type(None)}
+            found[name] = frozenset(known)
+    return {**found, "resume_from_checkpoint": frozenset({str, bool})}
+
+
+def _check_types(data: Mapping[str, Any], where: str) -> None:
+    """A value of another type than the key's would be read as text, or as its first letter."""
+    for key, value in data.items():
+        kinds = _kinds()[key]
+        if value is not None and not _fits(value, kinds):
+            words = " or ".join(sorted(PLAIN[kind] for kind in kinds))
+            raise ConfigError(
+                f"recipe {where!r}: {key}: {value!r:.200} ({type(value).__name__}) isn't what the key takes: {words}."
+            )
+
+
+def _fits(value: Any, kinds: frozenset[Any]) -> bool:
+    if isinstance(value, list):
+        return list in kinds and all(isinstance(one, str | int | float) for one in value)
+    if isinstance(value, bool | dict):
+        return type(value) in kinds
+    if isinstance(value, int | float):
+        return math.isfinite(value) and (float in kinds or (type(value) is int and int in kinds))
+    if not isinstance(value, str):  # a date
+        return False
+    if kinds <= {int, float}:  # 1e-4 without a point is a text in YAML
+        return re.fullmatch(r"[-+]?(\d+|\d+\.\d*|\.\d+)([eE][-+]?\d+)?", value) is not None and math.isfinite(
+            float(value)
+        )
+    return True
+
+
+def _check_ranges(recipe: Recipe, where: str) -> None:
+    for name in ("max_length", "part_size", "vocabulary_chunk"):
+        value = getattr(recipe, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"recipe {where!r}: {name}: {value} must be 1 or more.")
+    rates = [f"{group}_rate" for group in ("vision_tower", "projector", "language_model", "scaler", "router")]
+    for name in (*rates, "margin", "rank_weight", "ce_weight", "tolerance"):
+        value = getattr(recipe, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ConfigError(f"recipe {where!r}: {name}: {value} must be a number, 0 or more.")
 
 
 def _required(one: "dataclasses.Field[Any]") -> bool:

@@ -1,6 +1,5 @@
 """Checkpoints to go on from: the newest that is whole, never one whose writing was interrupted."""
 
-import json
 import os
 import re
 import zipfile
@@ -8,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from tokenflex import checkpoint
-from tokenflex.errors import ConfigError
+from tokenflex import checkpoint, reading
+from tokenflex.errors import ConfigError, TokenFlexError
 from tokenflex.files import bare_name, sweep_tensors
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer", "scheduler.pt"
@@ -63,7 +60,7 @@ def fault(folder: Path) -> str | None:
     if (folder / UNFINISHED).exists():
         return f"its writing was interrupted, as {UNFINISHED} says"
     state = _json(folder / STATE)
-    if not isinstance(state, dict) or not isinstance(state.get("global_step"), int):
+    if not isinstance(state, dict) or type(state.get("global_step")) is not int or state["global_step"] < 0:
         return f"it has no readable {STATE}, which is written last, so its writing was interrupted"
     engine = (folder / "latest").is_file()
     return (
@@ -91,8 +88,8 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return reading.json_file(path)
+    except ConfigError:
         return None
 
 
@@ -104,21 +101,19 @@ def _weights_fault(folder: Path) -> str | None:
     if (folder / checkpoint.JSON_NAME).exists() or (folder / checkpoint.WEIGHTS_NAME).exists():
         try:
             checkpoint.load(folder)
-        except ConfigError as error:
+        except TokenFlexError as error:
             return str(error).rstrip(".")
-        except SafetensorError as error:
-            return f"{checkpoint.WEIGHTS_NAME} can't be read: {error}"
         return None
     if (folder / WEIGHTS).exists():
         return _tensors_fault(folder / WEIGHTS)
     if (folder / INDEX).exists():
         return _index_fault(folder)
     if (folder / "latest").is_file():
-        tag = (folder / "latest").read_text(encoding="utf-8").strip()
         try:
+            tag = reading.text(folder / "latest", largest=4096).strip()
             found = (folder / bare_name(tag)).is_dir()
-        except ValueError:
-            found = False
+        except (ValueError, OSError):
+            tag, found = "?", False
         return None if found else f"it lacks the folder {tag!r} that its 'latest' names"
     if (folder / f"{SHARDED}.bin").exists() or (folder / f"{SHARDED}_0" / ".metadata").exists():
         return None
@@ -139,14 +134,13 @@ def _index_fault(folder: Path) -> str | None:
 
 def _tensors_fault(path: Path) -> str | None:
     """Reads the header, which must account for every byte of the file."""
-    try:
-        with safe_open(path, "pt") as held:
-            held.keys()
-    except FileNotFoundError:
+    if not path.is_file():
         return f"{path.name} is missing"
-    except (OSError, SafetensorError) as error:
+    try:
+        with reading.safetensors_file(reading.own_file(path.parent, path.name)):
+            return None
+    except ConfigError as error:
         return f"{path.name} can't be read: {error}"
-    return None
 
 
 def _optimizer_fault(folder: Path, engine: bool) -> str | None:
