@@ -1,4 +1,8 @@
-"""Images from files, bytes and data sets as a viewer shows them: upright, in 8-bit RGB."""
+"""Images from files, bytes and data sets as a viewer shows them: upright, in 8-bit RGB.
+
+Files may come from anyone: only codecs that neither run programs nor are slow by design are used (`FORMATS`), and an
+image's size is looked at before it is decoded (`MAX_PIXELS`).
+"""
 
 import base64
 import io
@@ -8,13 +12,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tokenflex.errors import DataError
 from tokenflex.files import inside
 
 DATA_URL = re.compile(r"data:image/[^,]*;base64,", re.IGNORECASE)
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+MAX_PIXELS = 89_478_485
+"""Width x height of the largest image that is decoded; set it to allow larger ones: ``images.MAX_PIXELS = 2 * 10**8``.
+
+It is the number above which PIL by itself warns; PIL refuses images of more than twice its own number,
+``PIL.Image.MAX_IMAGE_PIXELS``, whatever is set here. Decoding takes at most 16 bytes of memory per pixel.
+"""
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA", "PCX", "SGI"),
+    "MPO",
+)
+"""Formats that are read, where PIL or a plugin of it knows them. Encapsulated PostScript, which PIL gives to another
+program, is none of them."""
+SLOW = 1 << 22
+"""Pixels of run-length encoded bitmaps, which PIL decodes in Python."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts an image upright, by EXIF's orientation."""
+ORIENTATION = 0x0112
+OPAQUE = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA", "P": "RGBA"}
+"""Modes that PIL can't make RGB of, or only with a warning, and what it is made of first."""
+BLOCK = 1 << 20
+"""Pixels that are scaled at a time."""
 
 
 def decode(given: Any, folder: Path | None = None) -> Image.Image:
@@ -32,8 +65,8 @@ def decode(given: Any, folder: Path | None = None) -> Image.Image:
         folder: where paths start; they must stay below it, links followed. None takes any path.
 
     Raises:
-        DataError: names what can't be read, whatever the reason: a missing or truncated file, no image, a path that
-            leads out of ``folder``, more pixels than PIL allows.
+        DataError: names what can't be read, whatever the reason: a missing or truncated file, no image or one of a
+            format that isn't read, a path that leads out of ``folder``, more pixels than `MAX_PIXELS` or PIL allow.
     """
     if isinstance(given, Mapping):
         content, path = given.get("bytes"), given.get("path")
@@ -45,7 +78,7 @@ def decode(given: Any, folder: Path | None = None) -> Image.Image:
     try:
         if isinstance(given, Image.Image):
             return _upright(given)
-        with Image.open(_source(given, folder)) as image:
+        with Image.open(_source(given, folder), formats=_known()) as image:
             return _upright(image)
     except Exception as error:  # whatever a codec raises on bytes that are no image of its kind
         shown = str(given) if isinstance(given, str | Path) else type(given).__name__
@@ -64,7 +97,7 @@ def size(given: Any, folder: Path | None = None) -> tuple[int, int] | None:
     try:
         if isinstance(given, Image.Image):
             return given.height, given.width
-        with Image.open(_source(given, folder)) as image:
+        with Image.open(_source(given, folder), formats=_known()) as image:
             return image.height, image.width
     except Exception:  # `decode` says what is wrong with it
         return None
@@ -85,22 +118,47 @@ def _source(given: bytes | bytearray | str | Path, folder: Path | None) -> io.By
     return path
 
 
+def _known() -> list[str]:
+    """Those of `FORMATS` that are installed."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _upright(image: Image.Image) -> Image.Image:
     whites = _whites(image)
-    if 0 in image.size:
-        raise ValueError(f"it has {image.width} x {image.height} pixels")
+    _require_size(image)
     image.load()
-    try:
-        turned = ImageOps.exif_transpose(image)
-    except Exception:  # EXIF that can't be read says nothing
-        turned = image
+    turn = UPRIGHT.get(_orientation(image))
+    turned = image if turn is None else image.transpose(turn)
     if whites:
         turned = _scaled(turned, whites)
-    if turned.mode == "P":
-        turned = turned.convert("RGBA")  # PIL warns of a palette's alpha on the way to RGB
-    made = turned.convert("RGB")
+    made = (turned.convert(OPAQUE[turned.mode]) if turned.mode in OPAQUE else turned).convert("RGB")
     made.info.clear()
     return made
+
+
+def _require_size(image: Image.Image) -> None:
+    """Refuse an image that is empty or too large, before it is decoded."""
+    pixels, sides = image.width * image.height, f"{image.width} x {image.height} pixels"
+    if not pixels:
+        raise ValueError(f"it has {sides}")
+    if pixels > MAX_PIXELS:
+        raise ValueError(
+            f"it has {sides}, {pixels:,} in all; at most tokenflex.images.MAX_PIXELS = {MAX_PIXELS:,} are decoded. "
+            "Shrink it, or set that to more"
+        )
+    tiles: Any = getattr(image, "tile", None)
+    if pixels > SLOW and tiles and any(tile[0] == "bmp_rle" for tile in tiles):
+        raise ValueError(f"it is a run-length encoded bitmap of {sides}; at most {SLOW:,} are decoded. Save it as PNG")
+
+
+def _orientation(image: Image.Image) -> Any:
+    """As EXIF says; EXIF that can't be read says nothing."""
+    try:
+        found = image.getexif().get(ORIENTATION)
+        return found if isinstance(found, int) else None
+    except Exception:
+        return None
 
 
 def _whites(image: Image.Image) -> Sequence[float]:
@@ -111,9 +169,16 @@ def _whites(image: Image.Image) -> Sequence[float]:
 
 
 def _scaled(image: Image.Image, whites: Sequence[float]) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    finite = values[np.isfinite(values)]
-    black, brightest = finite.min(initial=0), finite.max(initial=0)
+    values = np.asarray(image)
+    rows = max(1, BLOCK // values.shape[1])
+    blocks = [values[start : start + rows] for start in range(0, len(values), rows)]
+    black, brightest = 0.0, 0.0
+    for block in blocks:
+        finite = block[np.isfinite(block)].astype(np.float64)
+        black, brightest = finite.min(initial=black), finite.max(initial=brightest)
     white = next((white for white in whites if brightest <= white), brightest)
-    shares = np.nan_to_num((values - black) / (white - black), nan=0, posinf=1, neginf=0)
-    return Image.fromarray(np.rint(shares * 255).astype(np.uint8))
+    made = np.empty(values.shape, np.uint8)
+    for number, block in enumerate(blocks):
+        shares = np.nan_to_num((block.astype(np.float64) - black) / (white - black), nan=0, posinf=1, neginf=0)
+        made[number * rows :][: len(block)] = np.rint(shares * 255)
+    return Image.fromarray(made)
