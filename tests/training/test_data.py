@@ -349,9 +349,12 @@ def test_nothing_usable_is_an_error():
         ("rows.json", "{", "isn't valid JSON"),
         ("rows.json", "{}", "expected a list of rows"),
         ("rows.jsonl", '{"a": 1}\n{', "line 2 isn't valid JSON"),
-        ("rows.json", "[" * 100000, "isn't valid JSON"),
+        ("rows.json", "[" * 100000, "nested too deeply"),
+        ("rows.json", "[" * 70 + "]" * 70, "nested too deeply; at most 64"),
+        ("rows.json", '[{"id": 1, "id": 2}]', "the key 'id' stands twice"),
+        ("rows.jsonl", '{"id": 1}\n{"id": NaN}', "line 2: the value NaN isn't a finite number"),
         ("rows.json", "9" * 5000, "isn't valid JSON"),
-        ("rows.json", b"\xff", "can't be read as UTF-8"),
+        ("rows.json", b"\xff", "isn't UTF-8: byte 0xff at 0"),
         ("rows.csv", "a,b", "unknown format '.csv'"),
         ("rows.parquet", "no table", "can't be read as a data set"),
         ("gone.json", None, "doesn't exist"),
@@ -371,3 +374,78 @@ def test_folders_without_a_saved_data_set(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match="needs the library datasets"):
         read_rows(tmp_path / "rows.jsonl")
+
+
+def saved(folder, rows=None):
+    datasets = pytest.importorskip("datasets")
+    given = [{"image": {"bytes": png(i), "path": None}, "messages": turns("w1", "w2")} for i in range(3)]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
+        }
+    )
+    made = datasets.Dataset.from_list(rows or given, features=features)
+    made.save_to_disk(str(folder / "rows"))
+    made.to_parquet(str(folder / "rows.parquet"))
+    return folder / "rows", folder / "rows.parquet"
+
+
+def test_pictures_of_files_stay_as_they_are_stored(tmp_path):
+    for path in saved(tmp_path):
+        rows = read_rows(path)
+        assert rows[1]["image"] == {"bytes": png(1), "path": None}
+        assert ChatDataset(rows)[1].images[0].tobytes() == picture(1).tobytes()
+
+
+@pytest.mark.parametrize("name", ["../outside.arrow", "/etc/hostname", "link.arrow", ""])
+def test_a_saved_folder_names_files_of_its_own_only(tmp_path, name):
+    folder, _ = saved(tmp_path)
+    (arrow,) = folder.glob("*.arrow")
+    (tmp_path / "outside.arrow").write_bytes(arrow.read_bytes())
+    (folder / "link.arrow").symlink_to(tmp_path / "outside.arrow")
+    state = json.loads((folder / "state.json").read_text())
+    state["_data_files"] = [{"filename": name}]
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match=r"Use the name alone|outside its folder"):
+        read_rows(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_format_type": "custom"}, "asks for the format 'custom'"),
+        ({"_data_files": 3}, "doesn't describe a data set"),
+        ({"_data_files": [3]}, "doesn't describe a data set"),
+        ({"_fingerprint": {}, "_split": []}, "can't be read as a data set"),
+    ],
+)
+def test_saved_folders_whose_description_is_odd(tmp_path, change, message):
+    folder, _ = saved(tmp_path)
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | change))
+    with pytest.raises(DataError, match=message):
+        read_rows(folder)
+
+
+def test_saved_folders_with_splits_and_without_anything(tmp_path):
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(DataError, match="the data has splits, train, test; give the folder of one"):
+        read_rows(tmp_path)
+    (tmp_path / "dataset_dict.json").unlink()
+    with pytest.raises(DataError, match=r"it has no state\.json"):
+        read_rows(tmp_path)
+
+
+def test_pictures_that_are_all_gone_are_missed(tmp_path):
+    rows = [{"image": None, "messages": turns("w1", "w2")} for _ in range(3)]
+    for path in saved(tmp_path, rows):
+        with pytest.raises(DataError, match="image hold nulls in all 3 rows"):
+            read_rows(path)
+
+
+def test_a_broken_picture_in_a_table_names_its_row(tmp_path):
+    rows = [{"image": {"bytes": png(0)[:200], "path": None}, "messages": turns("w1", "w2")}]
+    for path in saved(tmp_path, rows):
+        with pytest.raises(DataError, match="row 0: picture 'bytes' can't be read"):
+            ChatDataset(read_rows(path))[0]

@@ -9,6 +9,7 @@ reader.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -142,10 +143,16 @@ def _question(row: Any, place: int) -> Question:
     name = row_name(row, place)
     asked = read_message("user", _prompt(row, name, "")[-1]["content"], name)
     text = " ".join(part["text"] for part in asked["content"] if part["type"] == "text").strip()
-    kind = next((str(row[key]) for key in ("kind", "category") if row.get(key) is not None), "")
-    number = next((str(row[key]) for key in ("id", "question_id") if row.get(key) is not None), str(place))
+    kind = next((_word(row[key], key, name) for key in ("kind", "category") if row.get(key) is not None), "")
+    number = next((_word(row[key], key, name) for key in ("id", "question_id") if row.get(key) is not None), str(place))
     references = tuple(read_text(reference, name) for reference in _references(row, name))
     return Question(place, read_text(number, name), read_text(kind, name), text, references)
+
+
+def _word(given: Any, key: str, name: str) -> str:
+    if not isinstance(given, str | int):
+        raise DataError(f"{name}: {key!r} is {given!r:.100}; expected a text or a whole number.")
+    return str(given)
 
 
 def _prompt(row: Row, name: str, suffix: str) -> list[Message]:
@@ -180,7 +187,7 @@ def _references(row: Row, name: str) -> tuple[str, ...]:
         given = given.get("answer", [])
     several = given if isinstance(given, list | tuple) else [given]
     plain = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
-    if not plain or any(one is None or isinstance(one, Mapping | list | tuple) for one in plain):
+    if not plain or not all(isinstance(one, str | int) or (isinstance(one, float) and isfinite(one)) for one in plain):
         raise DataError(f"{name}: {several!r} are no reference answers; give texts or numbers, at least one.")
     choices = _choices(row, name)
     if not choices:
@@ -194,6 +201,8 @@ def _choices(row: Row, name: str) -> list[str]:
         return []
     if not isinstance(given, list | tuple) or not 2 <= len(given) <= len(ascii_uppercase):
         raise DataError(f"{name}: choices={given!r}; give a list of 2 to {len(ascii_uppercase)} texts.")
+    if not all(isinstance(choice, str | int | float) for choice in given):
+        raise DataError(f"{name}: choices={given!r:.300}; each must be a text or a number.")
     return [str(choice) for choice in given]
 
 

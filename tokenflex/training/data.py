@@ -8,7 +8,6 @@ place.
 """
 
 import base64
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,11 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 
 from tokenflex import images
-from tokenflex.errors import ConfigError, DataError
+from tokenflex.errors import DataError
 from tokenflex.images import decode
+from tokenflex.training.row_files import read_rows, require_one_split
+
+__all__ = ["ChatDataset", "Rows", "Sample", "read_rows", "read_sample", "undecoded"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ def undecoded(rows: Rows) -> Rows:
     import datasets
 
     def kept(feature: Any) -> Any:
-        if isinstance(feature, datasets.Image):
+        if getattr(feature, "decode", False):
             return replace(feature, decode=False)
         if isinstance(feature, Mapping):
             return {name: kept(one) for name, one in feature.items()}
@@ -113,7 +115,8 @@ class ChatDataset:
         self, rows: Rows | Iterable[Any], image_folder: str | Path | None = None, on_bad_sample: str = "raise"
     ) -> None:
         require_known(on_bad_sample)
-        require_one_split(rows)
+        if isinstance(rows, Mapping):
+            require_one_split(rows)
         if not isinstance(rows, Rows):
             raise DataError(
                 f"a {type(rows).__name__} has no length or no places; use ChatStream for rows that come one by one."
@@ -172,17 +175,6 @@ def require_known(on_bad_sample: str) -> None:
     """
     if on_bad_sample not in ("raise", "skip"):
         raise DataError(f"on_bad_sample={on_bad_sample!r}; use 'raise' or 'skip'.")
-
-
-def require_one_split(rows: Any) -> None:
-    """Refuse data with splits, such as a ``datasets.DatasetDict`` or ``IterableDatasetDict``.
-
-    Raises:
-        DataError: names the splits.
-    """
-    if isinstance(rows, Mapping):
-        names = ", ".join(map(str, rows))
-        raise DataError(f"the data has splits, {names}; give the folder of one of them, or data[name] in Python.")
 
 
 def pass_over(data: Any, place: int, error: DataError) -> None:
@@ -304,59 +296,6 @@ def read_text(text: str, name: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{name}: {text!r} is no Unicode text ({error}). Mend or remove it.") from error
     return text
-
-
-def read_rows(path: str | Path) -> Rows:
-    """Rows from a ``.json`` (a list) or ``.jsonl`` file, a ``.parquet`` file, or a saved ``datasets`` folder.
-
-    Raises:
-        ConfigError: the library ``datasets`` is needed and isn't installed.
-        DataError: the path doesn't exist, isn't in one of these formats, or can't be read.
-    """
-    source = Path(path)
-    if not source.exists():
-        raise DataError(
-            f"data {str(path)!r} doesn't exist; give a .json, .jsonl or .parquet file or a datasets folder."
-        )
-    if source.is_dir() or source.suffix == ".parquet":
-        return _read_datasets(source)
-    if source.suffix not in (".json", ".jsonl"):
-        raise DataError(
-            f"data {str(path)!r}: unknown format {source.suffix!r}; use .json, .jsonl, .parquet or a folder."
-        )
-    try:
-        text = source.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} can't be read as UTF-8 text: {error}.") from error
-    if source.suffix == ".jsonl":
-        lines = text.split("\n")  # strings may hold the other separators that str.splitlines knows
-        return [_parsed(line, f"{source}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
-    rows = _parsed(text, str(source))
-    if not isinstance(rows, list):
-        raise DataError(f"{source} holds a {type(rows).__name__}; expected a list of rows.")
-    return rows
-
-
-def _read_datasets(source: Path) -> Rows:
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{source} needs the library datasets: pip install 'tokenflex[eval]'.") from error
-    try:
-        if source.is_dir():
-            return datasets.load_from_disk(str(source))  # pyright: ignore[reportReturnType]
-        return datasets.Dataset.from_parquet(str(source))  # pyright: ignore[reportReturnType]
-    except FileNotFoundError as error:
-        raise DataError(f"{source} holds no saved data set ({error}). Write it with save_to_disk.") from error
-    except Exception as error:  # of datasets, pyarrow and the file system
-        raise DataError(f"{source} can't be read as a data set: {error}") from error
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} isn't valid JSON: {error}.") from error
 
 
 def _part(part: Any, name: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tokenflex.errors import DataError
-from tokenflex.training.data import Sample, pass_over, read_sample, require_known, require_one_split
+from tokenflex.training.data import Sample, pass_over, read_sample, require_known
+from tokenflex.training.row_files import require_one_split
 
 
 class ChatStream(IterableDataset[Sample]):
@@ -27,7 +28,8 @@ class ChatStream(IterableDataset[Sample]):
         self, rows: Iterable[Any], image_folder: str | Path | None = None, on_bad_sample: str = "raise"
     ) -> None:
         require_known(on_bad_sample)
-        require_one_split(rows)
+        if isinstance(rows, Mapping):
+            require_one_split(rows)
         if isinstance(rows, Iterator):
             raise DataError(
                 f"a {type(rows).__name__} can be read once, and every epoch reads from the beginning; give something "
