@@ -20,7 +20,7 @@ REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 PLACED = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 OF_RUST = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust, such as safetensors, end the message of an error that the operating system told them."""
-OF_TORCH = ("PytorchStreamWriter failed", "unexpected pos")
+OF_TORCH = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
 """Words of ``torch.save`` for a file that it couldn't write to the end."""
 OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 """Names under which safetensors writes a file before it takes its place."""

@@ -18,7 +18,7 @@ from tokenflex.evaluation.promised import cells_of
 from tokenflex.evaluation.records import Evaluation, Record
 from tokenflex.evaluation.settings import group_of
 from tokenflex.evaluation.summary import Summary, summarise
-from tokenflex.files import locked, write_whole
+from tokenflex.files import locked, sweep, write_whole
 from tokenflex.markup import escaped
 
 HEADER = ("setting", "score", "95 %", "tokens", "of finest", "against finest", "regret", "tokens too many")
@@ -57,6 +57,7 @@ def report(folder: str | os.PathLike[str], *, resamples: int = 2000, seed: int =
     target, texts = Path(folder), (json.dumps(summary, indent=2) + "\n", markdown(summary), html(summary, evaluation))
     with locked(target):
         for name, text in zip(("summary.json", "report.md", "report.html"), texts, strict=True):
+            sweep(target, name)
             write_whole(target / name, text)
     return summary
 

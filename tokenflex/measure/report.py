@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tokenflex.files import locked, write_whole
+from tokenflex.files import locked, sweep, write_whole
 from tokenflex.markup import escaped
 from tokenflex.measure.result import BatchProfile, Profile, SettingProfile
 from tokenflex.measure.timing import Times
@@ -56,6 +56,7 @@ def write(folder: str | os.PathLike[str], profile: Profile) -> None:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
+        sweep(target, "profile.*")
         write_whole(target / "profile.json", json.dumps(profile.to_dict(), indent=2) + "\n")
         write_whole(target / "profile.md", markdown(profile))
 

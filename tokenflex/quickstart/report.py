@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenflex.contracts import Grid
-from tokenflex.files import locked, write_whole
+from tokenflex.files import locked, sweep, write_whole
 from tokenflex.ops.pooling import Windows
 from tokenflex.quickstart.evaluate import Answers, Exam
 from tokenflex.quickstart.pictures import CELL, COARSE_KINDS, FINE_KINDS
@@ -111,6 +111,7 @@ def write(folder: Path, result: dict[str, Any], exam: Exam, finest: Answers, rou
         cards=cards(exam, finest, routed, draw),
     )
     with locked(folder):
+        sweep(folder, "report.*")
         write_whole(folder / "report.json", json.dumps(result, indent=2) + "\n")
         write_whole(folder / "report.html", page)
 
