@@ -22,6 +22,8 @@ SHOWN = 4
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LAYERS = re.compile(r"(layers|depths?|blocks|num_experts|num_local_experts)$")
 """Settings of transformers that say how often something with weights is built."""
+DROPOUT = re.compile(r"(dropout|drop_rate|dropout_rate|pdrop)$")
+"""Settings that are probabilities."""
 FEW = 64
 """Layers that are always allowed."""
 CODE = frozenset({
@@ -165,6 +167,7 @@ def require_sound(state: Mapping[str, Tensor], where: str) -> None:
 
 def _finite(value: Tensor) -> bool:
     """Whether all values are finite, whatever the type; 8-bit types know no order and are widened."""
+    value = getattr(value, "to_local", lambda: value)()  # of a tensor that is spread over processes
     if value.is_meta or not value.numel():
         return True
     lowest, highest = torch.aminmax(value.float() if value.element_size() == 1 else value)
@@ -223,14 +226,14 @@ def require_readable(folder: Path, model_type: str) -> dict[str, reading.Entry]:
     Nothing is allocated for weights yet. Folders with weights under other names give nothing.
 
     Raises:
-        ConfigError: it is a model of another type, a file can't be read, a tensor stands in two files, or the settings ask for more layers than the
-            files have tensors.
+        ConfigError: it is a model of another type, a file can't be read, a tensor stands in two files, or the settings
+            ask for more layers than the files have tensors.
     """
     settings = _settings(folder, "config.json")
     if settings and settings.get("model_type") != model_type:
         raise ConfigError(
-            f"{folder / 'config.json'}: model_type={settings.get('model_type')!r:.200}, expected {model_type!r}. Load it "
-            "with AutoModelForImageTextToText.from_pretrained, which finds the model's own class."
+            f"{folder / 'config.json'}: model_type={settings.get('model_type')!r:.200}, expected {model_type!r}. Load "
+            "it with AutoModelForImageTextToText.from_pretrained, which finds the model's own class."
         )
     _settings(folder, "generation_config.json")
     entries: dict[str, reading.Entry] = {}
@@ -243,7 +246,7 @@ def require_readable(folder: Path, model_type: str) -> dict[str, reading.Entry]:
             )
         entries |= found
     if entries:
-        _require_fewer_layers(settings, max(len(entries), FEW), f"{folder / 'config.json'}")
+        require_sane(settings, max(len(entries), FEW), f"{folder / 'config.json'}")
     return entries
 
 
@@ -258,14 +261,24 @@ def _settings(folder: Path, name: str) -> Mapping[str, Any]:
     return found
 
 
-def _require_fewer_layers(settings: Any, most: int, where: str) -> None:
-    """A layer has a tensor, so that settings of more layers than tensors are refused before they are built."""
+def require_sane(settings: Mapping[str, Any], most: int, where: str) -> None:
+    """Refuse settings that no model with these tensors has, before they are built.
+
+    Args:
+        settings: of transformers, at any depth.
+        most: tensors that there are; every layer has one.
+
+    Raises:
+        ConfigError: more layers than tensors, or a probability of dropping that isn't one.
+    """
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            _require_fewer_layers(value, most, f"{where}: {key}")
+            require_sane(value, most, f"{where}: {key}")
         counts = value if isinstance(value, list) else [value]
         if LAYERS.search(key) and any(type(one) is int and one > most for one in counts):
             raise ConfigError(f"{where}: {key}={value!r:.200}; there are {most} tensors or fewer. The file is damaged.")
+        if DROPOUT.search(key) and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise ConfigError(f"{where}: {key}={value!r:.200}; expected a probability, from 0 to 1. Mend it.")
 
 
 def require_kinds(model: nn.Module, entries: Mapping[str, reading.Entry], where: Any) -> None:

@@ -13,6 +13,7 @@ StrictDataclassError) stays its own.
 import dataclasses
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +22,23 @@ from typing import Any
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file
+from transformers import CLIPVisionConfig, LlamaConfig
 
 import tokenflex
+from tests.parity.golden import DATA
 from tests.torture.cage import Subject, fuzz
 from tests.torture.outcome import Outcome
-from tokenflex import checkpoint, offered, reading
+from tokenflex import checkpoint, offered, reading, released
+from tokenflex.composed import ComposedForConditionalGeneration
+from tokenflex.errors import ConfigError
 from tokenflex.model import Escalate, FlexModel
 from tokenflex.model.escalation.settings import Calibration
 from tokenflex.ops.digest import of_tensors
-from tokenflex.testing.tiny_hosts import tiny_llava_next
+from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_tokenizer
 from tokenflex.training import recipe
 from tokenflex.training.parts import choose
+from tokenflex.training.resume import fault
 
 AREA = "Damaged files"
 SETTING = "a setting that the part takes; whoever removed the digest asked for it"
@@ -51,6 +58,20 @@ CALIBRATION = {
 HOST = {
     r"config\.(?!parts|adapters|model_type).*": "a setting of the host, which transformers checks",
     r"host": "no digest",
+}
+SKIPPED = ("transformers_version", "_name_or_path")
+COMPOSED = {
+    r"(?#any)config\.text_config(\..*)?": "a setting of the language model, which transformers checks",
+    r"(?#any)config\.(?!text_config|vision|projector|grid|image_size|vision_width|model_type).*": "transformers' own",
+    r"config\.vision\.(config\..*|name)": "a setting of the encoder that changes no tensor",
+    r"weights": "no digest",
+    r"config\.image_size\.\d": "for people; the processor has its own",
+}
+RELEASED = {
+    r"(?#any)(config|generation_config)\..*": "a setting of the host, or of generation",
+    r"host_weights": "no digest in the published format",
+    r"weights": "no digest in the published format",
+    r"parts\.\w+\.config\..*": "another pyramid that the tensors fit",
 }
 RECIPE = {r"[012]\..*": "a setting of its type and range, which is what a recipe is for"}
 
@@ -139,13 +160,70 @@ def model_subject(root: Path) -> Subject:
     def load(folder: Path) -> Any:
         found = FlexModel.from_pretrained(folder)
         config = found.config.to_dict()
-        skipped = ("transformers_version", "_name_or_path")
-        told = {key: value for key, value in config["host"].items() if key not in skipped}
+        told = {key: value for key, value in config["host"].items() if key not in SKIPPED}
         return {"config": told, "host": tensors(found.host), **seen_parts(found)}
 
     return Subject(
         "saved model", root / "model", ("config.json", "model.safetensors", "generation_config.json"), load, HOST
     )
+
+
+def composed_subject(root: Path) -> Subject:
+    """A saved composed model, its encoder one of transformers."""
+    vision = CLIPVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    words = tiny_tokenizer()
+    language = LlamaConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    made = tokenflex.compose(vision, language, tokenizer=words, pretrained=False)
+    made.model.save_pretrained(root / "composed")
+
+    def load(folder: Path) -> Any:
+        found = ComposedForConditionalGeneration.from_pretrained(folder)
+        told = {key: value for key, value in found.config.to_dict().items() if key not in SKIPPED}
+        return {"config": told, "weights": tensors(found), "projector": str(found.multi_modal_projector)}
+
+    return Subject("composed model", root / "composed", ("config.json", "model.safetensors"), load, COMPOSED)
+
+
+def released_subject(root: Path) -> Subject:
+    """A checkpoint in the released layout, converted."""
+    source = root / "released"
+    shutil.copytree(DATA / "e2e_g8" / "checkpoint", source)
+    files = sorted(
+        str(path.relative_to(source)) for path in source.rglob("*") if path.suffix in (".json", ".safetensors")
+    )
+
+    def load(folder: Path) -> Any:
+        out = folder.with_name("converted")
+        shutil.rmtree(out, ignore_errors=True)
+        released.convert(folder, out)
+        spec, weights = checkpoint.load(out)
+        host = load_file(out / "model.safetensors")
+        pages = {name: json.loads((out / f"{name}.json").read_text()) for name in ("config", "generation_config")}
+        return {**spec, **pages, "weights": of_tensors(weights), "host_weights": of_tensors(host)}
+
+    return Subject("released checkpoint", source, files, load, RELEASED)
+
+
+def resumed_subject(root: Path) -> Subject:
+    """A checkpoint of a training run; whether it can be gone on from."""
+    folder = root / "resumed"
+    tokenflex.wrap(tiny_llava_next()).save_parts(folder)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 3, "log_history": [{"loss": 1.5}]}))
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({"state": torch.zeros(3)}, folder / name)
+
+    def load(where: Path) -> Any:
+        reason = fault(where)
+        if reason is not None:
+            raise ConfigError(reason)
+        return {"step": json.loads((where / "trainer_state.json").read_text())["global_step"]}
+
+    files = (checkpoint.JSON_NAME, checkpoint.WEIGHTS_NAME, "trainer_state.json", "trainer_state.json")
+    return Subject("checkpoint of a run", folder, files, load, {"step": "a number of steps"})
 
 
 @contextmanager
@@ -163,7 +241,8 @@ def subjects(root: Path) -> list[tuple[Subject, int]]:
     parts, edited = parts_subjects(root)
     return [
         (parts, 4000), (edited, 2500), (calibration_subject(root), 3000), (recipe_subject(root), 2000),
-        (model_subject(root), 600),
+        (model_subject(root), 600), (composed_subject(root), 500), (released_subject(root), 250),
+        (resumed_subject(root), 500),
     ]  # fmt: skip
 
 

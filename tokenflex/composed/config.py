@@ -4,8 +4,11 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, TokenFlexError
 from tokenflex.loadable import without_code
+
+LARGEST = 2**15
+"""Pixels, or visual tokens, of one side of a picture."""
 
 
 class ComposedConfig(PreTrainedConfig):
@@ -41,8 +44,29 @@ class ComposedConfig(PreTrainedConfig):
             data = without_code(self.text_config or {"model_type": "llama"})
             if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
                 raise ConfigError(f"text_config={data!r} doesn't say its model_type; the file is damaged.")
-            self.text_config = AutoConfig.for_model(data.pop("model_type"), **data)
+            self.text_config = _made(data)
+        self._require_own()
         super().__post_init__(**kwargs)
+
+    def _require_own(self) -> None:
+        """Refuse what this class's own entries can't be.
+
+        Raises:
+            ConfigError: names entry and value.
+        """
+        for name in ("image_size", "grid"):
+            pair = getattr(self, name)
+            sides = pair if isinstance(pair, list | tuple) and len(pair) == 2 else [None]
+            if not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
+                raise ConfigError(f"{name}={pair!r:.200}; expected (rows, columns), each from 1 to {LARGEST}.")
+        for name, least in (("vision_width", 1), ("image_token_id", 0), ("pad_token_id", 0)):
+            value = getattr(self, name)
+            if (type(value) is not int or value < least) and (name != "pad_token_id" or value is not None):
+                raise ConfigError(f"{name}={value!r:.200}; expected an integer, {least} or more.")
+        if not isinstance(self.projector, str):
+            raise ConfigError(f"projector={self.projector!r:.200}; expected a name, such as 'mlp2x_gelu'.")
+        if not isinstance(self.vision, dict | None):
+            raise ConfigError(f"vision={self.vision!r:.200}; expected an object that describes the encoder.")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -52,3 +76,17 @@ class ComposedConfig(PreTrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
         """Nothing: saved folders name this package, and the file of this class isn't copied into them."""
+
+
+def _made(data: dict[str, Any]) -> PreTrainedConfig:
+    """A language model's configuration from a file's data.
+
+    Raises:
+        ConfigError: transformers can't make one of it.
+    """
+    try:
+        return AutoConfig.for_model(**data)
+    except TokenFlexError:
+        raise
+    except Exception as error:  # whatever transformers raises for settings that it wasn't made for
+        raise ConfigError(f"text_config isn't a configuration: {type(error).__name__}: {error!s:.500}") from error

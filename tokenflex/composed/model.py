@@ -15,7 +15,7 @@ from tokenflex import cards, loadable
 from tokenflex.composed.config import ComposedConfig
 from tokenflex.composed.projector import CUSTOM, build_projector
 from tokenflex.composed.vision import rebuild
-from tokenflex.errors import InputError
+from tokenflex.errors import ConfigError, InputError
 
 REMEDY = "Save the language model by itself, with language_model.save_pretrained, and compose it again from there."
 
@@ -52,10 +52,19 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         text: Any = config.text_config
         self.vision_tower: Any = rebuild(config.vision or {}) if vision_tower is None else vision_tower
+        cells = getattr(self.vision_tower, "cells", None)
+        if cells is not None and tuple(cells) != tuple(config.grid):
+            raise ConfigError(f"grid={config.grid!r}, but the encoder makes {cells} visual tokens of a picture.")
         if multi_modal_projector is None:
             multi_modal_projector = build_projector(config.projector, config.vision_width, text.hidden_size)
         self.multi_modal_projector = multi_modal_projector
         self.language_model: Any = AutoModelForCausalLM.from_config(text) if language_model is None else language_model
+        words = self.language_model.get_input_embeddings().num_embeddings
+        if not config.image_token_id < words or not (config.pad_token_id or 0) < words:
+            raise ConfigError(
+                f"image_token_id={config.image_token_id!r} and pad_token_id={config.pad_token_id!r} must be less than "
+                f"the {words} tokens that the language model knows."
+            )
         config.text_config = self.language_model.config
         self.generation_config = self.language_model.generation_config
         self.post_init()
@@ -79,7 +88,8 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if kwargs.get("state_dict") is None:
             kwargs.setdefault("use_safetensors", True)
         if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-            entries = loadable.require_readable(Path(source, kwargs.get("subfolder") or ""), ComposedConfig.model_type)
+            kind: Any = cls.config_class
+            entries = loadable.require_readable(Path(source, kwargs.get("subfolder") or ""), kind.model_type)
         with loadable.in_our_words(source):
             made: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         loadable.require_complete(made[1], source)

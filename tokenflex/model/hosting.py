@@ -53,7 +53,8 @@ class Hosting(Escalatable, TextBatching, HostWeights, GenerationMixin):
         source = pretrained_model_name_or_path
         saving.refuse_parts(source)
         asked = kwargs.pop("output_loading_info", False)
-        entries = saving.require_readable(source, kwargs)
+        kind: Any = cls.config_class
+        entries = saving.require_readable(source, kwargs, kind.model_type)
         with loadable.in_our_words(source):
             made: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         flex, info = made

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, GenerationConfig, LlavaNextForConditionalGeneration
 
-from tokenflex import checkpoint, compressor
+from tokenflex import checkpoint, compressor, loadable
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import Grid
-from tokenflex.errors import ConfigError
+from tokenflex.errors import ConfigError, TokenFlexError
 from tokenflex.hosts.llava_next import LlavaNextAdapter
 from tokenflex.released import finished, layout, processor, shards
 from tokenflex.released.shards import Shards
@@ -207,6 +207,18 @@ def describe(folder: Path) -> Model:
     if not config:
         raise ConfigError(f"{folder} has no config.json; give the folder of a released checkpoint.")
     layout.check(config)
+    try:
+        return _described(folder, config)
+    except TokenFlexError:
+        raise
+    except Exception as error:  # whatever transformers and torch raise for settings that they weren't made for
+        raise ConfigError(
+            f"{folder / 'config.json'}, or that of its vision tower, can't be the settings of a LLaVA-NeXT: "
+            f"{type(error).__name__}: {error!s:.500}. Download the checkpoint again."
+        ) from error
+
+
+def _described(folder: Path, config: layout.Config) -> Model:
     tower: Any = layout.tower_config(config, tower_file(folder, "config.json") or None)
     trained = bool(config.get("router_select"))
     side = tower.image_size // tower.patch_size
@@ -260,7 +272,7 @@ def tower_file(folder: Path, name: str) -> layout.Config:
         ConfigError: the tower's folder is named outside the checkpoint's.
     """
     named = _json(folder / "config.json").get("mm_vision_tower")
-    return _json(below(folder, f"{named}/{name}")) if isinstance(named, str) else {}
+    return _json(below(folder, f"{named}/{name}")) if isinstance(named, str) and len(named) < 1000 else {}
 
 
 def _settings(kind: str, name: str, **settings: Any) -> Any:
@@ -310,6 +322,7 @@ def _write_host(tensors: Shards, model: Model, scratch: Path) -> None:
     for number, file in enumerate(files, 1):
         name = shards.SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         loaded = dict(host_tensors(tensors, file))
+        loadable.require_sound(loaded, file)
         wrong = [f"{n} {tuple(t.shape)}" for n, t in loaded.items() if shapes.get(n, tuple(t.shape)) != tuple(t.shape)]
         if wrong:
             raise ConfigError(f"{file}: tensors whose shape doesn't fit config.json: {wrong}.")

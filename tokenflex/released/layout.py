@@ -82,6 +82,8 @@ KNOWN_TOWERS = {
 
 M3_SCALES = (1, 9, 36, 144, 576)
 FILTERED_WORDS = 32
+LONGEST = 10_000
+"""Letters of a list that is written as a text."""
 
 
 def stock_name(released: str) -> tuple[str, bool] | None:
@@ -213,7 +215,9 @@ def router_settings(config: Config) -> Mapping[str, Any]:
 def _literal(value: Any) -> Any:
     if not isinstance(value, str):
         return value
+    if len(value) > LONGEST:
+        return None
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None

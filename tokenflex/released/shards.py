@@ -1,20 +1,23 @@
 """Safetensors shards, read tensor by tensor and never unpickled."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokenflex import reading
 from tokenflex.errors import ConfigError
 from tokenflex.files import bare_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 METADATA = {"format": "pt"}
+WEIGHT = re.compile(r"(weight|bias|voter|image_newline|class_embedding)$")
+"""Names of tensors that are learned."""
 
 
 class Shards:
@@ -35,8 +38,7 @@ class Shards:
             self.file_of = shard_names(index.get("weight_map"), folder / INDEX)
             self._bear_out()
         elif (folder / SINGLE).is_file():
-            with self._open(SINGLE) as tensors:
-                self.file_of = dict.fromkeys(tensors.keys(), SINGLE)
+            self.file_of = dict.fromkeys(self._entries(SINGLE), SINGLE)
         else:
             pickled = sorted(path.name for path in folder.glob("*.bin"))
             hint = f" It has {pickled}: pickles can run code, so they aren't read; save them as safetensors." * bool(
@@ -63,15 +65,23 @@ class Shards:
                         yield name, tensors.get_tensor(name)
 
     def _open(self, file: str) -> Any:
-        try:
-            return safe_open(self.folder / file, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{self.folder / file} can't be read as safetensors: {error}") from error
+        return reading.safetensors_file(reading.own_file(self.folder, file))
+
+    def _entries(self, file: str) -> dict[str, reading.Entry]:
+        path = reading.own_file(self.folder, file)
+        entries = reading.tensor_names(path)[1]
+        odd = [
+            f"{name} ({entry.dtype})"
+            for name, entry in entries.items()
+            if entry.kind != "float" and WEIGHT.search(name)
+        ]
+        if odd:
+            raise ConfigError(f"{path}: weights that aren't floats of 16 bits or more: {odd[:4]}. Download it again.")
+        return entries
 
     def _bear_out(self) -> None:
         for file in self.files:
-            with self._open(file) as tensors:
-                present, listed = set(tensors.keys()), set(self.names(file))
+            present, listed = set(self._entries(file)), set(self.names(file))
             if present != listed:
                 raise ConfigError(
                     f"{self.folder / INDEX} and {file} disagree: missing in the file {sorted(listed - present)}, "
@@ -85,10 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it isn't an object with keys in valid JSON.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} isn't valid JSON: {error}.") from error
+    found = reading.json_file(path)
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no object with keys; the file is damaged. Download it again.")
     return found
