@@ -26,7 +26,7 @@ from tokenflex import cards, compressor, loadable, reading, registry
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import Component, ComponentConfig, Grid, HostAdapter
 from tokenflex.errors import ConfigError, TokenFlexError, UnknownComponentError
-from tokenflex.files import bare_name, locked, sweep, whole, write_whole
+from tokenflex.files import bare_name, locked, sweep, whole, write_whole, writing
 from tokenflex.hosts.choosing import SANE
 from tokenflex.hosts.choosing import adapter_for as adapter_for
 from tokenflex.loadable import fill as fill
@@ -286,7 +286,8 @@ def _expect_keys(data: Any, expected: set[str], where: str) -> None:
 def save(folder: str | os.PathLike[str], spec: Spec, state: Mapping[str, Tensor]) -> None:
     """Write both files, each complete or not at all; the description last. Savers into one folder take turns."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with locked(target):
         for name in (WEIGHTS_NAME, JSON_NAME):
@@ -315,9 +316,12 @@ def save_parts(
         ConfigError: a part isn't registered under a name.
     """
     spec = with_origin({**describe(parts, facts), **(more or {})}, facts)
-    save(folder, spec, parts.state_dict() if state is None else state)
-    if not (Path(folder) / "config.json").is_file():  # beside a whole model, whose card says more
-        cards.write_card(Path(folder), cards.of_parts(spec, parts.scaler.granularities(facts.grid)))
+    target = Path(folder)
+    with locked(target):
+        save(target, spec, parts.state_dict() if state is None else state)
+        if not (target / "config.json").is_file():  # beside a whole model, whose card says more
+            sweep(target, cards.CARD_NAME)
+            cards.write_card(target, cards.of_parts(spec, parts.scaler.granularities(facts.grid)))
 
 
 def with_origin(spec: Spec, facts: HostFacts) -> Spec:
