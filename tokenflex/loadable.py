@@ -220,17 +220,20 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def require_readable(folder: Path, model_type: str) -> dict[str, reading.Entry]:
+def require_readable(folder: Path, model_type: str | None = None) -> dict[str, reading.Entry]:
     """What the weights of a saved model are by their headers; its settings are read, and held against that.
 
     Nothing is allocated for weights yet. Folders with weights under other names give nothing.
+
+    Args:
+        model_type: that ``config.json`` must name; None: any.
 
     Raises:
         ConfigError: it is a model of another type, a file can't be read, a tensor stands in two files, or the settings
             ask for more layers than the files have tensors.
     """
     settings = _settings(folder, "config.json")
-    if settings and settings.get("model_type") != model_type:
+    if model_type is not None and settings and settings.get("model_type") != model_type:
         raise ConfigError(
             f"{folder / 'config.json'}: model_type={settings.get('model_type')!r:.200}, expected {model_type!r}. Load "
             "it with AutoModelForImageTextToText.from_pretrained, which finds the model's own class."

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_file
 from torch import nn
 
 import tokenflex
+from tokenflex import reading
+from tokenflex.errors import ConfigError
 from tokenflex.files import sweep, whole
+from tokenflex.ops.digest import of_tensors
 
 NAME = "unfinished.safetensors"
 
@@ -33,17 +35,19 @@ class Unfinished:
         self.run = hashlib.sha256(repr((sorted(asked.items()), versions)).encode()).hexdigest()
 
     def seconds(self) -> dict[str, float]:
-        """What phases took that are done, by name, in their order; empty where there is nothing to take up."""
+        """What phases took that are done, by name, in their order; empty where nothing whole is there to take up."""
         try:
-            with safe_open(self.path, "pt") as held:
-                found = held.metadata() or {}
-            return json.loads(found["seconds"]) if found.get("run") == self.run else {}
-        except (OSError, SafetensorError, ValueError, KeyError):
+            metadata, state, _ = reading.tensors_once(self.path, lambda *_: None)
+            if metadata.get("run") != self.run or metadata.get("tensors") != of_tensors(state):
+                return {}
+            found = reading.json_text(metadata["seconds"], str(self.path))
+            return {str(name): float(took) for name, took in found.items()}
+        except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def load(self, model: nn.Module) -> None:
         """Give a model the weights it had after the last phase."""
-        load_model(model, str(self.path))
+        model.load_state_dict(reading.tensors(self.path))
 
     def keep(self, model: nn.Module, seconds: Mapping[str, float]) -> None:
         """Write what `load` reads, as a whole or not at all.
@@ -53,7 +57,9 @@ class Unfinished:
         """
         sweep(self.path.parent, NAME)
         with whole(self.path) as scratch:
-            save_model(model, str(scratch), {"run": self.run, "seconds": json.dumps(dict(seconds))})
+            state = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
+            told = {"run": self.run, "seconds": json.dumps(dict(seconds)), "tensors": of_tensors(state)}
+            save_file(state, scratch, told)
 
     def remove(self) -> None:
         """The run is finished."""

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from tokenflex import checkpoint, loadable
+from tokenflex import checkpoint, loadable, reading
 from tokenflex.contracts import Decision
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import stock
-from tokenflex.model import FlexConfig, FlexModel, load_parts
+from tokenflex.model import FlexConfig, FlexModel, load_parts, stored
 from tokenflex.model.exporting import Request
 from tokenflex.model.request import Budgets, Level
 
@@ -58,7 +57,7 @@ class Front:
             ConfigError: the folder holds no parts and none are given, or both; the files don't fit; or the language
                 model's layers can't be left out of this host.
         """
-        config = AutoConfig.from_pretrained(model)
+        config = _config(model)
         own = isinstance(config, FlexConfig)
         if own == (parts is not None):
             raise ConfigError(
@@ -105,7 +104,7 @@ class Front:
         Raises:
             ConfigError: its embeddings are of another width, or a tensor of the front's projector isn't in it.
         """
-        config: Any = AutoConfig.from_pretrained(model)
+        config = _config(model)
         host: Any = config.host if isinstance(config, FlexConfig) else config
         width = host.get_text_config().hidden_size
         if width != self.flex.adapter.dim:
@@ -129,6 +128,18 @@ class Front:
             )
 
 
+def _config(model: str | os.PathLike[str]) -> Any:
+    """A model's configuration; the files of a folder are looked at first.
+
+    Raises:
+        ConfigError: one of them is damaged.
+    """
+    if Path(model).is_dir():
+        loadable.require_readable(Path(model))
+    with loadable.in_our_words(model):
+        return AutoConfig.from_pretrained(model)
+
+
 def _without_layers(config: Any, model: Any) -> None:
     """Change a host's configuration to one whose language model has no layers.
 
@@ -148,12 +159,15 @@ def _load(kind: Any, model: Any, config: Any, dtype: Any) -> Any:
     """The model; the checkpoint's layers have no place in it, and whatever else hasn't is an error."""
     load = PreTrainedModel.from_pretrained.__func__ if kind is FlexModel else None  # pyright: ignore[reportAttributeAccessIssue]
     settings: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
-    with _quietly():
+    with _quietly(), loadable.in_our_words(model):
         loaded, info = load(kind, model, **settings) if load else kind.from_pretrained(model, **settings)
     left = {name for name in info["unexpected_keys"] if ".layers." not in name and ".h." not in name}
     loadable.require_complete({**info, "unexpected_keys": left}, model)
     if kind is FlexModel:
         checkpoint.require_sound(loaded.compressor.state_dict(), str(model))
+        told = loaded.config.parts.pop(checkpoint.DIGEST, None)
+        if Path(model).is_dir():
+            stored.require_same(told, str(model))
     return loaded
 
 
@@ -205,10 +219,9 @@ def _has_processor(model: Any) -> bool:
 def _tensors(folder: Path, shapes: set[tuple[int, ...]]) -> Iterator[Tensor]:
     """The tensors of a checkpoint that have one of these shapes."""
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                if tuple(file.get_slice(name).get_shape()) in shapes:
-                    yield file.get_tensor(name)
+        names = [name for name, entry in reading.tensor_names(path)[1].items() if entry.shape in shapes]
+        with reading.safetensors_file(path) as file:
+            yield from map(file.get_tensor, names)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
