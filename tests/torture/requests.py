@@ -19,6 +19,7 @@ from tests.hosts.processed import PROCESSORS, batch, picture
 from tests.torture.faulty import FAULTS, Batch, Requests
 from tests.torture.outcome import Outcome
 from tokenflex.errors import InputError, TokenFlexError
+from tokenflex.hosts.refusing import SIZES
 from tokenflex.testing import hosts_table
 from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.testing.zoo.recipe import PICTURE, Row
@@ -133,7 +134,8 @@ def tried(name: str, given: Batch, random: Random, tally: Tally, fault: str) -> 
 
 def _names_something(said: str, given: Batch) -> bool:
     """An input, or a row or image by its number."""
-    return any(name in said for name in ("input_ids", "attention_mask", "row ", "the batch has no images", *given))
+    known = ("input_ids", "attention_mask", "row ", "picture ", "the batch has no images", *SIZES, *given)
+    return any(name in said for name in known)
 
 
 def spoilt(given: Batch, kind: str, random: Random) -> Batch:

@@ -1,6 +1,7 @@
 """The encoder's output, read into units and written for a shortened batch."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,10 @@ def read(output: Any, units: Sequence[Unit], spans: Sequence[Span], mark_field: 
     """
     sizes = [unit.placeholders for unit in units]
     layers = [output.pooler_output, *(output.get("deepstack_features") or [])]
-    pieces = zip(*(_flat(layer, sum(sizes)).split(sizes) for layer in layers), strict=True)
+    rows = Counter[int]()
+    for unit, span in zip(units, spans, strict=True):
+        rows[span.row] += unit.placeholders
+    pieces = zip(*(_flat(layer, rows).split(sizes) for layer in layers), strict=True)
     found: list[VisualTokens] = []
     for (features, *planes), unit, span in zip(pieces, units, spans, strict=True):
         tokens, marks = unit.unpack(features)
@@ -110,12 +114,17 @@ def _packed(image: VisualTokens, scaled: ScaledTokens, unit: Unit, depth: int, a
     return torch.cat([flat, image.marks.to(flat)]).index_select(0, order)
 
 
-def _flat(layer: Any, size: int) -> Tensor:
-    """``(placeholders, dim)`` of everything the encoder made, in order."""
+def _flat(layer: Any, rows: Mapping[int, int]) -> Tensor:
+    """``(placeholders, dim)`` of everything the encoder made, in order.
+
+    Args:
+        rows: placeholders of every row that has some.
+    """
     flat = layer.flatten(0, -2) if isinstance(layer, Tensor) else torch.cat([entry.flatten(0, -2) for entry in layer])
-    if len(flat) != size:
+    if len(flat) != sum(rows.values()):
+        told = ", ".join(f"row {row}: {count}" for row, count in rows.items())
         raise InputError(
-            f"the encoder made {len(flat)} visual tokens, the text has placeholders for {size}. Make text and images "
-            "with the same processor call."
+            f"the encoder made {len(flat)} visual tokens, the text has placeholders for {sum(rows.values())} ({told}). "
+            "Make text and images with the same processor call."
         )
     return flat

@@ -172,6 +172,8 @@ class GridAdapter(HostAdapter):
             spans = placeholders.locate(shown, [unit.placeholders for unit in units])
             spans = [replace(span, leads=unit.runs == "views") for span, unit in zip(spans, units, strict=True)]
             items += [(modality, unit, span) for unit, span in zip(units, spans, strict=True)]
+        if types is not None:
+            self._refuse_untyped(ids, types)
         return HostBatch(
             inputs,
             cpu,
@@ -203,9 +205,11 @@ class GridAdapter(HostAdapter):
             units = list(modality.units(self._model.config, {**known, **sizes}, shown))
         for number, unit in enumerate(units):
             if min(unit.grid.rows, unit.grid.cols, unit.views) < 1:
-                said = ", ".join(f"{name} {value[number].tolist()}" for name, value in sizes.items())
+                said = [f"{name} {value[number].tolist()}" for name, value in sizes.items()]
+                said = said or [f"{int(shown.sum())} placeholders in input_ids"]
                 raise InputError(
-                    f"picture {number} ({said}) is smaller than a token. Pass it as the processor made it."
+                    f"picture {number} has no token by its size ({', '.join(said)}). Pass text, sizes and pictures as "
+                    "the processor made them."
                 )
         if not units:
             token = getattr(self._model.config, modality.token)
@@ -393,6 +397,17 @@ class GridAdapter(HostAdapter):
             raise InputError(
                 f"{', '.join(unseen)}: TokenFlex doesn't serve this input of {self.model_type!r}, only "
                 f"{', '.join(modality.pixels for modality in self.architecture.modalities)}. Leave it out."
+            )
+
+    def _refuse_untyped(self, ids: Tensor, types: Tensor) -> None:
+        """Refuse placeholders that the token types call words, as one that was typed may be; the host counts them."""
+        known = [modality.type for modality in self.architecture.modalities if modality.type is not None]
+        stray = torch.isin(ids, torch.tensor(self._tokens)) & ~torch.isin(types.long(), torch.tensor(known))
+        if bool(stray.any()):
+            row = int(stray.any(-1).nonzero()[0])
+            raise InputError(
+                f"row {row} has {int(stray[row].sum())} image placeholder tokens that {self.architecture.types} calls "
+                "words. Make text and images with the same processor call, and leave placeholders out of what is typed."
             )
 
     def _placed(

@@ -95,8 +95,9 @@ def locate(shown: Bool[Tensor, "rows length"] | Bool[np.ndarray, "rows length"],
                 "call and don't truncate the placeholders."
             )
     if len(spans) != len(counts):
+        told = ", ".join(f"row {row}: {sum(span.row == row for span in spans)}" for row in range(len(shown)))
         raise InputError(
-            f"the batch holds {len(counts)} images, but its text has placeholders for {len(spans)} only. "
+            f"the batch holds {len(counts)} images, but its text has placeholders for {len(spans)} only ({told:.300}). "
             "Put one image token into the text per image."
         )
     return spans

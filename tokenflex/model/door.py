@@ -70,8 +70,7 @@ def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0, prefixe
     if ids is not None:
         _check_ids(ids)
         _check_labels(given, ids)
-        if shown or isinstance(given.get("attention_mask"), Tensor):
-            _check_mask(given, ids, held, bool(shown))
+        _check_mask(given, ids, held, bool(shown))
     if shown:
         assert isinstance(ids, Tensor)
         _check_types(given, ids)
@@ -108,11 +107,11 @@ def _check_mask(batch: Mapping[str, Any], ids: Tensor, held: int, shown: bool) -
         return
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         kind = f"has {mask.dim()} axes" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
-        if not shown:
+        if not shown and (mask.dim() > 2 if isinstance(mask, Tensor) else isinstance(mask, Mapping)):
             return  # nothing is shortened, so it is the host's own business
         raise InputError(
-            f"attention_mask {kind}; where images are shortened it must be (rows, length), 1 for tokens and 0 for "
-            "padding, since who sees whom can't be carried over to fewer tokens."
+            f"attention_mask {kind}; where images are shortened it must be a tensor of (rows, length), 1 for tokens "
+            "and 0 for padding, since who sees whom can't be carried over to fewer tokens."
         )
     lengths = {ids.shape[1], ids.shape[1] + held}
     if mask.shape[0] != ids.shape[0] or mask.shape[1] not in lengths:
@@ -162,7 +161,8 @@ def check_contents(batch: HostBatch, adapter: HostAdapter) -> None:
         known = torch.isin(ids, torch.tensor(adapter.placeholder_ids, dtype=ids.dtype))
         _refuse_unknown("input_ids", ids, known, words)
         if labels is not None:
-            _refuse_unknown("labels", labels, (labels == IGNORE) | torch.isin(labels, ids[known]), words)
+            taught = (labels == IGNORE) | torch.isin(labels, ids[known])
+            _refuse_unknown("labels", labels, taught, min(_answers(adapter) or words, words))
     if mask is not None:
         _check_marks(mask, bool(batch.spans))
     _check_targets(ids, labels, adapter.placeholder_ids)
@@ -173,6 +173,13 @@ def _vocabulary(adapter: HostAdapter) -> int | None:
     model = stock.base_of(adapter.host)
     table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     return getattr(table, "num_embeddings", None)
+
+
+def _answers(adapter: HostAdapter) -> int | None:
+    """How many tokens the host has logits for; None where it doesn't say."""
+    model = stock.base_of(adapter.host)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return getattr(head, "out_features", None)
 
 
 def _refuse_unknown(name: str, values: Tensor, known: Tensor, words: int) -> None:
