@@ -20,8 +20,16 @@ def folder(tmp_path):
     return made(tmp_path / "e", settings)
 
 
+def unsealed(folder):
+    told = json.loads((folder / MANIFEST).read_text())
+    told.pop("digest", None)
+    (folder / MANIFEST).write_text(json.dumps(told))
+
+
 def rewritten(path, change, keep):
-    """The table with its rows changed; without its digest, as other programs write it, or with it."""
+    """The table with its rows changed; with its digest, or in an evaluation of an older version, which has none."""
+    if not keep:
+        unsealed(path.parent)
     table = pq.read_table(path)
     rows = table.to_pylist()
     rows = change(rows) or rows
@@ -81,6 +89,13 @@ def test_changed_tables_are_told_by_their_digest(folder, name, file):
         Evaluation(folder)
 
 
+def test_a_table_that_lost_its_digest_is_refused(folder):
+    table = pq.read_table(folder / PART)
+    pq.write_table(table.replace_schema_metadata(None), folder / PART)
+    with pytest.raises(DataError, match="has no digest of its rows, and was written with one"):
+        Evaluation(folder)
+
+
 def test_what_is_harmless_in_tables_without_digests(folder):
     whole = Evaluation(folder)
     rewritten(folder / PART, lambda rows: rows[::-1], keep=False)
@@ -133,9 +148,7 @@ def test_manifests_say_what_they_must(folder, change, message):
 
 def test_an_evaluation_of_an_older_version_is_read(folder):
     whole = Evaluation(folder)
-    told = json.loads((folder / MANIFEST).read_text())
-    del told["digest"]
-    (folder / MANIFEST).write_text(json.dumps(told))
+    unsealed(folder)
     table = pq.read_table(folder / PART).drop_columns(["passes", "wasted"]).replace_schema_metadata(None)
     pq.write_table(table, folder / PART)
     again = Evaluation(folder)

@@ -39,8 +39,16 @@ def read(folder):
     return [(found.feedback(place), found.tokens(place), found.inputs(place)) for place in range(len(found))]
 
 
+def unsealed(folder):
+    told = json.loads((folder / MANIFEST).read_text())
+    told.pop("digest", None)
+    (folder / MANIFEST).write_text(json.dumps(told))
+
+
 def rewritten(folder, change, keep=True):
-    """The part with its columns changed; without its digests, as other programs write it, or with them."""
+    """The part with its columns changed; with its digests, or in a store of an older version, which has none."""
+    if not keep:
+        unsealed(folder)
     table = pq.read_table(folder / PART)
     columns = {name: table[name].to_pylist() for name in table.column_names}
     change(columns)
@@ -125,11 +133,16 @@ def test_what_is_harmless_in_tables_without_digests(store):
         FeedbackStore(store).require_complete()
 
 
+def test_a_table_that_lost_its_digest_is_refused(store):
+    sealed = (store / MANIFEST).read_bytes()
+    rewritten(store, lambda columns: None, keep=False)
+    (store / MANIFEST).write_bytes(sealed)
+    with pytest.raises(DataError, match="has no digest of its rows, and was written with one"):
+        FeedbackStore(store)
+
+
 def test_a_store_of_an_older_version_is_read(store):
     whole = read(store)
-    told = json.loads((store / MANIFEST).read_text())
-    del told["digest"]
-    (store / MANIFEST).write_text(json.dumps(told))
     rewritten(store, lambda columns: None, keep=False)
     for one, other in zip(read(store), whole, strict=True):
         assert torch.equal(one[0], other[0])

@@ -136,7 +136,7 @@ def begin(folder: str | os.PathLike[str], manifest: Manifest, samples: Callable[
         if not (target / MANIFEST).exists():
             _write_samples(target / SAMPLES, samples())
             write_whole(target / MANIFEST, sealed.sealed({"format": FORMAT, **manifest}))
-    found = differences(read_manifest(target)["fingerprint"], manifest["fingerprint"])
+    found = differences(read_manifest(target)[0]["fingerprint"], manifest["fingerprint"])
     if found:
         raise ConfigError(
             f"{folder} holds an evaluation of something else: {'; '.join(found)}. Go back to that, or choose another "
@@ -178,12 +178,14 @@ class Evaluation:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder)
-        self.samples = _read_samples(self.folder, self.manifest)
+        self.manifest, sure = read_manifest(self.folder)
+        self.samples = _read_samples(self.folder, self.manifest, sure)
         found: dict[str, dict[int, Record]] = {}
         ids = [shown.question.id for shown in self.samples]
         for path in sorted(self.folder.glob("part-*.parquet")):
-            table, _ = sealed.table(self.folder, path.name, PART, optional=("passes", "wasted"), nullable=("cells",))
+            table, _ = sealed.table(
+                self.folder, path.name, PART, optional=("passes", "wasted"), nullable=("cells",), sure=sure
+            )
             records = [Record(**row) for row in table.to_pylist()]
             promised.require_records(records, ids, self.manifest["levels"], str(path))
             for record in records:
@@ -215,15 +217,15 @@ class Evaluation:
             )
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """As `begin` wrote it.
+def read_manifest(folder: Path) -> tuple[Manifest, bool]:
+    """As `begin` wrote it, and whether it has a digest, as those of older versions haven't.
 
     Raises:
         ConfigError: there is none, it is of another version, was changed or is damaged.
     """
-    found = sealed.manifest(folder, MANIFEST, FORMAT, "no evaluation. Make one with 'tokenflex evaluate'.")
+    found, sure = sealed.manifest(folder, MANIFEST, FORMAT, "no evaluation. Make one with 'tokenflex evaluate'.")
     promised.require_manifest(found, str(folder / MANIFEST))
-    return found
+    return found, sure
 
 
 def _write_samples(path: Path, samples: Sequence[Shown]) -> None:
@@ -241,8 +243,8 @@ def _write_samples(path: Path, samples: Sequence[Shown]) -> None:
     write_whole(path, _parquet(pa.Table.from_pylist(rows, schema=QUESTIONS)))
 
 
-def _read_samples(folder: Path, manifest: Manifest) -> list[Shown]:
-    rows = sealed.table(folder, SAMPLES, QUESTIONS)[0].to_pylist()
+def _read_samples(folder: Path, manifest: Manifest, sure: bool) -> list[Shown]:
+    rows = sealed.table(folder, SAMPLES, QUESTIONS, sure=sure)[0].to_pylist()
     promised.require_samples(rows, manifest, str(folder / SAMPLES))
 
     def shown(row: Mapping[str, Any]) -> Shown:

@@ -70,8 +70,10 @@ def require(found: Any, rules: Mapping[str, Rule], where: str, *, others: bool =
             raise ConfigError(f"{where}: {key} is {found[key]!r:.100}, expected {words}. {AGAIN}")
 
 
-def manifest(folder: Path, name: str, version: int, without: str) -> dict[str, Any]:
-    """A manifest as `sealed` wrote it, without its digest.
+def manifest(folder: Path, name: str, version: int, without: str) -> tuple[dict[str, Any], bool]:
+    """A manifest as `sealed` wrote it, without its digest, and whether it had one.
+
+    Tables beside a manifest with a digest have one, too; those of older versions, and what is added to them, may not.
 
     Args:
         version: the ``format`` that is read.
@@ -90,7 +92,7 @@ def manifest(folder: Path, name: str, version: int, without: str) -> dict[str, A
     given = found.pop(DIGEST, None)
     if given is not None and given != of_json(found):
         raise ConfigError(f"{path}: its digest isn't that of what it says. {AGAIN}")
-    return found
+    return found, given is not None
 
 
 def sealed(found: Mapping[str, Any]) -> str:
@@ -123,23 +125,29 @@ def table(
     optional: Sequence[str] = (),
     nullable: Sequence[str] = (),
     told: Sequence[str] = (),
+    sure: bool = False,
 ) -> tuple[pa.Table, dict[str, str]]:
     """A Parquet file directly in a folder, and what else its metadata says.
 
     Args:
         optional, nullable: as for `tokenflex.reading.table`.
         told: keys of the metadata that are read.
+        sure: whether it must have a digest.
 
     Raises:
         DataError: it can't be read, isn't as it was written, or has other columns or nulls.
     """
     path = own_file(folder, name, DataError)
+    if not path.is_file():
+        raise DataError(f"{path} isn't a file. Get it again, or make it again.")
     read = plain_table(path, schema, DataError, optional, nullable)
     known = _metadata(path)
     for field in schema:
         if _has_nulls(read[field.name]):
             raise DataError(f"{path}: lists in the column {field.name!r} hold nulls. {AGAIN}")
     said = {key: known[key] for key in told if key in known}
+    if sure and DIGEST not in known:
+        raise DataError(f"{path} has no digest of its rows, and was written with one. {AGAIN}")
     if DIGEST in known and known[DIGEST] != of_table(read, said):
         raise DataError(f"{path}: its digest isn't that of its rows. {AGAIN}")
     return read, said

@@ -149,7 +149,7 @@ def begin(
         for name in (MANIFEST, SCALER, PROJECTOR):
             sweep(target, name)
         if (target / MANIFEST).exists():
-            _same(target, _manifest(target), manifest)
+            _same(target, _manifest(target)[0], manifest)
             return
         for name, weights in ((SCALER, scaler), (PROJECTOR, projector)):
             if weights:
@@ -236,7 +236,7 @@ class FeedbackStore:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
-        self.manifest = _manifest(self.folder)
+        self.manifest, self._sure = _manifest(self.folder)
         self._parts = sorted(self.folder.glob("part-*.parquet"))
         read = [self._read(path.name) for path in self._parts]
         self._told = [told.get(INPUTS) for _, told in read]
@@ -262,7 +262,9 @@ class FeedbackStore:
 
     def _read(self, name: str) -> tuple[pa.Table, dict[str, str]]:
         """One part, compared with the manifest."""
-        table, told = sealed.table(self.folder, name, part_schema(self.manifest["levels"]), told=[INPUTS])
+        table, told = sealed.table(
+            self.folder, name, part_schema(self.manifest["levels"]), told=[INPUTS], sure=self._sure
+        )
         path, rows = self.folder / name, self.manifest["fingerprint"]["data"]["rows"]
         ids, answers = (torch.tensor(table[key].to_pylist(), dtype=torch.long) for key in ("id", "answer_tokens"))
         nll, tokens = (torch.tensor(table[key].to_pylist()) for key in ("nll", "visual_tokens"))
@@ -416,8 +418,8 @@ class FeedbackStore:
         return {**{key: value for key, value in self.__dict__.items() if key != "projector"}, "_open": {}}
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    found = sealed.manifest(folder, MANIFEST, FORMAT, "no feedback. Make it with 'tokenflex feedback RECIPE'.")
+def _manifest(folder: Path) -> tuple[dict[str, Any], bool]:
+    found, sure = sealed.manifest(folder, MANIFEST, FORMAT, "no feedback. Make it with 'tokenflex feedback RECIPE'.")
     where = str(folder / MANIFEST)
     sealed.require(found, RULES, where)
     told = found["fingerprint"]
@@ -425,7 +427,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         sealed.require(told if name == "fingerprint" else told[name], rules, f"{where}: {name}", others=True)
     if found.get(AT) == "tower" and found["router_inputs"] is not None:
         sealed.require(found.get("projector"), PROJECTED, f"{where}: projector", others=True)
-    return found
+    return found, sure
 
 
 def _same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
