@@ -23,7 +23,7 @@ from tokenflex import registry
 KILLS, DISKS, STOPS, PAIRS, OTHERS = 50, 12, 12, 4, 4
 """How often at scale 1, per command: kills; full or read-only disks; Ctrl-C; two at once; what readers and ranks do."""
 SLOW = 0.1
-"""Share of that for commands that take long."""
+"""Share of that for commands that take long, and scale below which `few` of all are tried."""
 
 
 class Ground:
@@ -115,20 +115,28 @@ def run(scale: float, seed: int) -> list[Outcome]:
     try:
         ground = Ground(folder, seed)
         shop = ground.shop
-        quick = [shop.feedback(), shop.train(4), shop.evaluate(), shop.convert(), shop.save("save_parts")]
-        quick.append(shop.save("save_pretrained"))
-        slow = [shop.train(3), shop.quickstart()] if scale >= SLOW else []
-        rows = [killed(ground, one, count(KILLS, scale)) for one in quick]
-        rows += [killed(ground, one, count(KILLS * SLOW, scale)) for one in slow]
+        savers = [shop.save("save_parts"), shop.save("save_pretrained")]
+        if scale < SLOW:
+            return few(ground, scale, [shop.feedback(), shop.convert(), *savers])
+        commands = [shop.feedback(), shop.train(4), shop.evaluate(), shop.convert()]
+        rows = [killed(ground, one, count(KILLS, scale)) for one in (*commands, *savers)]
+        rows += [killed(ground, one, count(KILLS * SLOW, scale)) for one in (shop.train(3), shop.quickstart())]
         rows.append(servers.killed(ground, Tally("kill -9: serve"), count(KILLS, scale)).row("Kills"))
-        for command in quick[:5]:
+        for command in (*commands, savers[0]):
             rows += hardship.disks(ground, command, count(DISKS, scale), Tally)
-        rows += [interrupted(ground, one, count(STOPS, scale)) for one in quick[:4]]
-        rows += [pair(ground, one, count(PAIRS, scale), waits) for one, waits in zip(
-            quick[:4], (True, False, True, True), strict=True)]  # fmt: skip
+        rows += [interrupted(ground, one, count(STOPS, scale)) for one in commands]
+        waits = (True, False, True, True)
+        rows += [pair(ground, one, count(PAIRS, scale), w) for one, w in zip(commands, waits, strict=True)]
         return rows + hardship.vanishing(ground, count(OTHERS, scale), Tally)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def few(ground: Ground, scale: float, commands: Sequence[Command]) -> list[Outcome]:
+    """What takes little time of each kind, for the ordinary tests."""
+    rows = [killed(ground, one, count(KILLS, scale)) for one in commands]
+    rows += hardship.disks(ground, commands[2], count(DISKS, scale), Tally)
+    return [*rows, interrupted(ground, commands[0], count(STOPS, scale)), pair(ground, commands[1], 1, waits=True)]
 
 
 def count(most: float, scale: float) -> int:
