@@ -16,7 +16,6 @@ from tokenflex.errors import ConfigError
 from tokenflex.files import locked, replaced, sweep, sweep_tensors, writing
 from tokenflex.hosts import stock
 from tokenflex.model import peft_hosts, stored
-from tokenflex.model.config import FlexConfig
 
 QUANTISED = ("bitsandbytes",)
 """Methods of quantisation that are known to come back as they were inside a larger model."""
@@ -74,11 +73,12 @@ def require_complete(flex: Any, info: Mapping[str, Any], where: Any) -> None:
     flex.parts_made = True
 
 
-def require_readable(source: Any, options: dict[str, Any]) -> dict[str, reading.Entry]:
+def require_readable(source: Any, options: dict[str, Any], model_type: str) -> dict[str, reading.Entry]:
     """What a folder's weights are by their headers, its files looked at before anything is built; empty of others.
 
     Args:
         options: of ``from_pretrained``; files that could hold code aren't read unless it is asked for.
+        model_type: that its configuration must name.
 
     Raises:
         ConfigError: as for `loadable.require_readable`; or the folder's ``config.json`` has no parts.
@@ -88,7 +88,7 @@ def require_readable(source: Any, options: dict[str, Any]) -> dict[str, reading.
     folder = Path(source, options.get("subfolder") or "") if isinstance(source, str | os.PathLike) else None
     if folder is None or not folder.is_dir():
         return {}
-    return loadable.require_readable(folder, FlexConfig.model_type)
+    return loadable.require_readable(folder, model_type)
 
 
 def require_as_saved(flex: Any, entries: Mapping[str, reading.Entry], source: Any) -> None:
@@ -177,7 +177,8 @@ def place(save_directory: str | os.PathLike[str], first: bool, uploads: bool) ->
         if not first or uploads or folder.is_file():
             yield folder
             return
-        sweep(folder, ".save")
+        for name in (".save", "config.json", cards.CARD_NAME, cards.CODE_NAME):
+            sweep(folder, name)
         sweep_tensors(folder)
         with replaced(folder, "config.json", "model*.safetensors*", cards.CARD_NAME) as found:
             yield found
