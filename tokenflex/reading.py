@@ -97,7 +97,7 @@ def text(path: Path, error: Kind = ConfigError, largest: int = LARGEST_TEXT) -> 
                 f"{path} has {size:,} bytes; at most {largest:,} are read as text. It is damaged, or isn't that file."
             )
         with path.open("rb") as file:
-            content = file.read(largest + 1)
+            content = file.read(size + 1)
     except OSError as problem:
         raise error(f"{path} can't be read: {problem}. Check its name and its permissions.") from problem
     return decoded(content, str(path), error)
