@@ -19,6 +19,7 @@ from unittest import mock
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from transformers import LlamaConfig
 
 import tokenflex
 from tests.conftest import picture
@@ -43,6 +44,7 @@ STORE = {
     r"(nll|answer_tokens|visual_tokens|inputs)(\..*)?": OLDER,
     r"manifest\.fingerprint\..*": "compared, value by value, with what a run computes anew",
     r"manifest\.fingerprint": "a key that an older version hadn't, compared in the same way",
+    r"(?#any)manifest\.projector\.config(\..*)?": "of the host's configuration; the weights must fit what is built of it",
     r"manifest\.(router_inputs_at|levels)": "compared with the parts, and with what a run computes anew",
 }
 EVALUATION = {
@@ -97,7 +99,9 @@ def seen_store(folder: Path) -> Any:
 def store_subjects(root: Path) -> list[Subject]:
     """A store as it is written, and one of an older version."""
     torch.manual_seed(0)
-    flex, collator = tokenflex.wrap(tiny_llava_next()), FlexCollator(tiny_llava_next_processor())
+    text = tiny_llava_next().config.text_config.to_dict()
+    wide = LlamaConfig(**{**text, "hidden_size": 2 * text["hidden_size"], "head_dim": text["hidden_size"] // 2})
+    flex, collator = tokenflex.wrap(tiny_llava_next(text_config=wide)), FlexCollator(tiny_llava_next_processor())
     turns = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
     data = ChatDataset([{"image": picture(i).resize((12, 10)), "messages": turns} for i in range(3)])
     for name in ("store", "old_store"):

@@ -34,8 +34,10 @@ def read_rows(path: str | Path) -> Any:
         raise DataError(
             f"data {str(path)!r} doesn't exist; give a .json, .jsonl or .parquet file or a datasets folder."
         )
-    if source.is_dir() or source.suffix == ".parquet":
+    if source.is_dir() or (source.suffix == ".parquet" and source.is_file()):
         return _read_datasets(source)
+    if not source.is_file():
+        raise DataError(f"data {str(path)!r} is neither a file nor a folder; give one of those.")
     if source.suffix not in (".json", ".jsonl"):
         raise DataError(
             f"data {str(path)!r}: unknown format {source.suffix!r}; use .json, .jsonl, .parquet or a folder."
@@ -104,7 +106,9 @@ def _require_inside(source: Path) -> None:
     if not isinstance(info, dict) or not isinstance(files, list) or not all(isinstance(one, dict) for one in files):
         raise DataError(f"{source}: {STATE} or {INFO} doesn't describe a data set. Write it again with save_to_disk.")
     for one in files:
-        own_file(source, one.get("filename", ""), DataError)
+        path = own_file(source, one.get("filename", ""), DataError)
+        if not path.is_file():
+            raise DataError(f"{path}, which {STATE} names, isn't a file. Write the data set again with save_to_disk.")
     kind = state.get("_format_type")
     if kind not in PLAIN:
         raise DataError(f"{source}: {STATE} asks for the format {kind!r:.100}; known are {PLAIN}. Save it without one.")
