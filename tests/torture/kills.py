@@ -86,6 +86,7 @@ class Process:
         before: Callable[[], None] = lambda: None,
     ) -> None:
         self.log, self.moment, self.began = log, moment, time.monotonic()
+        log.touch()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()

@@ -49,7 +49,7 @@ def source_of(folder: Path, way: str) -> Record:
     """
     versions = {
         "tokenflex": tokenflex.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }
     return {"way": way, "versions": versions, "files": _digests(folder, lambda path: path.suffix in SUFFIXES or (
