@@ -108,10 +108,12 @@ class Hosting(Escalatable, TextBatching, HostWeights, GenerationMixin):
         self.config.adapters = peft_hosts.describe(self.host)
         saving.require_loadable(self, kwargs.get("state_dict"))
         kwargs.setdefault("save_original_format", False)
-        with saving.as_quantised(self), saving.with_digest(self, kwargs.get("state_dict")):
-            super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True):
-            saving.explain(self, save_directory)
+        first, uploads = kwargs.get("is_main_process", True), kwargs.get("push_to_hub", False)
+        digested = saving.with_digest(self, kwargs.get("state_dict"))
+        with saving.as_quantised(self), digested, saving.place(save_directory, first, uploads) as folder:
+            super().save_pretrained(folder, **kwargs)
+            if first:
+                saving.explain(self, folder)
 
     def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """As transformers' own, with this model's card instead of the empty one that was put there just before."""
