@@ -42,15 +42,15 @@ OLDER = "files of older versions have no digest: another value of its type, in i
 WRITTEN = "people write these files: another value is another data set, and no digest says what it was"
 STORE = {
     r"(nll|answer_tokens|visual_tokens|inputs)(\..*)?": OLDER,
-    r"manifest\.fingerprint\..*": "compared, value by value, with what a run computes anew",
+    r"(?#any)manifest\.fingerprint\..*": "compared, value by value, with what a run computes anew",
     r"manifest\.fingerprint": "a key that an older version hadn't, compared in the same way",
-    r"(?#any)manifest\.projector\.config(\..*)?": "of the host's configuration; the weights must fit what is built of it",
+    r"(?#any)manifest\.projector\.config(\..*)?": "the host's configuration; weights must fit what it builds",
     r"manifest\.(router_inputs_at|levels)": "compared with the parts, and with what a run computes anew",
 }
 EVALUATION = {
     r"(samples|records)(\..*)?": OLDER,
     r"manifest\.(model|data)": "a name, for the report",
-    r"manifest\.fingerprint(\..*)?": "compared, value by value, with what a run computes anew",
+    r"(?#any)manifest\.fingerprint(\..*)?": "compared, value by value, with what a run computes anew",
     r"manifest\.levels": "how many there are; with fewer, or more, an answer has a level beyond, or no oracle is told",
 }
 ROWS = {r"(?#any)rows(\..*)?": WRITTEN}

@@ -43,7 +43,8 @@ def parquet_structure(rng: Random, data: bytes) -> bytes:
         try:
             made = pa.Table.from_pylist(rows, schema=table.schema)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            made = pa.Table.from_pylist([{key: str(value) for key, value in row.items()} for row in rows])
+            told = [{key: str(value).encode("utf-8", "replace").decode() for key, value in row.items()} for row in rows]
+            made = pa.Table.from_pylist(told)
     target = io.BytesIO()
     options: dict[str, Any] = {
         "compression": rng.choice(("none", "snappy", "zstd")),

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tokenflex.evaluation.settings import group_of
+from tokenflex.markup import readable
 
 GREY, RED, AMBER, GREEN = "#475569", "#dc2626", "#ca8a04", "#16a34a"
 SCALERS = ("#2563eb", "#9333ea", "#0891b2", "#db2777", "#65a30d", "#92400e")
@@ -18,7 +19,8 @@ Entry = Mapping[str, Any]
 def pareto(summary: Mapping[str, Any]) -> str:
     """Fixed levels, router, budgets, baselines and oracle of a summary, with 95 % intervals, as SVG markup."""
     settings: Mapping[str, Entry] = summary["settings"]
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tokenflex", "font.size": 11}):
+    plain = {"text.parse_math": False, "text.usetex": False}  # names may have dollars in them
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tokenflex", "font.size": 11, **plain}):
         figure = Figure(figsize=(8.6, 5.0), layout="constrained")
         axes = figure.subplots()
         if summary["frontier"]:
@@ -26,7 +28,7 @@ def pareto(summary: Mapping[str, Any]) -> str:
             axes.plot(tokens, scores, "--", color=GREEN, linewidth=1, alpha=0.7, label="best possible choices")
         _line(axes, [e for n, e in settings.items() if group_of(n) == "level"], "fixed levels", GREY, "o-")
         for colour, (name, entries) in zip(SCALERS * len(settings), _by_scaler(settings).items(), strict=False):
-            _line(axes, entries, name, colour, "s:", alpha=0.8)
+            _line(axes, entries, readable(name), colour, "s:", alpha=0.8)
         _choices(axes, summary, settings)
         axes.set(xlabel="visual tokens per question, mean", ylabel=f"score ({summary['metric']}), mean")
         axes.set_xlim(left=0)
@@ -45,7 +47,7 @@ def _choices(axes: Axes, summary: Mapping[str, Any], settings: Mapping[str, Entr
     budgets = {name: entry for name, entry in settings.items() if group_of(name) == "budget"}
     _line(axes, list(budgets.values()), "router under budgets", RED, "^")
     for name, entry in budgets.items():
-        text = name.partition("@")[2]
+        text = readable(name.partition("@")[2])
         axes.annotate(text, (entry["tokens"], entry["score"]), (7, -9), textcoords="offset points", fontsize=8)
     if "router" in settings:
         _line(axes, [settings["router"]], "router", RED, "*", size=15)

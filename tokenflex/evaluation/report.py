@@ -19,7 +19,7 @@ from tokenflex.evaluation.records import Evaluation, Record
 from tokenflex.evaluation.settings import group_of
 from tokenflex.evaluation.summary import Summary, summarise
 from tokenflex.files import locked, sweep, write_whole
-from tokenflex.markup import escaped
+from tokenflex.markup import escaped, readable
 
 HEADER = ("setting", "score", "95 %", "tokens", "of finest", "against finest", "regret", "tokens too many")
 ESCALATED = ("passes", "tokens wasted")
@@ -152,7 +152,8 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def html(summary: Summary, evaluation: Evaluation) -> str:
     """One page that needs nothing else."""
     source = files("tokenflex.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    template = Environment(autoescape=select_autoescape(default=True), trim_blocks=True).from_string(source)
+    known = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, finalize=readable)
+    template = known.from_string(source)
     shown = _shown(evaluation)
     return template.render(
         facts=facts(summary),

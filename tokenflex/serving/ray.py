@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.files import locked, sweep, write_whole
+from tokenflex.reading import json_file, own_file
 from tokenflex.serving.actors import Answers, Engine, Requests, prompt
 
 __all__ = ["Answers", "Engine", "Partition", "Requests", "Stage", "answer", "imported", "partitions", "prompt"]
@@ -198,7 +199,7 @@ def _begin(out: Path, given: Sequence[Partition], stages: Sequence[Stage]) -> No
             raise ConfigError(f"{out} has Parquet files and no {MANIFEST}; give a folder of its own for the answers.")
         write_whole(path, json.dumps(asked, indent=2))
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = json_file(own_file(out, MANIFEST))
     if before != asked:
         told = "; ".join(_differences(before, asked))
         raise ConfigError(
@@ -285,7 +286,10 @@ def _write(path: Path, rows: Mapping[int, pa.Table]) -> None:
 
 
 def _errors(path: Path) -> dict[int, str]:
-    table = pq.read_table(path, columns=["row", "error"])
+    try:
+        table = pq.read_table(path, columns=["row", "error"])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} can't be read as Parquet: {error}. Remove it, and run the same again.") from error
     pairs = zip(table["row"].to_pylist(), table["error"].to_pylist(), strict=True)
     return {row: error for row, error in pairs if error is not None}
 
