@@ -1,5 +1,7 @@
 """The text filter in its cheap form against the table of cosines."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -57,3 +59,38 @@ def test_autocast_does_not_round_it():
     exact = relevance(image, words)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(relevance(image, words), exact)
+
+
+@given(st.integers(0, 6), st.integers(0, 8), st.integers(0, 5), st.booleans())
+def test_the_same_words_in_the_order_of_the_text(words, k, masked, spill):
+    generator = torch.Generator().manual_seed(words)
+    text, scores = torch.randn(words, 4, generator=generator), torch.randn(words, generator=generator)
+    mask = torch.arange(words) >= masked
+    best = most_relevant(text, scores, mask, k, spill=spill)
+    rows = most_relevant(text, scores, mask, k, spill=spill, in_text_order=True)
+    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, best.tolist()))
+    found = [int((text == row).all(-1).nonzero()[0]) for row in rows if bool(row.any())]
+    allowed = [word for word in found if mask[word]]
+    assert found == sorted(allowed) + sorted(set(found) - set(allowed))
+
+
+def test_ten_thousand_orders_are_the_same_in_both_types():
+    """Of numbers that bfloat16 holds, given in it and in float32: relevance is float32's in either case."""
+    generator = torch.Generator().manual_seed(0)
+    swaps = 0
+    for _ in range(10):
+        image = torch.randn(1000, 16, 32, generator=generator).bfloat16()
+        words = torch.randn(1000, 10, 32, generator=generator).bfloat16()
+        half, full = relevance(image, words), relevance(image.float(), words.float())
+        swaps += int((half.argsort(stable=True) != full.argsort(stable=True)).any(-1).sum())
+    assert swaps == 0
+
+
+@given(COUNTS, COUNTS, st.integers(0, 3))
+def test_a_words_relevance_does_not_depend_on_the_other_words(tokens, words, seed):
+    """Bit for bit, so that padding and neighbours in a batch change no order."""
+    generator = torch.Generator().manual_seed(seed)
+    image, text = torch.randn(2, tokens, 24, generator=generator), torch.randn(2, words, 24, generator=generator)
+    together = relevance(image, text)
+    for row, word in itertools.product(range(2), range(words)):
+        assert torch.equal(relevance(image[row], text[row, word : word + 1])[0], together[row, word])

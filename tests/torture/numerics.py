@@ -264,9 +264,11 @@ def elections(random: Random, scale: float, seed: int) -> Outcome:
     for router, voter, levels in chosen:
         torch.manual_seed(seed)
         windows = ((4, 4), (2, 4), (2, 2), (1, 2), (1, 1))[5 - levels :]
-        scaler = tokenflex.scalers.get("average-pool").Config(windows=windows)
-        named = [tokenflex.routers.get(router).Config(), tokenflex.voters.get(voter).Config()]
-        parts = build(scaler, *named, tokenflex.policies.get("argmax").Config(), dim=DIM, grid=GRID).eval()
+        pooling: Any = tokenflex.scalers.get("average-pool").Config
+        scaler = pooling(windows=windows)
+        named: list[Any] = [tokenflex.routers.get(router).Config(), tokenflex.voters.get(voter).Config()]
+        argmax = tokenflex.policies.get("argmax").Config()
+        parts = build(scaler, named[0], named[1], argmax, dim=DIM, grid=GRID).eval()
         for grid, fill, dtype, views in random.sample(list(cases(random, 1.0)), max(int(24 * scale), 2)):
             own = parts.to(random.choice((torch.float32, dtype)))
             given = image(grid, fill, dtype, views, generator)
@@ -323,7 +325,8 @@ def confidences(random: Random, scale: float, seed: int) -> Outcome:
             steps = [fills[fill](torch.randn(3, size, generator=generator)).to(dtype) for _ in range(4)]
             values = torch.stack([part.of_tokens(each.float(), each.float().argmax(-1)) for each in steps], dim=1)
             mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2, [True] + [False] * 3])
-            return not bool(part.of_answer(values[:, :1] if part.first_only else values, mask).isnan().any())
+            read = 1 if part.first_only else 4
+            return not bool(part.of_answer(values[:, :read], mask[:, :read]).isnan().any())
 
         tally.attempt(f"{name}, {fill}, {vocabulary} tokens, {dtype}", sure)
     return tally.outcome("confidences: a vocabulary of one, tokens ruled out, logits at the ends of their type", "")

@@ -187,7 +187,7 @@ class Decision:
         """
         if self.scores is None or self.scores.shape[-1] < 2:
             return None
-        scores = self.scores.detach().double().tolist()
+        scores = [float(score) for score in self.scores.detach().double().cpu()]
         mine = scores.pop(self.level)
         ahead = mine - max(scores) if not any(map(math.isnan, scores)) else math.nan
         return None if math.isnan(ahead) else ahead
