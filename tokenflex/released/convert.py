@@ -95,7 +95,13 @@ def convert(
         found = finished.earlier(target, folder, made_of, force)
         if found is not None:
             return Conversion(**found, written=False)
-        tensors, model = Shards(folder), describe(folder)
+        tensors = Shards(folder)
+        for name, page in (
+            ("config.json", _json(folder / "config.json")),
+            ("tower", tower_file(folder, "config.json")),
+        ):
+            loadable.require_sane(page, len(tensors.file_of), f"{folder}: {name}")
+        model = describe(folder)
         _account(tensors, model)
         done = Conversion(len(tensors.file_of), len(tensors.file_of), model.trained)
         with finished.complete(target, made_of, done.told()) as scratch:
@@ -107,6 +113,7 @@ def _write(folder: Path, tensors: Shards, model: Model, scratch: Path) -> None:
     """Everything of a converted folder."""
     _write_host(tensors, model, scratch)
     state = dict(part_tensors(tensors))
+    loadable.require_sound(state, str(folder))
     checkpoint.save(scratch, checkpoint.describe(model.parts, model.adapter), state)
     model.host.config.save_pretrained(scratch)
     generation_config(folder, model).save_pretrained(scratch)
