@@ -12,13 +12,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-import tokenflex
 from tokenflex.errors import ConfigError
 from tokenflex.files import beside, locked, sweep, writing
 from tokenflex.released.small import SUFFIXES
@@ -48,7 +48,7 @@ def source_of(folder: Path, way: str) -> Record:
         way: ``convert`` or ``reverse``.
     """
     versions = {
-        "tokenflex": tokenflex.__version__,
+        "tokenflex": version("tokenflex"),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }
