@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from tests.torture.damage import damage
 from tests.torture.outcome import Outcome
 from tokenflex.errors import TokenFlexError
@@ -143,6 +145,7 @@ def _child(subject: Subject, seed: int, numbers: Sequence[int], scratch: Path, p
     limit = pages * os.sysconf("SC_PAGE_SIZE") + MORE_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
     folder = scratch / str(numbers[0]) / "files"
     shutil.copytree(subject.folder, folder)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
