@@ -218,7 +218,7 @@ def test_pickles_are_never_read(source, tmp_path):
 
 def test_a_damaged_file_is_named(source, tmp_path):
     (source / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match=r"model\.safetensors can't be read"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors isn't safetensors: it has 7 bytes"):
         released.convert(source, tmp_path / "out")
 
 
