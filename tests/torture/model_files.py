@@ -56,14 +56,15 @@ CALIBRATION = {
     r"(risk|confidence|threshold|levels|start|measure|calibrated)(\..*)?": "a number in its range, or a name there is",
 }
 HOST = {
-    r"config\.(?!parts|adapters|model_type).*": "a setting of the host, which transformers checks",
+    r"(?#any)config\.(?!parts|adapters|model_type).*": "a setting of the host: transformers checks what it has a type for",
     r"host": "no digest",
 }
 SKIPPED = ("transformers_version", "_name_or_path")
 COMPOSED = {
     r"(?#any)config\.text_config(\..*)?": "a setting of the language model, which transformers checks",
     r"(?#any)config\.(?!text_config|vision|projector|grid|image_size|vision_width|model_type).*": "transformers' own",
-    r"config\.vision\.(config\..*|name)": "a setting of the encoder that changes no tensor",
+    r"(?#any)config\.vision\.config\..*": "a setting of the encoder that changes no tensor, which transformers checks",
+    r"config\.vision\.(name|layer)": "for people; another layer that the encoder has",
     r"weights": "no digest",
     r"config\.image_size\.\d": "for people; the processor has its own",
 }

@@ -27,6 +27,9 @@ class TransformersTower(VisionTower):
         config: Any = self.trunk.config
         (height, width), (down, across) = _pair(config.image_size), _pair(config.patch_size)
         self.cells = height // down, width // across
+        layers = getattr(config, "num_hidden_layers", None)
+        if layers is not None and not -layers - 1 <= layer <= layers:
+            raise ConfigError(f"layer={layer}; this encoder has {layers} layers: {-layers - 1} to {layers}.")
 
     @classmethod
     def create(cls, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
