@@ -56,7 +56,7 @@ CALIBRATION = {
     r"(risk|confidence|threshold|levels|start|measure|calibrated)(\..*)?": "a number in its range, or a name there is",
 }
 HOST = {
-    r"(?#any)config\.(?!parts|adapters|model_type).*": "a setting of the host; transformers checks what it has types for",
+    r"(?#any)config\.(?!parts|adapters|model_type).*": "a setting of the host; transformers checks what it can",
     r"host": "no digest",
 }
 SKIPPED = ("transformers_version", "_name_or_path")
