@@ -74,7 +74,7 @@ def refused(tally: Any, ground: Any, command: Command, out: Path) -> None:
     ended = Process(lambda: command.run(out), ground.log()).end()
     tally.times += 1
     saver = command.name.startswith("save_")
-    if ended.refused or (saver and "WriteError" in ended.said.splitlines()[-1]):
+    if ended.refused or (saver and "tokenflex.errors.WriteError: " in ended.said):
         tally.refused += 1
     elif ended.code != 0:
         tally.trouble("crashed", f"{ended.code} {ended.said}")
