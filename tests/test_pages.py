@@ -22,7 +22,8 @@ HOSTILE = [
     "<script>alert(1)</script>", "a|b", "`code` ```", "[x](javascript:alert(1))", "![x](http://evil/x.png)",
     "two\n\n# lines", "\u202egnp.exe\u202c", "\u2067isolated", '"><img src=//evil onerror=alert(1)>',
     "' onmouseover='alert(1)", "{{ 7 * 7 }}{% raw %}", "</style><style>@import url(http://evil)</style>",
-    "<svg onload=alert(1)>", "&lt;b&gt;", "$\\frac{", "<!--", "]]>", "http://evil/", "\x00\x1b[31m", "<base href=//evil>",
+    "<svg onload=alert(1)>", "&lt;b&gt;", "$\\frac{", "<!--", "]]>", "http://evil/", "\x00\x1b[31m",
+    "<base href=//evil>",
 ]  # fmt: skip
 CARRIERS = {"src", "href", "xlink:href", "srcset", "action", "formaction", "data", "poster", "background", "cite"}
 ASKING = {"script", "iframe", "object", "embed", "link", "base", "form", "video", "audio", "foreignobject"}

@@ -99,7 +99,8 @@ def seen_store(folder: Path) -> Any:
 def store_subjects(root: Path) -> list[Subject]:
     """A store as it is written, and one of an older version."""
     torch.manual_seed(0)
-    text = tiny_llava_next().config.text_config.to_dict()
+    config: Any = tiny_llava_next().config
+    text = config.text_config.to_dict()
     wide = LlamaConfig(**{**text, "hidden_size": 2 * text["hidden_size"], "head_dim": text["hidden_size"] // 2})
     flex, collator = tokenflex.wrap(tiny_llava_next(text_config=wide)), FlexCollator(tiny_llava_next_processor())
     turns = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
@@ -262,6 +263,7 @@ def subjects(root: Path) -> list[tuple[Subject, int]]:
 def run(scale: float, seed: int) -> list[Outcome]:
     """Damage every kind of file; the same seed gives the same damage."""
     import datasets
+    from datasets import config
 
     made = []
     datasets.disable_progress_bars()
@@ -271,7 +273,7 @@ def run(scale: float, seed: int) -> list[Outcome]:
         TemporaryDirectory() as folder,
         TemporaryDirectory() as cache,
         mock.patch.object(damage, "STRUCTURE", structure),
-        mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(cache)),
+        mock.patch.object(config, "HF_DATASETS_CACHE", Path(cache)),
     ):
         for subject, times in subjects(Path(folder)):
             made.append(fuzz(subject, max(8, round(times * scale)), seed).row(AREA, subject))

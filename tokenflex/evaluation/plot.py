@@ -19,8 +19,8 @@ Entry = Mapping[str, Any]
 def pareto(summary: Mapping[str, Any]) -> str:
     """Fixed levels, router, budgets, baselines and oracle of a summary, with 95 % intervals, as SVG markup."""
     settings: Mapping[str, Entry] = summary["settings"]
-    plain = {"text.parse_math": False, "text.usetex": False}  # names may have dollars in them
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tokenflex", "font.size": 11, **plain}):
+    plain: Any = {"text.parse_math": False, "text.usetex": False}  # names may have dollars in them
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tokenflex", "font.size": 11} | plain):
         figure = Figure(figsize=(8.6, 5.0), layout="constrained")
         axes = figure.subplots()
         if summary["frontier"]:
