@@ -79,8 +79,7 @@ def score(
         folder: of the store; made, or gone on with.
         batch_size: samples per process and batch.
         part_size: samples per file.
-        router_inputs: keep what a router sees too, as ``float32``, ``bfloat16``, ``float16`` or, with ``auto``, as
-            the host computes it, which loses nothing.
+        router_inputs: keep what a router sees too, in such a type, or, with ``auto``, as the host computes it.
         router_inputs_at: keep visual tokens after the vision ``tower``, to run the projector when they are used, or
             after the ``projector``; ``auto``: the tower where that is less and as exact. The tower then runs twice.
         vocabulary_chunk: compute the normaliser over so many words of the vocabulary at a time.
