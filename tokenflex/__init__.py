@@ -4,24 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenflex import (
-        confidences,
-        contracts,
-        errors,
-        evaluation,
-        hosts,
-        images,
-        policies,
-        routers,
-        scalers,
-        serving,
-        testing,
-        training,
-        voters,
-    )  # fmt: skip
+    from types import ModuleType
+
+    from tokenflex import confidences, contracts, errors, hosts, images, policies, routers, scalers, voters
     from tokenflex.composed import compose
     from tokenflex.contracts import Decision
     from tokenflex.model import Budget, Escalate, FlexConfig, FlexModel, calibrate, load_parts, pinned, wrap
+
+    evaluation: ModuleType
+    serving: ModuleType
+    testing: ModuleType
+    training: ModuleType
 
 __version__ = "0.1.0"
 
