@@ -14,7 +14,6 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 import tokenflex
 from tests.parity.golden import DATA
-from tests.torture.model_files import known_plugins
 from tokenflex import checkpoint, loadable, reading, released
 from tokenflex.composed import ComposedForConditionalGeneration
 from tokenflex.errors import ConfigError, InputError, TokenFlexError
@@ -27,12 +26,6 @@ from tokenflex.training.resume import fault
 
 JSON, WEIGHTS, MODEL = checkpoint.JSON_NAME, checkpoint.WEIGHTS_NAME, "model.safetensors"
 BIAS = "router.mlp.0.bias"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def plugins():
-    with known_plugins():
-        yield
 
 
 @pytest.fixture(scope="module")

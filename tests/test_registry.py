@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tokenflex import registry, scalers
+from tokenflex import offered, registry, scalers
 from tokenflex.contracts import HostAdapter
 from tokenflex.errors import BrokenPluginError, DuplicateComponentError, UnknownComponentError
 from tokenflex.scalers.stride import StrideScaler
@@ -123,3 +123,18 @@ def test_listing_imports_no_part():
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_is_installed_is_read_once_until_something_is_installed(tmp_path, monkeypatch):
+    reads = []
+    real = offered.entry_points
+    monkeypatch.setattr(offered, "entry_points", lambda **asked: reads.append(asked) or real(**asked))
+    install(tmp_path, monkeypatch, "first-plugin", {"one": "first_plugin:Mine"}, code=GOOD)
+    assert "one" in scalers.names()
+    read = len(reads)
+    assert "one" in scalers.names()
+    assert scalers.provider("one").version == "1.2"
+    assert len(reads) == read > 0
+    install(tmp_path, monkeypatch, "second-plugin", {"two": "second_plugin:Mine"}, code=GOOD)
+    assert {"one", "two"} <= set(scalers.names())
+    assert len(reads) > read

@@ -2,11 +2,13 @@
 
 import ast
 import importlib.util
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import entry_points, version
+from functools import cache, lru_cache
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +48,36 @@ def group(kind: str) -> str:
 
 def providers(kind: str) -> dict[str, list[Provider]]:
     """Name -> who offers it."""
-    own = version(BUILT_IN)
+    own, points = _installed(_places())
     found = {name: [Provider(BUILT_IN, own, path)] for name, path in BUILT_INS[kind].items()}
-    for point in entry_points(group=group(kind)):
-        dist = point.dist
-        provider = Provider(dist.name if dist else "unknown", dist.version if dist else "", point)
-        found.setdefault(point.name, []).append(provider)
+    for point in points:
+        if point.group == group(kind):
+            dist = point.dist
+            provider = Provider(dist.name if dist else "unknown", dist.version if dist else "", point)
+            found.setdefault(point.name, []).append(provider)
     return found
+
+
+def _places() -> tuple[tuple[str, int], ...]:
+    """Where distributions lie, and when something was last installed or removed there."""
+    return tuple((place, _changed(place)) for place in sys.path)
+
+
+def _changed(place: str) -> int:
+    try:
+        return os.stat(place or os.curdir).st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=1)
+def _installed(places: tuple[tuple[str, int], ...]) -> tuple[str, tuple[EntryPoint, ...]]:
+    """This package's version, and the entry points of all kinds; every distribution's files are read for them.
+
+    Args:
+        places: see `_places`; while they are the same, nothing is read again.
+    """
+    return version(BUILT_IN), tuple(point for kind in BUILT_INS for point in entry_points(group=group(kind)))
 
 
 def elsewhere(kind: str, here: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Processes killed, disks that are full or read-only, data and workers that vanish, two writers of one folder."""
 
 import contextlib
-import functools
 import importlib
 import os
 import random
@@ -18,7 +17,6 @@ from tests.torture import hardship, servers
 from tests.torture.commands import Command, Results, Workshop, left
 from tests.torture.kills import Course, Ended, Process, course
 from tests.torture.outcome import Outcome
-from tokenflex import registry
 
 KILLS, DISKS, STOPS, PAIRS, OTHERS = 50, 12, 12, 4, 4
 """How often at scale 1, per command: kills; full or read-only disks; Ctrl-C; two at once; what readers and ranks do."""
@@ -109,7 +107,6 @@ class Tally:
 
 def run(scale: float, seed: int) -> list[Outcome]:
     """All kinds of faults; see `tests.torture.outcome`."""
-    registry.offered.providers = functools.cache(registry.offered.providers)  # reading every distribution takes long
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="tokenflex-faults-"))
     try:

@@ -11,15 +11,11 @@ StrictDataclassError) stays its own.
 """
 
 import dataclasses
-import functools
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest import mock
 
 import torch
 from safetensors.torch import load_file
@@ -29,7 +25,7 @@ import tokenflex
 from tests.parity.golden import DATA
 from tests.torture.cage import Subject, fuzz
 from tests.torture.outcome import Outcome
-from tokenflex import checkpoint, offered, reading, released
+from tokenflex import checkpoint, reading, released
 from tokenflex.composed import ComposedForConditionalGeneration
 from tokenflex.errors import ConfigError
 from tokenflex.model import Escalate, FlexModel
@@ -227,16 +223,6 @@ def resumed_subject(root: Path) -> Subject:
     return Subject("checkpoint of a run", folder, files, load, {"step": "a number of steps"})
 
 
-@contextmanager
-def known_plugins() -> Iterator[None]:
-    """Within, what is installed is looked up once: that takes longer than loading a small file."""
-    with (
-        mock.patch.object(offered, "entry_points", functools.cache(offered.entry_points)),
-        mock.patch.object(offered, "version", functools.cache(offered.version)),
-    ):
-        yield
-
-
 def subjects(root: Path) -> list[tuple[Subject, int]]:
     """All of them, and how often each is damaged at scale 1."""
     parts, edited = parts_subjects(root)
@@ -250,7 +236,7 @@ def subjects(root: Path) -> list[tuple[Subject, int]]:
 def run(scale: float, seed: int) -> list[Outcome]:
     """Damage every kind of file; the same seed gives the same damage."""
     made = []
-    with TemporaryDirectory() as folder, known_plugins():
+    with TemporaryDirectory() as folder:
         for subject, times in subjects(Path(folder)):
             made.append(fuzz(subject, max(10, round(times * scale)), seed).row(AREA, subject))
     return made

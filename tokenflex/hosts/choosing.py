@@ -21,7 +21,7 @@ SANE = (
 """What constructors raise for settings that they weren't made for."""
 
 
-def adapter_for(host: nn.Module, options: Mapping[str, Any] | None = None) -> HostAdapter:
+def adapter_for(host: nn.Module | str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> HostAdapter:
     """The registered adapter for a host.
 
     Args:
