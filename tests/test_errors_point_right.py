@@ -40,8 +40,10 @@ def test_parts_for_another_type_of_host_say_so(flex, tmp_path):
         tokenflex.load_parts(tmp_path, host=ZOO["llava"].build())
 
 
-def test_a_part_of_a_plugin_that_is_missing_names_it(monkeypatch):
-    monkeypatch.setattr(offered, "_installed", lambda places: ("0", ()))
+def test_a_part_of_a_plugin_that_is_missing_names_it(monkeypatch, request):
+    monkeypatch.setattr(offered, "entry_points", lambda group: [])
+    offered._installed.cache_clear()
+    request.addfinalizer(offered._installed.cache_clear)
     with pytest.raises(UnknownComponentError, match=r"'tome' is part of tokenflex-matching.*pip install tokenflex-"):
         registry.scalers.get("tome")
     with pytest.raises(UnknownComponentError, match=r"Did you mean 'visionzip' \(pip install tokenflex-matching\)"):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,9 @@ def group(kind: str) -> str:
 
 def providers(kind: str) -> dict[str, list[Provider]]:
     """Name -> who offers it."""
-    own, points = _installed(_places())
-    found = {name: [Provider(BUILT_IN, own, path)] for name, path in BUILT_INS[kind].items()}
-    for point in points:
-        if point.group == group(kind):
-            dist = point.dist
-            provider = Provider(dist.name if dist else "unknown", dist.version if dist else "", point)
-            found.setdefault(point.name, []).append(provider)
+    found: dict[str, list[Provider]] = {}
+    for name, provider in _installed(_places())[kind]:
+        found.setdefault(name, []).append(provider)
     return found
 
 
@@ -71,13 +67,21 @@ def _changed(place: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def _installed(places: tuple[tuple[str, int], ...]) -> tuple[str, tuple[EntryPoint, ...]]:
-    """This package's version, and the entry points of all kinds; every distribution's files are read for them.
+def _installed(places: tuple[tuple[str, int], ...]) -> dict[str, list[tuple[str, Provider]]]:
+    """Kind -> names and who offers them; every distribution's files are read for that.
 
     Args:
         places: see `_places`; while they are the same, nothing is read again.
     """
-    return version(BUILT_IN), tuple(point for kind in BUILT_INS for point in entry_points(group=group(kind)))
+    own = version(BUILT_IN)
+    found = {
+        kind: [(name, Provider(BUILT_IN, own, path)) for name, path in BUILT_INS[kind].items()] for kind in BUILT_INS
+    }
+    for kind, offers in found.items():
+        for point in entry_points(group=group(kind)):
+            dist = point.dist
+            offers.append((point.name, Provider(dist.name if dist else "unknown", dist.version if dist else "", point)))
+    return found
 
 
 def elsewhere(kind: str, here: Mapping[str, Any] | None = None) -> dict[str, str]:
