@@ -369,6 +369,7 @@ RECIPES = {
     "a text for a number": ("stage: 4\nhost: h\ndata: x\noutput_dir: o\nmargin: nan", "margin: 'nan' (str) isn't what"),
     "no number": ("stage: 4\nhost: h\ndata: x\noutput_dir: o\nmargin: .nan", "margin: nan (float) isn't what"),
     "a boolean for a number": ("stage: 4\nhost: h\ndata: x\noutput_dir: o\nseed: true", "seed: True (bool) isn't what"),
+    "a number without end": ("stage: 4\nhost: h\ndata: x\noutput_dir: o\nmargin: 1" + "0" * 400, "margin: 1000"),
     "a negative rate": ("stage: 4\nhost: h\ndata: x\noutput_dir: o\nrouter_rate: -1.0", "must be a number, 0 or more"),
 }  # fmt: skip
 

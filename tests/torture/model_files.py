@@ -52,6 +52,7 @@ CALIBRATION = {
     r"(risk|confidence|threshold|levels|start|measure|calibrated)(\..*)?": "a number in its range, or a name there is",
 }
 HOST = {
+    r"(?#any)escalate\.calibrated\.options\..*": "compared with those of each call, which is refused if they differ",
     r"(?#any)config\.(?!parts|adapters|model_type).*": "a setting of the host; transformers checks what it can",
     r"host": "no digest",
 }

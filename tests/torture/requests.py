@@ -167,10 +167,12 @@ def beside(name: str, kind: str, level: int | None, random: Random) -> tuple[flo
     try:
         many, host_many = flex(**together, level=level), flex.host(**together).logits
         rows, _ = flex.prepare(together, [decision.level for decision in many.decisions])
+        chosen = iter(many.decisions)
         for row, words in enumerate(GOOD):
             alone = tiny.batch(flex.host.config, (words,), first=first)
             first += 1
-            single = flex(**alone, level=[many.decisions[row].level] if level is None else level).logits[0]
+            same = [next(chosen).level for _ in flex.decide(**alone, level=0)]  # crops may count as images
+            single = flex(**alone, level=same).logits[0]
             off = max(off, _off(many.logits[row][rows.inputs["attention_mask"][row] != 0], single))
             shown = host_many[row][together["attention_mask"][row] != 0]
             own = max(own, _off(shown, flex.host(**alone).logits[0]))

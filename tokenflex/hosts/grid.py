@@ -26,7 +26,7 @@ from tokenflex.hosts.architectures import ARCHITECTURES, READABLE, unpackable
 from tokenflex.hosts.encoded import Item, layout_of
 from tokenflex.hosts.placeholders import Plan
 from tokenflex.hosts.positions import FRAME_SECONDS, Positions, compact_grids, full_positions, span_positions
-from tokenflex.hosts.refusing import refusing, sized
+from tokenflex.hosts.refusing import refusing, require_types, sized
 from tokenflex.hosts.resizing import Picture, Resizing, check_images, check_shares, smaller_batch
 from tokenflex.hosts.resizings import resizing_of
 from tokenflex.hosts.tower_attention import attending, unreadable
@@ -174,6 +174,7 @@ class GridAdapter(HostAdapter):
             items += [(modality, unit, span) for unit, span in zip(units, spans, strict=True)]
         if types is not None:
             self._refuse_untyped(ids, types)
+        require_types(cpu, self.architecture.types, self._tokens, [m.type for m in modalities if m.type is not None])
         return HostBatch(
             inputs,
             cpu,
@@ -424,7 +425,7 @@ class GridAdapter(HostAdapter):
         own = inputs.get(placeholders.POSITIONS)
         if plan.unchanged or not items:
             if own is None:
-                return grids
+                return grids | (self._types_left_out(batch, plan) if items else {})
             return grids | {placeholders.POSITIONS: own if plan.unchanged else placeholders.gathered(plan, own, 0)}
         if own is not None and (own.dim() == 2 or self.positions == "compact"):
             raise InputError(
@@ -466,6 +467,14 @@ class GridAdapter(HostAdapter):
         """Numbers of images among those of their modality."""
         first = [its is modality for its, _, _ in batch.items].index(True) if chosen else 0
         return [i - first for i in chosen]
+
+    def _types_left_out(self, batch: HostBatch, plan: Plan) -> dict[str, Tensor]:
+        """Token types that the host asks for and the caller left out."""
+        types = self.architecture.types
+        if types is None or batch.inputs.get(types) is not None:
+            return {}
+        made = placeholders.gathered(plan, self._typed(batch.cpu)[types], 0)
+        return {types: made.to(batch.inputs["input_ids"].device)}
 
     def _typed(self, inputs: HostInputs) -> HostInputs:
         types = self.architecture.types

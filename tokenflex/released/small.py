@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenflex.errors import ConfigError
 from tokenflex.files import inside
+from tokenflex.reading import require_file
 
 SUFFIXES = (".json", ".model", ".txt", ".md", ".jinja")
 
@@ -39,7 +40,7 @@ def copy_small(folder: Path, target: Path, *, part: str = ".", leave: Container[
         leave: names of files that stay behind, besides hidden ones.
 
     Raises:
-        ConfigError: one of them is a link that leads out of the folder.
+        ConfigError: one of them is a link that leads out of the folder, or no file.
     """
     target.mkdir(parents=True, exist_ok=True)
     for where, folders, names in os.walk(folder / part):
@@ -48,5 +49,6 @@ def copy_small(folder: Path, target: Path, *, part: str = ".", leave: Container[
             path = Path(where, name)
             if path.suffix in SUFFIXES and not name.startswith(".") and name not in leave:
                 source, place = below(folder, str(path.relative_to(folder))), path.relative_to(folder / part)
+                require_file(source)
                 (target / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target / place)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from transformers import HfArgumentParser
 
 from tokenflex import reading
+from tokenflex.contracts.settings import LARGEST
 from tokenflex.errors import ConfigError, TokenFlexError, nearest
 from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
 from tokenflex.training.stages import STAGES, Stage
@@ -263,8 +264,10 @@ def _fits(value: Any, kinds: frozenset[Any]) -> bool:
         return list in kinds and all(isinstance(one, str | int | float) for one in value)
     if isinstance(value, bool | dict):
         return type(value) in kinds
-    if isinstance(value, int | float):
-        return math.isfinite(value) and (float in kinds or (type(value) is int and int in kinds))
+    if isinstance(value, int):
+        return abs(value) < LARGEST and (float in kinds or int in kinds)
+    if isinstance(value, float):
+        return math.isfinite(value) and float in kinds
     if not isinstance(value, str):  # a date
         return False
     if kinds <= {int, float}:  # 1e-4 without a point is a text in YAML
