@@ -23,6 +23,7 @@ import tokenflex
 from tests.parity.golden import DATA
 from tests.training.conftest import ROWS
 from tokenflex import released
+from tokenflex.cli import main as main_module
 from tokenflex.cli import plugins
 from tokenflex.cli.main import main
 from tokenflex.errors import ConfigError, DataError, LostProcessError, WriteError
@@ -343,3 +344,30 @@ def test_tensors_on_a_full_disk_are_an_error_of_this_library(tmp_path, monkeypat
     with pytest.raises(WriteError, match=r"tokenflex.safetensors can't be written: No space left on device. Free"):
         flex.save_parts(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_ctrl_c_that_code_in_c_makes_another_error_of_is_still_ctrl_c(monkeypatch, capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def drawn(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("invalid matrix") from None
+
+    monkeypatch.setattr(main_module, "_run", drawn)
+    try:
+        assert main_module.main(["evaluate"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "tokenflex evaluate: interrupted." in capsys.readouterr().err
+
+
+def test_errors_without_ctrl_c_stay_what_they_are(monkeypatch):
+    def failed(*_):
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(main_module, "_run", failed)
+    with pytest.raises(ValueError, match="a fault of ours"):
+        main_module.main(["evaluate"])

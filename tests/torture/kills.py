@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tokenflex
+
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
+LIBRARY = Path(tokenflex.__file__).parent
 LIMIT = 120.0
 """Seconds after which a process counts as hanging."""
 
@@ -102,6 +105,12 @@ class Process:
             _arm(self.moment)
             before()
             code = call()
+        except KeyboardInterrupt as stop:
+            files = [frame.filename for frame in traceback.extract_tb(stop.__traceback__)]
+            if any(Path(file).is_relative_to(LIBRARY) for file in files):
+                traceback.print_exc()
+            else:  # it came before the library was called
+                code = 130
         except BaseException:  # a child must never come back into the parent's code
             traceback.print_exc()
         finally:

@@ -2,8 +2,12 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import tokenflex
 from tokenflex.cli import advise, check, convert, evaluate, feedback, hosts, plugins, profile, quickstart, serve, train
@@ -38,6 +42,39 @@ def build() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 1 when it can't be done, with one message on standard error, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
+    asked: list[int] = []
+    try:
+        with _noting(asked):
+            return _run(words)
+    except (KeyboardInterrupt, Exception) as error:
+        if not asked and not isinstance(error, KeyboardInterrupt):
+            raise
+        command = next((word for word in words if not word.startswith("-")), "")
+        print(f"\ntokenflex {command}: interrupted.{GO_ON.get(command, '')}", file=sys.stderr)
+        return 130
+
+
+@contextmanager
+def _noting(asked: list[int]) -> Iterator[None]:
+    """Within, Ctrl-C is noted as well as raised: code in C may make another error of it, as matplotlib's does."""
+
+    def note(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.default_int_handler(number, frame)
+
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(words: Sequence[str]) -> int:
+    """A command, with what it refuses told in one line; Ctrl-C gets out."""
     known = [command.__name__.rpartition(".")[2] for command in COMMANDS]
     if words and not words[0].startswith("-") and words[0] not in known:
         build().error(f"there is no command {words[0]!r}.{nearest(words[0], known)} There are {', '.join(known)}.")
@@ -60,9 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = error.filename2 or error.filename
         named = f"{os.fsdecode(where)}" if isinstance(where, str | bytes) else "a file"
         return _told(options.command, f"{named} can't be read or written: {reason}")
-    except KeyboardInterrupt:
-        print(f"\ntokenflex {options.command}: interrupted.{GO_ON.get(options.command, '')}", file=sys.stderr)
-        return 130
 
 
 def _told(command: str, message: str) -> int:
