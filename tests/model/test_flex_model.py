@@ -71,8 +71,10 @@ def test_parts_round_trip(host, left, tmp_path):
 
 
 def edited(folder, change):
+    """By hand, which the missing digest says."""
     path = folder / "tokenflex.json"
     spec = json.loads(path.read_text())
+    del spec["weights"]
     change(spec)
     path.write_text(json.dumps(spec))
 
