@@ -395,3 +395,10 @@ def test_every_refusal_is_ours(parts, host):
     (parts / JSON).write_text("3")
     with pytest.raises(TokenFlexError):
         tokenflex.load_parts(parts, host=host)
+
+
+def test_settings_that_build_nothing_and_experts_side_by_side_are_no_layers():
+    loadable.require_sane({"text_config": {"max_window_layers": 80, "num_experts": 512}}, 70, "config.json", 512)
+    for name in ("num_hidden_layers", "num_experts"):
+        with pytest.raises(ConfigError, match=rf"text_config: {name}=513;"):
+            loadable.require_sane({"text_config": {name: 513}}, 70, "config.json", 512)

@@ -20,8 +20,10 @@ from tokenflex.errors import ConfigError, TokenFlexError
 
 SHOWN = 4
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-LAYERS = re.compile(r"(layers|depths?|blocks|num_experts|num_local_experts)$")
-"""Settings of transformers that say how often something with weights is built."""
+LAYERS = re.compile(r"^(?!max_).*(layers|depths?|blocks)$")
+"""Settings of transformers that say how often something with weights is built; ``max_window_layers`` builds nothing."""
+EXPERTS = re.compile(r"(num_experts|num_local_experts)$")
+"""Settings that say how many experts a layer has, in tensors of their own or side by side in one."""
 DROPOUT = re.compile(r"(dropout|drop_rate|dropout_rate|pdrop)$")
 """Settings that are probabilities."""
 FEW = 64
@@ -249,7 +251,8 @@ def require_readable(folder: Path, model_type: str | None = None) -> dict[str, r
             )
         entries |= found
     if entries:
-        require_sane(settings, max(len(entries), FEW), f"{folder / 'config.json'}")
+        widest = max((size for entry in entries.values() for size in entry.shape), default=0)
+        require_sane(settings, max(len(entries), FEW), f"{folder / 'config.json'}", widest)
     return entries
 
 
@@ -264,22 +267,28 @@ def _settings(folder: Path, name: str) -> Mapping[str, Any]:
     return found
 
 
-def require_sane(settings: Mapping[str, Any], most: int, where: str) -> None:
+def require_sane(settings: Mapping[str, Any], most: int, where: str, widest: int = 0) -> None:
     """Refuse settings that no model with these tensors has, before they are built.
 
     Args:
         settings: of transformers, at any depth.
         most: tensors that there are; every layer has one.
+        widest: the largest size that one of them has, which bounds the experts that lie side by side.
 
     Raises:
-        ConfigError: more layers than tensors, or a probability of dropping that isn't one.
+        ConfigError: more layers or experts than the tensors have room for, or a probability of dropping that isn't one.
     """
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            require_sane(value, most, f"{where}: {key}")
+            require_sane(value, most, f"{where}: {key}", widest)
         counts = value if isinstance(value, list) else [value]
         if LAYERS.search(key) and any(type(one) is int and one > most for one in counts):
             raise ConfigError(f"{where}: {key}={value!r:.200}; there are {most} tensors or fewer. The file is damaged.")
+        if EXPERTS.search(key) and type(value) is int and value > max(most, widest):
+            raise ConfigError(
+                f"{where}: {key}={value!r:.200}; the tensors have room for {max(most, widest)} or fewer. The file is "
+                "damaged."
+            )
         if DROPOUT.search(key) and isinstance(value, int | float) and not 0 <= value <= 1:
             raise ConfigError(f"{where}: {key}={value!r:.200}; expected a probability, from 0 to 1. Mend it.")
 
