@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import tokenflex
+from tokenflex import offered
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 
 torch.set_num_threads(1)  # the models are too small for more
@@ -50,6 +51,15 @@ def batch(processor):
         return dict(processor(images=images, text=list(texts), padding=True, padding_side=side, return_tensors="pt"))
 
     return make
+
+
+@pytest.fixture
+def no_plugins(monkeypatch):
+    """As if no other distribution offered anything."""
+    monkeypatch.setattr(offered, "entry_points", lambda group: [])
+    offered._installed.cache_clear()
+    yield
+    offered._installed.cache_clear()
 
 
 TEXTS = ("w1 w2 <image> w3", "<image> w4 w5 w6 w7 :", "w9 <image> w3 w9 w9 w8 w9")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import tokenflex
-from tokenflex import catalog, offered, registry
+from tokenflex import catalog, registry
 from tokenflex.checkpoint import save_parts
 from tokenflex.errors import ConfigError, InputError, UnknownComponentError, UnsupportedHostError
 from tokenflex.evaluation import load, parse
@@ -40,10 +40,7 @@ def test_parts_for_another_type_of_host_say_so(flex, tmp_path):
         tokenflex.load_parts(tmp_path, host=ZOO["llava"].build())
 
 
-def test_a_part_of_a_plugin_that_is_missing_names_it(monkeypatch, request):
-    monkeypatch.setattr(offered, "entry_points", lambda group: [])
-    offered._installed.cache_clear()
-    request.addfinalizer(offered._installed.cache_clear)
+def test_a_part_of_a_plugin_that_is_missing_names_it(no_plugins):
     with pytest.raises(UnknownComponentError, match=r"'tome' is part of tokenflex-matching.*pip install tokenflex-"):
         registry.scalers.get("tome")
     with pytest.raises(UnknownComponentError, match=r"Did you mean 'visionzip' \(pip install tokenflex-matching\)"):

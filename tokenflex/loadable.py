@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig
 
 from tokenflex import reading
 from tokenflex.errors import ConfigError, TokenFlexError
@@ -215,11 +216,31 @@ def weight_files(folder: Path) -> list[Path]:
     told = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(told, Mapping) or not all(isinstance(file, str) for file in told.values()):
         raise ConfigError(f"{page} doesn't say which file holds each tensor. Save the model again.")
-    files = [reading.own_file(folder, file) for file in sorted(set(told.values()))]
+    try:
+        files = [reading.own_file(folder, file) for file in sorted(set(told.values()))]
+    except ConfigError as error:
+        raise ConfigError(f"{page} isn't an index of shards: {error}") from error
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names. Save the model again.")
     return files
+
+
+def first_look(source: Any, options: dict[str, Any], model_type: str) -> dict[str, reading.Entry]:
+    """What a folder's weights are by their headers, its files looked at before anything is built; empty of others.
+
+    Args:
+        source: folder or repository.
+        options: of ``from_pretrained``; files that could hold code aren't read unless it is asked for.
+        model_type: that its configuration must name.
+
+    Raises:
+        ConfigError: as for `require_readable`.
+    """
+    if options.get("state_dict") is None:
+        options.setdefault("use_safetensors", True)
+    folder = Path(source, options.get("subfolder") or "") if isinstance(source, str | os.PathLike) else None
+    return require_readable(folder, model_type) if folder is not None and folder.is_dir() else {}
 
 
 def require_readable(folder: Path, model_type: str | None = None) -> dict[str, reading.Entry]:
@@ -307,6 +328,25 @@ def require_kinds(model: nn.Module, entries: Mapping[str, reading.Entry], where:
     ]
     if wrong:
         raise ConfigError(f"{where}: {first(wrong)}. The weights are damaged; save or download them again.")
+
+
+def configuration(data: Any, where: str) -> PreTrainedConfig:
+    """A configuration of transformers from a file's data.
+
+    Args:
+        where: the key that holds it, for the message.
+
+    Raises:
+        ConfigError: it names no ``model_type``, or transformers can't make one of it.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
+        raise ConfigError(f"{where}={data!r:.200} doesn't say its model_type; the file is damaged.")
+    try:
+        return AutoConfig.for_model(**data)
+    except TokenFlexError:
+        raise
+    except Exception as error:  # whatever transformers raises for settings that it wasn't made for
+        raise ConfigError(f"{where} isn't a configuration: {type(error).__name__}: {error!s:.500}") from error
 
 
 def without_code(data: Any) -> Any:

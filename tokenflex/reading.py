@@ -302,8 +302,8 @@ def _header(file: Any, path: Path, error: Kind) -> tuple[dict[str, str], dict[st
         end = last
     if end != size - 8 - length:
         raise error(
-            f"{path} has {size - 8 - length:,} bytes of tensors, its header says {end:,}. It is cut short or damaged; "
-            "get it again."
+            f"{path} can't be read as safetensors: it has {size - 8 - length:,} bytes of tensors, its header says "
+            f"{end:,}. It is cut short or damaged; get it again."
         )
     return metadata, entries
 

@@ -68,10 +68,7 @@ def test_names_are_never_broken(capsys, monkeypatch, width):
     assert max(map(len, out.splitlines()[:-1])) <= width
 
 
-def test_what_could_be_installed_is_listed(capsys, monkeypatch, request):
-    monkeypatch.setattr(offered, "entry_points", lambda group: [])
-    offered._installed.cache_clear()
-    request.addfinalizer(offered._installed.cache_clear)
+def test_what_could_be_installed_is_listed(capsys, monkeypatch, no_plugins):
     monkeypatch.setenv("COLUMNS", "160")
     main(["plugins", "scaler"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " visionzip " in line]

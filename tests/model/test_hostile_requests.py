@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import tokenflex
 from tests.torture import requests
 from tests.torture.faulty import FAULTS, Requests
+from tests.torture.outcome import Counts
 from tokenflex.errors import InputError
 from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.testing.zoo.recipe import IMAGE, PICTURE, WORD
@@ -168,7 +169,7 @@ def test_pictures_without_a_place_in_the_text_are_refused():
 @few
 @given(st.sampled_from(HOSTS), st.sampled_from(sorted(FAULTS)), st.randoms(use_true_random=False))
 def test_any_fault_is_refused_or_answered_as_the_host_answers(name, fault, random):
-    tally = requests.Tally()
+    tally = Counts()
     with torch.no_grad():
         made = FAULTS[fault](Requests(ZOO[name], requests.model(name).host.config, random))
         requests.tried(name, made, random, tally, fault)

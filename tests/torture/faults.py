@@ -85,6 +85,14 @@ class Tally:
         setattr(self, kind, getattr(self, kind) + 1)
         sys.stderr.write(f"{self.fault}: {kind}: {told[-3000:]}\n")
 
+    def end(self, ended: Ended, words: str) -> None:
+        """Count a run that may be refused with these words, or come to its end."""
+        self.times += 1
+        if ended.refused and words in ended.said:
+            self.refused += 1
+        elif ended.code != 0:
+            self.trouble("crashed", f"{ended.code} {ended.said}")
+
     def again(self, ground: Ground, command: Command, out: Path) -> None:
         """Run a command to its end, and compare."""
         expected = ground.undisturbed(command)[1]

@@ -123,11 +123,7 @@ def picture_gone(ground: Any, command: Command, times: int, tally: Any) -> Any:
             lambda out=out: command.run(out), ground.log(), before=opened(number, lambda gone=gone: gone.unlink())
         ).end()
         gone.write_bytes(kept)
-        tally.times += 1
-        if ended.refused and "row " in ended.said:
-            tally.refused += 1
-        elif ended.code != 0:
-            tally.trouble("crashed", f"{ended.code} {ended.said}")
+        tally.end(ended, "row ")
         tally.again(ground, command, out)
     return tally.row("Data, readers and ranks")
 
@@ -143,11 +139,7 @@ def reader_gone(ground: Any, command: Command, times: int, tally: Any) -> Any:
         out, number = ground.fresh(command), ground.chance.randint(1, 4)
         kill = opened(number, lambda: os.kill(os.getpid(), signal.SIGKILL), in_reader)
         ended = Process(lambda out=out: command.run(out), ground.log(), before=kill).end()
-        tally.times += 1
-        if ended.refused and "process that reads data is gone" in ended.said:
-            tally.refused += 1
-        elif ended.code != 0:
-            tally.trouble("crashed", f"{ended.code} {ended.said}")
+        tally.end(ended, "process that reads data is gone")
         tally.again(ground, command, out)
     return tally.row("Data, readers and ranks")
 

@@ -4,7 +4,7 @@ A choice may differ between types only where it was a close call: where `Decisio
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from random import Random
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tokenflex
-from tests.torture.outcome import Outcome
+from tests.torture.outcome import Counts, Outcome
 from tokenflex import catalog
 from tokenflex.compressor import Compressor, build
 from tokenflex.contracts import Decision, Grid, Instruction, ScaledTokens, VisualTokens
@@ -165,15 +165,8 @@ def types(pyramids: int, seed: int) -> list[Outcome]:
     ]  # fmt: skip
 
 
-@dataclass
-class Tally:
+class Tally(Counts):
     """What came of one kind of part so far."""
-
-    times: int = 0
-    refused: int = 0
-    wrong: int = 0
-    crashed: int = 0
-    seen: list[str] = field(default_factory=list)
 
     def attempt(self, name: str, call: Callable[[], bool]) -> None:
         """Count one call, which says whether its result is fine."""
@@ -190,12 +183,6 @@ class Tally:
         if not fine:
             self.wrong += 1
             self.seen.append(f"{name}: not finite")
-
-    def outcome(self, fault: str, note: str) -> Outcome:
-        """The row of it; what went wrong is named in the note."""
-        told = "; ".join(dict.fromkeys(self.seen))
-        counts = {"times": self.times, "refused": self.refused, "wrong": self.wrong, "crashed": self.crashed}
-        return Outcome(AREA, fault, **counts, note=told[:600] or note)
 
 
 def names(kind: str) -> list[str]:
@@ -245,7 +232,7 @@ def scalers(random: Random, scale: float, seed: int) -> Outcome:
                 ),
             )
     return tally.outcome(
-        "scalers: grids of 1 to 10,000 tokens, zeros, the ends of half precision", "float32, bfloat16, float16"
+        AREA, "scalers: grids of 1 to 10,000 tokens, zeros, the ends of half precision", "float32, bfloat16, float16"
     )
 
 
@@ -278,6 +265,7 @@ def elections(random: Random, scale: float, seed: int) -> Outcome:
                 lambda own=own, given=given, asked=asked: judged(own, given, asked),
             )
     return tally.outcome(
+        AREA,
         "routers and voters: grids of 1 to 10,000 tokens, one level, no word or all of them masked, half precision",
         "every router with every voter; refused: no level can be chosen, and the error names the image",
     )
@@ -305,7 +293,7 @@ def policies(random: Random, scale: float, seed: int) -> Outcome:
                 return bool(((level >= 0) & (level < scores.shape[-1])).all())
 
             tally.attempt(f"{name} {settings}, {kind}, {levels} levels", chosen)
-    return tally.outcome("policies: one level, equal, huge and ruled-out scores, levels without a token", "")
+    return tally.outcome(AREA, "policies: one level, equal, huge and ruled-out scores, levels without a token", "")
 
 
 def confidences(random: Random, scale: float, seed: int) -> Outcome:
@@ -329,7 +317,9 @@ def confidences(random: Random, scale: float, seed: int) -> Outcome:
             return not bool(part.of_answer(values[:, :read], mask[:, :read]).isnan().any())
 
         tally.attempt(f"{name}, {fill}, {vocabulary} tokens, {dtype}", sure)
-    return tally.outcome("confidences: a vocabulary of one, tokens ruled out, logits at the ends of their type", "")
+    return tally.outcome(
+        AREA, "confidences: a vocabulary of one, tokens ruled out, logits at the ends of their type", ""
+    )
 
 
 def run(scale: float, seed: int) -> list[Outcome]:

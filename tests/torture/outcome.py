@@ -1,7 +1,7 @@
 """What came of one kind of fault, tried many times."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,23 @@ class Outcome:
     def fine(self) -> bool:
         """Whether nothing was lost, doubled, wrong or crashed."""
         return not (self.lost or self.doubled or self.wrong or self.crashed)
+
+
+@dataclass
+class Counts:
+    """What came of one kind of fault so far."""
+
+    times: int = 0
+    refused: int = 0
+    wrong: int = 0
+    crashed: int = 0
+    seen: list[str] = field(default_factory=list)
+
+    def outcome(self, area: str, fault: str, note: str) -> Outcome:
+        """The row of it; what went wrong is named in the note."""
+        told = "; ".join(dict.fromkeys(self.seen))
+        counts = {"times": self.times, "refused": self.refused, "wrong": self.wrong, "crashed": self.crashed}
+        return Outcome(area, fault, **counts, note=told[:600] or note)
 
 
 Section = Callable[[float, int], list[Outcome]]

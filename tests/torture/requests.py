@@ -7,7 +7,6 @@ if it is that of the row alone, up to what the host's own rows differ by.
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from torch import Tensor
 import tokenflex
 from tests.hosts.processed import PROCESSORS, batch, picture
 from tests.torture.faulty import FAULTS, Batch, Requests
-from tests.torture.outcome import Outcome
+from tests.torture.outcome import Counts, Outcome
 from tokenflex.errors import InputError, TokenFlexError
 from tokenflex.hosts.refusing import SIZES
 from tokenflex.testing import hosts_table
@@ -43,23 +42,6 @@ STRANGE: Mapping[str, Row] = {
     "NaN": (8, PICTURE, 9),
     "a hole": (8, 9, 10, PICTURE, 11),
 }
-
-
-@dataclass
-class Tally:
-    """What came of one kind of fault so far."""
-
-    times: int = 0
-    refused: int = 0
-    wrong: int = 0
-    crashed: int = 0
-    seen: list[str] = field(default_factory=list)
-
-    def outcome(self, fault: str, note: str) -> Outcome:
-        """The row of it; what went wrong is named in the note."""
-        told = "; ".join(dict.fromkeys(self.seen))
-        counts = {"times": self.times, "refused": self.refused, "wrong": self.wrong, "crashed": self.crashed}
-        return Outcome(AREA, fault, **counts, note=told[:600] or note)
 
 
 def served() -> list[str]:
@@ -111,7 +93,7 @@ def calls(flex: Any, given: Batch, random: Random) -> list[tuple[str, Callable[[
     return [finest, random.choice(others)]
 
 
-def tried(name: str, given: Batch, random: Random, tally: Tally, fault: str) -> None:
+def tried(name: str, given: Batch, random: Random, tally: Counts, fault: str) -> None:
     """One faulty request, by two calls."""
     tally.times += 1
     refused = False
@@ -195,7 +177,7 @@ def allowed(own: float) -> float:
 
 def neighbours(random: Random, times: int) -> Outcome:
     """Good rows beside one of another kind."""
-    tally, worst, names = Tally(), 0.0, served()
+    tally, worst, names = Counts(), 0.0, served()
     for turn in range(times):
         name, kind = names[turn % len(names)], random.choice(list(STRANGE))
         level = random.choice((None, 0, 1, -1))
@@ -212,6 +194,7 @@ def neighbours(random: Random, times: int) -> Outcome:
         else:
             worst = max(worst, found[0])
     return tally.outcome(
+        AREA,
         "a row beside rows of another kind (text, one picture alone, two, many words, NaN, a hole in the mask)",
         f"{len(names)} hosts; good rows are at most {worst:.1g} of the largest logit off those alone",
     )
@@ -222,7 +205,7 @@ def thin(random: Random, scale: float) -> Outcome:
     known = [name for name in PROCESSORS if name in ZOO and hosts_table.refusal(name) is None]
     trials = [(name, size) for name in known for size in THIN]
     random.shuffle(trials)
-    tally = Tally()
+    tally = Counts()
     for name, size in trials[: max(int(len(trials) * scale), 4)]:
         flex = model(name)
         state, given = attempt(
@@ -236,6 +219,7 @@ def thin(random: Random, scale: float) -> Outcome:
             tally.times += 1
             tally.refused += 1
     return tally.outcome(
+        AREA,
         "pictures of 1 x 10,000 and other thin ones, through the host's own processor",
         f"{len(known)} processors; refused: by the processor itself, or by the library",
     )
@@ -245,7 +229,7 @@ def run(scale: float, seed: int) -> list[Outcome]:
     """Every kind of fault by turns, on every host by turns."""
     random, names = Random(seed), served()
     random.shuffle(names)
-    tallies = {fault: Tally() for fault in FAULTS}
+    tallies = {fault: Counts() for fault in FAULTS}
     with torch.no_grad():
         order = [(name, fault) for name in names for fault in FAULTS]
         trials = max(int(TRIALS * scale), len(FAULTS))
@@ -259,5 +243,5 @@ def run(scale: float, seed: int) -> list[Outcome]:
                 assert state == "ok", f"{name}, {fault}: {given!r}"
                 tried(name, given, random, tallies[fault], fault)
         note = f"{len(names)} hosts; forward, generate, decide and encode"
-        found = [tally.outcome(fault, note) for fault, tally in tallies.items()]
+        found = [tally.outcome(AREA, fault, note) for fault, tally in tallies.items()]
         return [*found, neighbours(random, max(int(TRIALS * scale / 10), 6)), thin(random, scale)]

@@ -236,7 +236,7 @@ def test_feedback_is_scored_and_trained_from(written, tmp_path, capsys, monkeypa
         ("train", {"feedback": "gone", "stage": 3}, "feedback='gone' is for stage 4, and this is stage 3"),
         ("train", {"memory": "tiny"}, "argument --memory: invalid choice: 'tiny'"),
         ("train", {"levels": "two"}, "argument --levels: invalid choice: 'two'"),
-        ("feedback", {"part_size": 0, "feedback": "new"}, "part_size: 0 must be"),
+        ("feedback", {"part_size": 0, "feedback": "new"}, "part_size: 0 must be 1 or more"),
     ],
 )
 def test_mistakes_about_feedback(written, capsys, command, entries, message, tmp_path, monkeypatch):

@@ -49,10 +49,7 @@ DAMAGE = {
     "no state": (lambda folder: (folder / "trainer_state.json").unlink(), "no readable trainer_state.json"),
     "half a state": (lambda folder: cut(folder / "trainer_state.json"), "no readable trainer_state.json"),
     "no weights": (lambda folder: weights_of(folder).unlink(), "holds no weights|has no tokenflex.safetensors"),
-    "half the weights": (
-        lambda folder: cut(weights_of(folder)),
-        "It is cut short or damaged|safetensors can't be read",
-    ),
+    "half the weights": (lambda folder: cut(weights_of(folder)), "safetensors can't be read"),
     "no optimizer": (lambda folder: (folder / "optimizer.pt").unlink(), "no optimizer state, which save_only_model"),
     "half an optimizer": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt is cut short"),
     "no schedule": (lambda folder: (folder / "scheduler.pt").unlink(), "lacks scheduler.pt"),

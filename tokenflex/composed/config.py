@@ -4,8 +4,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from tokenflex.errors import ConfigError, TokenFlexError
-from tokenflex.loadable import without_code
+from tokenflex.errors import ConfigError
+from tokenflex.loadable import configuration, without_code
 
 LARGEST = 2**15
 """Pixels, or visual tokens, of one side of a picture."""
@@ -42,9 +42,7 @@ class ComposedConfig(PreTrainedConfig):
         """Make the language model's configuration from its data; where there is none, Llama's defaults."""
         if not isinstance(self.text_config, PreTrainedConfig):
             data = without_code(self.text_config or {"model_type": "llama"})
-            if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
-                raise ConfigError(f"text_config={data!r} doesn't say its model_type; the file is damaged.")
-            self.text_config = _made(data)
+            self.text_config = configuration(data, "text_config")
         self._require_own()
         super().__post_init__(**kwargs)
 
@@ -76,17 +74,3 @@ class ComposedConfig(PreTrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
         """Nothing: saved folders name this package, and the file of this class isn't copied into them."""
-
-
-def _made(data: dict[str, Any]) -> PreTrainedConfig:
-    """A language model's configuration from a file's data.
-
-    Raises:
-        ConfigError: transformers can't make one of it.
-    """
-    try:
-        return AutoConfig.for_model(**data)
-    except TokenFlexError:
-        raise
-    except Exception as error:  # whatever transformers raises for settings that it wasn't made for
-        raise ConfigError(f"text_config isn't a configuration: {type(error).__name__}: {error!s:.500}") from error

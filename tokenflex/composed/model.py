@@ -83,13 +83,10 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ConfigError: a file of the folder is damaged, or tensors are missing, have no place, another kind of number
                 than the model, or values that aren't finite.
         """
-        source, entries = pretrained_model_name_or_path, {}
+        source = pretrained_model_name_or_path
         asked = kwargs.pop("output_loading_info", False)
-        if kwargs.get("state_dict") is None:
-            kwargs.setdefault("use_safetensors", True)
-        if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-            kind: Any = cls.config_class
-            entries = loadable.require_readable(Path(source, kwargs.get("subfolder") or ""), kind.model_type)
+        kind: Any = cls.config_class
+        entries = loadable.first_look(source, kwargs, kind.model_type)
         with loadable.in_our_words(source):
             made: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         loadable.require_complete(made[1], source)

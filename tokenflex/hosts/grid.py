@@ -172,9 +172,9 @@ class GridAdapter(HostAdapter):
             spans = placeholders.locate(shown, [unit.placeholders for unit in units])
             spans = [replace(span, leads=unit.runs == "views") for span, unit in zip(spans, units, strict=True)]
             items += [(modality, unit, span) for unit, span in zip(units, spans, strict=True)]
-        if types is not None:
-            self._refuse_untyped(ids, types)
-        require_types(cpu, self.architecture.types, self._tokens, [m.type for m in modalities if m.type is not None])
+        if self.architecture.types in cpu:
+            known_types = [modality.type for modality in modalities if modality.type is not None]
+            require_types(cpu, str(self.architecture.types), self._types_of(ids), known_types)
         return HostBatch(
             inputs,
             cpu,
@@ -400,17 +400,6 @@ class GridAdapter(HostAdapter):
                 f"{', '.join(modality.pixels for modality in self.architecture.modalities)}. Leave it out."
             )
 
-    def _refuse_untyped(self, ids: Tensor, types: Tensor) -> None:
-        """Refuse placeholders that the token types call words, as one that was typed may be; the host counts them."""
-        known = [modality.type for modality in self.architecture.modalities if modality.type is not None]
-        stray = torch.isin(ids, torch.tensor(self._tokens)) & ~torch.isin(types.long(), torch.tensor(known))
-        if bool(stray.any()):
-            row = int(stray.any(-1).nonzero()[0])
-            raise InputError(
-                f"row {row} has {int(stray[row].sum())} image placeholder tokens that {self.architecture.types} calls "
-                "words. Make text and images with the same processor call, and leave placeholders out of what is typed."
-            )
-
     def _placed(
         self, batch: HostBatch, plan: Plan, chosen: Sequence[int], scaled: Sequence[ScaledTokens], kept: Sequence[int]
     ) -> dict[str, Any]:
@@ -480,9 +469,12 @@ class GridAdapter(HostAdapter):
         types = self.architecture.types
         if types is None or inputs.get(types) is not None:
             return inputs
-        ids = inputs["input_ids"]
-        made = sum((i + 1) * (ids == token).long() for i, token in enumerate(dict.fromkeys(self._tokens)))
-        return {**inputs, types: made}
+        return {**inputs, types: self._types_of(inputs["input_ids"])}
+
+    def _types_of(self, ids: Tensor) -> Tensor:
+        """What tells words, images and videos apart as 0, 1 and 2, by their placeholders."""
+        known = enumerate(dict.fromkeys(self._tokens), 1)
+        return torch.stack([number * (ids == token).long() for number, token in known]).sum(0)
 
 
 def _frames(scaled: ScaledTokens) -> list[int] | None:

@@ -128,30 +128,30 @@ def _described(value: Any) -> str:
     return repr(value) if isinstance(value, int | float | bool) else f"a {type(value).__name__}"
 
 
-def require_types(
-    cpu: Mapping[str, Tensor], name: str | None, placeholder_ids: Sequence[int], known: Sequence[int]
-) -> None:
+def require_types(cpu: Mapping[str, Tensor], name: str, by_ids: Tensor, known: Sequence[int]) -> None:
     """Refuse token types that the ids contradict: hosts compute positions from them.
 
     Args:
-        cpu: input ids and token types on the CPU; without types nothing is checked.
+        cpu: input ids and token types on the CPU.
         name: of the input with the types: 0 for words, 1 for images, 2 for videos.
-        placeholder_ids: of images and of videos; one id where they share it.
-        known: types that tell images and videos apart where they share an id; empty where the ids do.
+        by_ids: the types that the placeholders say.
+        known: types that tell images and videos apart where they share a placeholder; empty where the ids do.
 
     Raises:
         InputError: names the row, the position, the type and the id.
     """
-    if name is None or name not in cpu:
-        return
     ids, types = cpu["input_ids"], cpu[name].long()
     if known:
+        stray = (by_ids != 0) & ~torch.isin(types, torch.tensor(known))
+        if bool(stray.any()):  # as one that was typed may be; the host counts them
+            row = int(stray.any(-1).nonzero()[0])
+            raise InputError(
+                f"row {row} has {int(stray[row].sum())} image placeholder tokens that {name} calls words. Make text "
+                "and images with the same processor call, and leave placeholders out of what is typed."
+            )
         wrong = ~torch.isin(types, torch.tensor([0, *known]))
     else:
-        places = torch.zeros_like(ids)
-        for number, token in enumerate(dict.fromkeys(placeholder_ids), 1):
-            places = places.masked_fill(ids == token, number)
-        wrong = ((types != 0) & (types != places)) | ((types == 0) & (places == 1))
+        wrong = ((types != 0) & (types != by_ids)) | ((types == 0) & (by_ids == 1))
     if bool(wrong.any()):
         row, place = (int(axis[0]) for axis in wrong.nonzero(as_tuple=True))
         raise InputError(

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from tokenflex import checkpoint
-from tokenflex.errors import ConfigError, TokenFlexError
-from tokenflex.loadable import without_code
+from tokenflex.errors import ConfigError
+from tokenflex.loadable import configuration, without_code
 
 ALIGN = ("compact", "input")
 """Where outputs stand: at the positions of the shortened sequence, or of the caller's."""
@@ -78,7 +78,7 @@ class FlexConfig(PreTrainedConfig):
         """
         host = self.__dict__.pop("host", None)  # while it is away, the base class can't change it
         if not isinstance(host, PreTrainedConfig):
-            host = _made(host or {"model_type": "llava_next"})
+            host = configuration(host or {"model_type": "llava_next"}, "config.json: host")
         for name in ("parts", "adapters"):
             if not isinstance(getattr(self, name), dict | None):
                 raise ConfigError(f"config.json: {name}={getattr(self, name)!r:.200}; expected an object.")
@@ -164,22 +164,6 @@ class FlexConfig(PreTrainedConfig):
         """The host's text configuration."""
         host: Any = self.host
         return host.get_text_config(*args, **kwargs)
-
-
-def _made(data: Any) -> PreTrainedConfig:
-    """A host's configuration from a file's data.
-
-    Raises:
-        ConfigError: transformers can't make one of it.
-    """
-    if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
-        raise ConfigError(f"config.json: host={data!r:.200} doesn't say its model_type; the file is damaged.")
-    try:
-        return AutoConfig.for_model(**data)
-    except TokenFlexError:
-        raise
-    except Exception as error:  # whatever transformers raises for settings that it wasn't made for
-        raise ConfigError(f"config.json: host isn't a configuration: {type(error).__name__}: {error!s:.500}") from error
 
 
 def _own(name: str) -> bool:

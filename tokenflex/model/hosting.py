@@ -54,7 +54,7 @@ class Hosting(Escalatable, TextBatching, HostWeights, GenerationMixin):
         saving.refuse_parts(source)
         asked = kwargs.pop("output_loading_info", False)
         kind: Any = cls.config_class
-        entries = saving.require_readable(source, kwargs, kind.model_type)
+        entries = loadable.first_look(source, kwargs, kind.model_type)
         with loadable.in_our_words(source):
             made: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         flex, info = made

@@ -73,24 +73,6 @@ def require_complete(flex: Any, info: Mapping[str, Any], where: Any) -> None:
     flex.parts_made = True
 
 
-def require_readable(source: Any, options: dict[str, Any], model_type: str) -> dict[str, reading.Entry]:
-    """What a folder's weights are by their headers, its files looked at before anything is built; empty of others.
-
-    Args:
-        options: of ``from_pretrained``; files that could hold code aren't read unless it is asked for.
-        model_type: that its configuration must name.
-
-    Raises:
-        ConfigError: as for `loadable.require_readable`; or the folder's ``config.json`` has no parts.
-    """
-    if options.get("state_dict") is None:
-        options.setdefault("use_safetensors", True)
-    folder = Path(source, options.get("subfolder") or "") if isinstance(source, str | os.PathLike) else None
-    if folder is None or not folder.is_dir():
-        return {}
-    return loadable.require_readable(folder, model_type)
-
-
 def require_as_saved(flex: Any, entries: Mapping[str, reading.Entry], source: Any) -> None:
     """Refuse a model whose weights aren't what was saved, as far as that can be told.
 
@@ -106,9 +88,9 @@ def require_as_saved(flex: Any, entries: Mapping[str, reading.Entry], source: An
     told = flex.config.parts.pop(checkpoint.DIGEST, None)
     if entries and quantizer_of(flex) is None:
         loadable.require_kinds(flex, entries, source)
-    if entries and (Path(source) / "config.json").is_file():
-        stored.require_same(told, str(source))
     checkpoint.require_sound(dict(flex.named_parameters()), str(source))
+    if entries and (Path(source) / "config.json").is_file():
+        stored.require_saved(told, str(source))
     if flex.escalate is not None:
         flex.escalate.ladder(flex.compressor.num_levels)
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 
+from tokenflex import reading
 from tokenflex.errors import ConfigError
 from tokenflex.files import beside, locked, sweep, writing
 from tokenflex.released.small import SUFFIXES
@@ -129,8 +130,8 @@ def _digests(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -
 def _read(target: Path) -> Record:
     """The record of a folder; empty where there is none that can be read."""
     try:
-        found = json.loads((target / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = reading.json_file(target / NAME)
+    except ConfigError:
         return {}
     shaped = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in (MADE_OF, WROTE, DONE))
     return found if shaped else {}

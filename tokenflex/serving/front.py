@@ -167,7 +167,7 @@ def _load(kind: Any, model: Any, config: Any, dtype: Any) -> Any:
         checkpoint.require_sound(loaded.compressor.state_dict(), str(model))
         told = loaded.config.parts.pop(checkpoint.DIGEST, None)
         if Path(model).is_dir():
-            stored.require_same(told, str(model))
+            stored.require_saved(told, str(model))
     return loaded
 
 

@@ -144,7 +144,7 @@ def of_host(host: str) -> dict[str, Saved]:
         return {}
     told = config.parts.get(checkpoint.DIGEST)
     state = stored.weights(host)
-    if Path(host).is_dir():
-        stored.require_same(told, host)
     checkpoint.require_sound(state, host)
+    if Path(host).is_dir():
+        stored.require_same(told, state, host)
     return dict.fromkeys(KINDS, Saved(host, config.parts, state))
