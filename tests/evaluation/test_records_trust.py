@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.evaluation.tables import made
+from tests.evaluation.tables import made, unsealed
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation.records import Evaluation, PartWriter, Record
 from tokenflex.evaluation.report import report
@@ -18,12 +18,6 @@ PART, SAMPLES, MANIFEST = "part-00000-00000.parquet", "samples.parquet", "manife
 def folder(tmp_path):
     settings = {"level:0": ([1, 0, 1], [2, 2, 2]), "level:1": ([1, 1, 0], [8, 8, 8])}
     return made(tmp_path / "e", settings)
-
-
-def unsealed(folder):
-    told = json.loads((folder / MANIFEST).read_text())
-    told.pop("digest", None)
-    (folder / MANIFEST).write_text(json.dumps(told))
 
 
 def rewritten(path, change, keep):

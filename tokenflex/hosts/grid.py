@@ -174,7 +174,7 @@ class GridAdapter(HostAdapter):
             items += [(modality, unit, span) for unit, span in zip(units, spans, strict=True)]
         if self.architecture.types in cpu:
             known_types = [modality.type for modality in modalities if modality.type is not None]
-            require_types(cpu, str(self.architecture.types), self._types_of(ids), known_types)
+            require_types(cpu, str(self.architecture.types), tuple(dict.fromkeys(self._tokens)), known_types)
         return HostBatch(
             inputs,
             cpu,
@@ -469,12 +469,8 @@ class GridAdapter(HostAdapter):
         types = self.architecture.types
         if types is None or inputs.get(types) is not None:
             return inputs
-        return {**inputs, types: self._types_of(inputs["input_ids"])}
-
-    def _types_of(self, ids: Tensor) -> Tensor:
-        """What tells words, images and videos apart as 0, 1 and 2, by their placeholders."""
-        known = enumerate(dict.fromkeys(self._tokens), 1)
-        return torch.stack([number * (ids == token).long() for number, token in known]).sum(0)
+        ids, known = inputs["input_ids"], enumerate(dict.fromkeys(self._tokens), 1)
+        return {**inputs, types: torch.stack([number * (ids == token).long() for number, token in known]).sum(0)}
 
 
 def _frames(scaled: ScaledTokens) -> list[int] | None:

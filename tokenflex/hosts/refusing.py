@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,9 +71,10 @@ def _checked(name: str, value: Any) -> Tensor:
         raise InputError(f"{name} is {table.dtype}; expected integers of shape {wanted}. {PROCESSED}")
     if table.dim() != (1 if columns is None else 2) or (columns is not None and table.shape[1] != columns):
         raise InputError(f"{name} has the shape {tuple(table.shape)}; expected {wanted}. {PROCESSED}")
-    wrong = (table < least) | (table > LARGEST)
-    if bool(wrong.any()):
-        number = int(wrong.view(len(table), -1).any(-1).nonzero()[0])
+    told = table.cpu().numpy()
+    wrong = (told < least) | (told > LARGEST)
+    if wrong.any():
+        number = int(np.nonzero(wrong.reshape(len(told), -1).any(-1))[0][0])
         raise InputError(
             f"{name} says {table[number].tolist()} of picture {number}; expected integers from {least} to {LARGEST}. "
             f"{PROCESSED}"
@@ -128,32 +130,35 @@ def _described(value: Any) -> str:
     return repr(value) if isinstance(value, int | float | bool) else f"a {type(value).__name__}"
 
 
-def require_types(cpu: Mapping[str, Tensor], name: str, by_ids: Tensor, known: Sequence[int]) -> None:
+def require_types(cpu: Mapping[str, Tensor], name: str, tokens: Sequence[int], known: Sequence[int]) -> None:
     """Refuse token types that the ids contradict: hosts compute positions from them.
 
     Args:
         cpu: input ids and token types on the CPU.
         name: of the input with the types: 0 for words, 1 for images, 2 for videos.
-        by_ids: the types that the placeholders say.
+        tokens: placeholders of type 1, 2 and so on.
         known: types that tell images and videos apart where they share a placeholder; empty where the ids do.
 
     Raises:
         InputError: names the row, the position, the type and the id.
     """
-    ids, types = cpu["input_ids"], cpu[name].long()
+    ids, types = cpu["input_ids"].numpy(), cpu[name].numpy()
+    by_ids = np.zeros_like(ids)
+    for number, token in enumerate(tokens, 1):
+        by_ids[ids == token] = number
     if known:
-        stray = (by_ids != 0) & ~torch.isin(types, torch.tensor(known))
-        if bool(stray.any()):  # as one that was typed may be; the host counts them
-            row = int(stray.any(-1).nonzero()[0])
+        stray = (by_ids != 0) & ~np.isin(types, known)
+        if stray.any():  # as one that was typed may be; the host counts them
+            row = int(np.nonzero(stray.any(-1))[0][0])
             raise InputError(
                 f"row {row} has {int(stray[row].sum())} image placeholder tokens that {name} calls words. Make text "
                 "and images with the same processor call, and leave placeholders out of what is typed."
             )
-        wrong = ~torch.isin(types, torch.tensor([0, *known]))
+        wrong = ~np.isin(types, [0, *known])
     else:
         wrong = ((types != 0) & (types != by_ids)) | ((types == 0) & (by_ids == 1))
-    if bool(wrong.any()):
-        row, place = (int(axis[0]) for axis in wrong.nonzero(as_tuple=True))
+    if wrong.any():
+        row, place = (int(axis[0]) for axis in np.nonzero(wrong))
         raise InputError(
             f"{name} of row {row} is {int(types[row, place])} at position {place}, where input_ids has "
             f"{int(ids[row, place])}; expected 0 for words, 1 for placeholders of images and 2 for those of videos. "

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -158,13 +159,12 @@ def check_contents(batch: HostBatch, adapter: HostAdapter) -> None:
     ids, labels, mask = batch.cpu["input_ids"], batch.cpu.get("labels"), batch.cpu.get("attention_mask")
     words = _vocabulary(adapter)
     if words is not None:
-        known = torch.isin(ids, torch.tensor(adapter.placeholder_ids, dtype=ids.dtype))
-        _refuse_unknown("input_ids", ids, known, words)
+        _refuse_unknown("input_ids", ids.numpy(), adapter.placeholder_ids, words)
         if labels is not None:
-            taught = (labels == IGNORE) | torch.isin(labels, ids[known])
-            _refuse_unknown("labels", labels, taught, min(_answers(adapter) or words, words))
+            shown = set(adapter.placeholder_ids).intersection(np.unique(ids.numpy()).tolist())
+            _refuse_unknown("labels", labels.numpy(), (IGNORE, *shown), min(_answers(adapter) or words, words))
     if mask is not None:
-        _check_marks(mask, bool(batch.spans))
+        _check_marks((mask.float() if mask.dtype == torch.bfloat16 else mask).numpy(), bool(batch.spans))
     _check_targets(ids, labels, adapter.placeholder_ids)
 
 
@@ -182,10 +182,12 @@ def _answers(adapter: HostAdapter) -> int | None:
     return getattr(head, "out_features", None)
 
 
-def _refuse_unknown(name: str, values: Tensor, known: Tensor, words: int) -> None:
-    wrong = ~known & ((values < 0) | (values >= words))
-    if bool(wrong.any()):
-        row, place = (int(axis[0]) for axis in wrong.nonzero(as_tuple=True))
+def _refuse_unknown(name: str, values: np.ndarray, known: Sequence[int], words: int) -> None:
+    wrong = (values < 0) | (values >= words)
+    if wrong.any():
+        wrong &= ~np.isin(values, known)
+    if wrong.any():
+        row, place = (int(axis[0]) for axis in np.nonzero(wrong))
         also = f", or {IGNORE} where nothing is supervised" if name == "labels" else ""
         raise InputError(
             f"{name} of row {row} has {int(values[row, place])} at position {place}; the host's vocabulary is 0 to "
@@ -193,17 +195,17 @@ def _refuse_unknown(name: str, values: Tensor, known: Tensor, words: int) -> Non
         )
 
 
-def _check_marks(mask: Tensor, shown: bool) -> None:
-    """Masks of shape ``(rows, length)``, on the CPU."""
+def _check_marks(mask: np.ndarray, shown: bool) -> None:
+    """Masks of shape ``(rows, length)``."""
     empty = (mask == 0).all(-1)
-    if bool(empty.any()):
+    if empty.any():
         raise InputError(
-            f"attention_mask is 0 on every token of row {int(empty.nonzero()[0])}, so nothing is asked there. Leave "
-            "the row out, or let the mask be 1 on its tokens."
+            f"attention_mask is 0 on every token of row {int(np.nonzero(empty)[0][0])}, so nothing is asked there. "
+            "Leave the row out, or let the mask be 1 on its tokens."
         )
     other = (mask != 0) & (mask != 1)
-    if shown and bool(other.any()):
-        row, place = (int(axis[0]) for axis in other.nonzero(as_tuple=True))
+    if shown and other.any():
+        row, place = (int(axis[0]) for axis in np.nonzero(other))
         raise InputError(
             f"attention_mask of row {row} has {mask[row, place].item()} at position {place}; where images are "
             "shortened it must be 1 for tokens and 0 for padding."

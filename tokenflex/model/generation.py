@@ -56,6 +56,8 @@ def with_config(options: Mapping[str, Any], config: Any) -> dict[str, Any]:
     if options.get("generation_config") is not None:
         return dict(options)
     merged = copy.deepcopy(config)
+    if options.get("cache_implementation") == "paged":  # which transformers looks for among the options alone
+        return {**options, "generation_config": merged}
     rest = merged.update(**{name: value for name, value in options.items() if name != "generation_config"})
     return {**rest, "generation_config": merged}
 
