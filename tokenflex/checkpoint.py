@@ -10,6 +10,7 @@ as they are. Loading takes at most twice the memory of the weights' file, and a 
 """
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from tokenflex import cards, compressor, loadable, reading, registry
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import Component, ComponentConfig, Grid, HostAdapter
 from tokenflex.errors import ConfigError, TokenFlexError, UnknownComponentError
-from tokenflex.files import bare_name, locked, sweep, whole, write_whole, writing
+from tokenflex.files import as_path, bare_name, locked, sweep, whole, write_whole, writing
 from tokenflex.hosts.choosing import SANE
 from tokenflex.hosts.choosing import adapter_for as adapter_for
 from tokenflex.loadable import fill as fill
@@ -123,7 +124,7 @@ def _describe_part(kind: str, part: Component) -> Spec:
     if name is None:
         raise ConfigError(
             f"{type(part).__name__} isn't registered as a {kind}, so a saved file couldn't name it. Register it: "
-            f"an entry point in group {KINDS[kind].group!r}, or @tokenflex.{kind}s.register('a-name')."
+            f"an entry point in group {KINDS[kind].group!r}, or @{KINDS[kind].group}.register('a-name')."
         )
     provider = KINDS[kind].provider(name)
     return {
@@ -225,9 +226,26 @@ def promised(spec: Spec) -> Compressor:
         return assemble(spec, _Described(host["model_type"], host["dim"], Grid(*host["grid"]), host["options"]))
 
 
-def config_of(kind: str, part: str | ComponentConfig) -> ComponentConfig:
-    """A part's config from its registered name (default settings) or as it is."""
-    return part if isinstance(part, ComponentConfig) else KINDS[kind].get(part).Config()
+def config_of(kind: str, part: str | ComponentConfig | type[Component]) -> ComponentConfig:
+    """A part's config from its registered name or its class, with default settings; or as it is.
+
+    Raises:
+        UnknownComponentError: no part of this kind has that name.
+        ConfigError: it is something else, or of another kind.
+    """
+    found: Any = part
+    if isinstance(part, str):
+        return KINDS[kind].get(part).Config()
+    if inspect.isclass(part) and issubclass(part, Component):
+        found = part.Config()
+    owner = getattr(type(found), "owner", None)
+    if isinstance(found, ComponentConfig) and owner is not None and issubclass(owner, KINDS[kind].base):
+        return found
+    hint = f"; pass its settings, {type(part).__name__}.Config(...)" if isinstance(part, Component) else ""
+    raise ConfigError(
+        f"{kind}={part!r:.200} ({type(part).__name__}) is no {kind}: expected a registered name (there are "
+        f"{', '.join(KINDS[kind].names())}), a class of {KINDS[kind].base.__name__}, or its Config{hint}."
+    )
 
 
 def told(kind: str, config: ComponentConfig) -> str:
@@ -285,7 +303,7 @@ def _expect_keys(data: Any, expected: set[str], where: str) -> None:
 
 def save(folder: str | os.PathLike[str], spec: Spec, state: Mapping[str, Tensor]) -> None:
     """Write both files, each complete or not at all; the description last. Savers into one folder take turns."""
-    target = Path(folder)
+    target = as_path(folder)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -316,7 +334,7 @@ def save_parts(
         ConfigError: a part isn't registered under a name.
     """
     spec = with_origin({**describe(parts, facts), **(more or {})}, facts)
-    target = Path(folder)
+    target = as_path(folder)
     with locked(target):
         save(target, spec, parts.state_dict() if state is None else state)
         if not (target / "config.json").is_file():  # beside a whole model, whose card says more
@@ -340,7 +358,7 @@ def load(folder: str | os.PathLike[str], revision: str | None = None) -> tuple[S
         ConfigError: a file is missing or isn't readable, the two belong to different saves, or the weights hold NaN
             or infinity.
     """
-    source = Path(folder)
+    source = as_path(folder)
     if not source.is_dir():
         source = _download(str(folder), revision)
     elif revision is not None:

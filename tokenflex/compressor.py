@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -272,11 +273,19 @@ def build(
         grid: the host's canonical grid.
     """
     made: Scaler = scaler.build(dim=dim, grid=grid)
-    sizes = {"dim": dim, "grid": grid, "num_levels": made.num_levels}
-    routes: Router = router.build(**sizes)
-    grids = [kept if isinstance(kept, Grid) else Grid(1, kept) for kept in made.viewed(grid)]
-    sizes["segments"] = routes.segments(grids)
-    return Compressor(made, routes, voter.build(**sizes), policy.build(**sizes))
+    routes: Router = router.build(dim=dim, grid=grid, num_levels=made.num_levels)
+    known = sizes(made, routes, dim=dim, grid=grid)
+    return Compressor(made, routes, voter.build(**known), policy.build(**known))
+
+
+def sizes(scaler: Scaler, router: Router, *, dim: int, grid: Grid) -> dict[str, Any]:
+    """What voters and policies may be built for: ``dim``, ``grid``, ``num_levels`` and ``segments``.
+
+    Args:
+        dim, grid: as for `build`.
+    """
+    grids = [kept if isinstance(kept, Grid) else Grid(1, kept) for kept in scaler.viewed(grid)]
+    return {"dim": dim, "grid": grid, "num_levels": scaler.num_levels, "segments": router.segments(grids)}
 
 
 def _miscounted(router: Router, found: int, scaler: Scaler) -> str:

@@ -10,10 +10,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tokenflex.errors import TokenFlexError, WriteError
+from tokenflex.errors import ConfigError, TokenFlexError, WriteError
 
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -24,6 +25,17 @@ OF_TORCH = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
 """Words of ``torch.save`` for a file that it couldn't write to the end."""
 OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 """Names under which safetensors writes a file before it takes its place."""
+
+
+def as_path(folder: Any) -> Path:
+    """A caller's file or folder.
+
+    Raises:
+        ConfigError: it is neither a text nor a path.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise ConfigError(f"{folder!r:.200} ({type(folder).__name__}) is no path; give the name of a folder as a text.")
+    return Path(os.fsdecode(folder))
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

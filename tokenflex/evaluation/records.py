@@ -28,7 +28,7 @@ from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation import metrics, promised
 from tokenflex.evaluation.questions import Question, Questions
 from tokenflex.evaluation.settings import rank
-from tokenflex.files import locked, sweep, write_whole
+from tokenflex.files import as_path, locked, sweep, write_whole
 from tokenflex.model import FlexModel
 from tokenflex.training import sealed
 from tokenflex.training.fingerprint import differences, of_data, of_processor, of_tensors
@@ -128,7 +128,7 @@ def begin(folder: str | os.PathLike[str], manifest: Manifest, samples: Callable[
     Raises:
         ConfigError: the folder holds answers of something else; the message says what differs.
     """
-    target = Path(folder)
+    target = as_path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
         for name in (MANIFEST, SAMPLES):
@@ -152,7 +152,7 @@ class PartWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str], rank: int) -> None:
-        self.folder, self.rank = Path(folder), rank
+        self.folder, self.rank = as_path(folder), rank
         self._next = next_part(self.folder, rank)
 
     def write(self, records: Sequence[Record]) -> None:
@@ -177,7 +177,7 @@ class Evaluation:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.manifest, sure = read_manifest(self.folder)
         self.samples = _read_samples(self.folder, self.manifest, sure)
         found: dict[str, dict[int, Record]] = {}

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, select_autoescape
@@ -18,7 +17,7 @@ from tokenflex.evaluation.promised import cells_of
 from tokenflex.evaluation.records import Evaluation, Record
 from tokenflex.evaluation.settings import group_of
 from tokenflex.evaluation.summary import Summary, summarise
-from tokenflex.files import locked, sweep, write_whole
+from tokenflex.files import as_path, locked, sweep, write_whole
 from tokenflex.markup import escaped, readable
 
 HEADER = ("setting", "score", "95 %", "tokens", "of finest", "against finest", "regret", "tokens too many")
@@ -54,7 +53,8 @@ def report(folder: str | os.PathLike[str], *, resamples: int = 2000, seed: int =
     """
     evaluation = Evaluation(folder)
     summary = summarise(evaluation, resamples=resamples, seed=seed)
-    target, texts = Path(folder), (json.dumps(summary, indent=2) + "\n", markdown(summary), html(summary, evaluation))
+    target = as_path(folder)
+    texts = (json.dumps(summary, indent=2) + "\n", markdown(summary), html(summary, evaluation))
     with locked(target):
         for name, text in zip(("summary.json", "report.md", "report.html"), texts, strict=True):
             sweep(target, name)

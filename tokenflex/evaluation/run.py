@@ -7,7 +7,6 @@ processes there were or how often they were stopped.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tokenflex.errors import ConfigError, DataError
@@ -16,7 +15,7 @@ from tokenflex.evaluation.answering import Answer, Batch
 from tokenflex.evaluation.questions import Questions
 from tokenflex.evaluation.records import Evaluation, PartWriter, Record, Shown, begin, fingerprint
 from tokenflex.evaluation.settings import Setting
-from tokenflex.files import locked
+from tokenflex.files import as_path, locked
 from tokenflex.model import FlexModel
 
 GALLERY = 24
@@ -64,7 +63,7 @@ def evaluate(
         "levels": flex.compressor.num_levels,
         "fingerprint": fingerprint(flex, processor, questions, metric=metric, max_new_tokens=max_new_tokens),
     }
-    with locked(Path(folder), f"rank {rank}", waiting=waiting):
+    with locked(as_path(folder), f"rank {rank}", waiting=waiting):
         begin(folder, manifest, lambda: _shown(questions, one.gallery))
         mine = order.batches(processor, questions, batch_size)[rank::processes]
         done = {name: set(records) for name, records in Evaluation(folder).records.items()}

@@ -4,13 +4,12 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tokenflex.files import locked, sweep, write_whole
+from tokenflex.files import as_path, locked, sweep, write_whole
 from tokenflex.markup import escaped
 from tokenflex.measure.result import BatchProfile, Profile, SettingProfile
 from tokenflex.measure.timing import Times
@@ -53,7 +52,7 @@ def show(console: Console, profile: Profile) -> None:
 
 def write(folder: str | os.PathLike[str], profile: Profile) -> None:
     """Write ``profile.json`` and ``profile.md``, each complete or not at all."""
-    target = Path(folder)
+    target = as_path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
         sweep(target, "profile.*")

@@ -13,9 +13,7 @@ from tokenflex.model.escalation import calibrating
 from tokenflex.model.escalation.settings import Escalate
 from tokenflex.model.flex import FlexModel
 from tokenflex.model.request import Budgets, read_budget
-from tokenflex.policies.budget import BudgetPolicy, overtaking, shared_weight
-
-Budget = BudgetPolicy.Config
+from tokenflex.policies.budget import Budget, BudgetPolicy, overtaking, shared_weight
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ def encode(flex: FlexModel, inputs: HostInputs, look: bool = True) -> Encoded:
             `tokenflex.model.door.check_contents`.
     """
     adapter, needs = flex.adapter, flex.compressor.needs
+    if inputs.get("input_ids") is None:
+        raise InputError(
+            f"the batch ({', '.join(map(str, inputs)) or 'empty'}) has no input_ids; give it as the host's processor "
+            "made it: decide(**inputs)."
+        )
     batch, tower = adapter.read(inputs), tower_of(adapter, flex.compressor)
     door.check_contents(batch, adapter)
     images = tower.look(batch, look)

@@ -10,15 +10,17 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from tokenflex import checkpoint, loadable
 from tokenflex.errors import ConfigError
+from tokenflex.files import as_path
 from tokenflex.hosts import stock
 from tokenflex.hosts.turns import say_what_is_read
 from tokenflex.model import peft_hosts, saving
+from tokenflex.model.assembly import Assembled
 from tokenflex.model.continuous import TextBatching
 from tokenflex.model.escalation.held import Escalatable
 from tokenflex.model.host_weights import HostWeights
 
 
-class Hosting(Escalatable, TextBatching, HostWeights, GenerationMixin):
+class Hosting(Assembled, Escalatable, TextBatching, HostWeights, GenerationMixin):
     """A transformers model around a host and its parts, before it is known how they are called (`FlexModel`)."""
 
     @property
@@ -101,6 +103,7 @@ class Hosting(Escalatable, TextBatching, HostWeights, GenerationMixin):
                 than LoRA, modules its configuration doesn't describe, quantisation that can't be saved.
             WriteError: the folder can't be written, as on a full disk; a model that was there is still there.
         """
+        as_path(save_directory)
         reason = peft_hosts.refusal(self.host)
         if reason is not None:
             raise ConfigError(f"the host can't be saved in one with its parts: {reason}. {saving.APART}")

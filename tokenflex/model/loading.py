@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from tokenflex import checkpoint, compressor
 from tokenflex.compressor import Compressor
-from tokenflex.contracts import ComponentConfig, HostAdapter
+from tokenflex.contracts import Component, ComponentConfig, HostAdapter
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.turns import say_what_is_read, turn_markers
 from tokenflex.model.config import FlexConfig
@@ -19,7 +19,7 @@ from tokenflex.model.escalation.settings import Escalate
 from tokenflex.model.flex import FlexModel
 
 logger = logging.getLogger(__name__)
-Part = str | ComponentConfig
+Part = str | ComponentConfig | type[Component]
 PARTS: dict[str, Part] = {
     "scaler": "average-pool", "router": "avg", "voter": "position-weighted", "policy": "argmax",
 }  # fmt: skip
@@ -43,7 +43,7 @@ def wrap(
 
     Args:
         host: a loaded model, e.g. from ``AutoModelForImageTextToText.from_pretrained``; it is not changed.
-        scaler, router, voter, policy: a registered name, or a ``Config`` for other settings.
+        scaler, router, voter, policy: a registered name, a class, or a ``Config`` for other settings.
         adapter: for hosts no adapter is registered for, or for other settings of the adapter.
         processor: the host's, from whose chat template the router learns where the user's last turn begins. Without it
             (and without a marker in ``adapter``) the router reads all text of the prompt, earlier turns too.
@@ -52,6 +52,7 @@ def wrap(
     Raises:
         UnsupportedHostError: no adapter serves this host.
         UnknownComponentError: a name isn't registered.
+        ConfigError: a part, the adapter, the processor or the dtype is none.
     """
     chosen = {"scaler": scaler, "router": router, "voter": voter, "policy": policy}
     flex = fresh(host, adapter=adapter, processor=processor, dtype=dtype, **chosen)
@@ -79,6 +80,7 @@ def fresh(
     **parts: Part,
 ) -> FlexModel:
     """As `wrap`, for those who train the parts next or fill them: nothing is said of their weights."""
+    _require(adapter, processor, dtype)
     adapter = told_turns(adapter or checkpoint.adapter_for(host), processor)
     configs = {kind: checkpoint.config_of(kind, part) for kind, part in {**PARTS, **parts}.items()}
     made = compressor.build(**configs, dim=adapter.dim, grid=adapter.grid)
@@ -89,8 +91,10 @@ def load_parts(
     folder: str | os.PathLike[str],
     *,
     host: nn.Module,
+    policy: Part | None = None,
     adapter: HostAdapter | None = None,
     processor: Any = None,
+    dtype: torch.dtype | None = None,
     revision: str | None = None,
 ) -> FlexModel:
     """Put parts that `FlexModel.save_parts` wrote onto a host.
@@ -98,22 +102,42 @@ def load_parts(
     Args:
         folder: a local folder, or the id of a repository on the model hub.
         host: a loaded model of the type the parts were made for.
+        policy: instead of the one that was saved: a registered name, or settings such as ``Budget(ratio=0.3)``.
         processor: as for `wrap`, for parts that were saved without knowing where turns begin.
+        dtype: of the parts' parameters; None: float32.
         revision: branch, tag or commit of the repository.
 
     Raises:
-        ConfigError: the files don't fit this host, or name parts that aren't installed.
+        ConfigError: the files don't fit this host, or name parts that aren't installed; or the policy or dtype is none.
     """
+    _require(adapter, processor, dtype)
     spec, state = checkpoint.load(folder, revision)
     adapter = told_turns(adapter or checkpoint.adapter_of(host, spec), processor)
     parts = checkpoint.assemble(spec, adapter)
     checkpoint.fill(parts, state, str(folder))
-    flex = _joined(host, parts, adapter, processor)
+    flex = _joined(host, parts.to(dtype), adapter, processor)
+    if policy is not None:
+        flex.policy = policy
     saved = spec.get(checkpoint.ESCALATE)
     flex.escalate = None if saved is None else Escalate.from_dict(saved)
     if flex.escalate is not None:
         flex.escalate.ladder(parts.num_levels)
     return flex
+
+
+def _require(adapter: Any, processor: Any, dtype: Any) -> None:
+    if adapter is not None and not isinstance(adapter, HostAdapter):
+        raise ConfigError(
+            f"adapter={adapter!r:.200} ({type(adapter).__name__}) is no HostAdapter; leave it out for a host of "
+            "transformers, or see docs/write_a_host.md."
+        )
+    if processor is not None and not hasattr(processor, "apply_chat_template"):
+        raise ConfigError(
+            f"processor={processor!r:.200} ({type(processor).__name__}) has no chat template; give the host's own: "
+            "AutoProcessor.from_pretrained(...)."
+        )
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(f"dtype={dtype!r:.200} is no type for parameters; give torch.float32 or torch.bfloat16.")
 
 
 def told_turns(adapter: HostAdapter, processor: Any) -> HostAdapter:

@@ -11,7 +11,7 @@ from tokenflex.contracts.levels import read_levels
 from tokenflex.contracts.numbers import real, whole
 from tokenflex.errors import InputError
 from tokenflex.hosts import stock
-from tokenflex.policies.budget import BudgetPolicy
+from tokenflex.policies.budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ OWN = ("level", "budget", "escalate", "objective", "align")
 """Keywords that a FlexModel takes besides what its host takes."""
 RAW = ("images", "image", "text", "texts", "prompt", "videos")
 """Keywords of processors."""
-LIMITS = tuple(field.name for field in fields(BudgetPolicy.Config))
+LIMITS = tuple(field.name for field in fields(Budget))
 ALIKE = 0.75
 """How much a name must be like one of ours to be taken for it; 1 is the same."""
 
@@ -66,7 +66,7 @@ def read(level: Level, budget: Budgets, num_levels: int) -> tuple[int | tuple[in
     if budget is None:
         return levels, None
     config = read_budget(budget)
-    if isinstance(config, BudgetPolicy.Config) and not config.limits:
+    if isinstance(config, Budget) and not config.limits:
         raise InputError(
             f"budget={budget!r:.200} limits nothing; give tokens, ratio, weight, floor or ceiling, e.g. "
             "Budget(ratio=0.3). Budget(ratio=1.0) allows every level, whatever the model's own policy."
@@ -92,9 +92,9 @@ def read_budget(budget: Budgets) -> ComponentConfig:
         if owner is not None and issubclass(owner, Policy):
             return budget
     elif isinstance(budget, Mapping):
-        return BudgetPolicy.Config.from_dict(budget)
+        return Budget.from_dict(budget)
     elif (ratio := real(budget)) is not None and whole(budget) is None:
-        return BudgetPolicy.Config(ratio=ratio)
+        return Budget(ratio=ratio)
     hint = "a whole number could mean tokens or a ratio: write Budget(tokens=...) or Budget(ratio=...)"
     raise InputError(
         f"budget={budget!r:.200} ({type(budget).__name__}) is no budget; "

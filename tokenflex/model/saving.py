@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from tokenflex import cards, checkpoint, loadable, reading
 from tokenflex.errors import ConfigError
-from tokenflex.files import locked, replaced, sweep, sweep_tensors, writing
+from tokenflex.files import as_path, locked, replaced, sweep, sweep_tensors, writing
 from tokenflex.hosts import stock
 from tokenflex.model import peft_hosts, stored
 
@@ -181,7 +181,7 @@ def refuse_parts(source: Any) -> None:
 
 def explain(flex: Any, folder: str | os.PathLike[str]) -> None:
     """Put a card into a folder that was saved, and what tells transformers where the model's class is."""
-    target = Path(folder)
+    target = as_path(folder)
     parts, adapter = flex.compressor, flex.adapter
     spec = checkpoint.with_origin(checkpoint.describe(parts, adapter), adapter)
     cards.write_code(target, "tokenflex.model", "FlexConfig", "FlexModel")

@@ -13,6 +13,57 @@ from tokenflex.errors import ConfigError, InputError
 PER = ("image", "tile", "request")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Budget(ComponentConfig):
+    """The settings of a `BudgetPolicy`: what may be spent on visual tokens. Without any, the best score wins.
+
+    Attributes:
+        tokens: visual tokens allowed, separators included; None: any number.
+        ratio: instead of ``tokens``, the share of the finest level's tokens allowed, above 0, at most 1; None: any.
+        weight: what the finest level's tokens cost in units of the score, 0 or more.
+        per: what ``tokens`` and ``ratio`` are counted for: each ``image`` (a routing unit: a tile where the host's
+            adapter routes tiles); each ``tile`` (a view's kept tokens, without separators); or the whole
+            ``request``.
+        floor, ceiling: coarsest and finest level that may be picked; negative counts from the finest, -1.
+
+    Raises:
+        ConfigError: a setting isn't of its type or range, or both ``tokens`` and ``ratio`` are given.
+    """
+
+    tokens: int | None = None
+    ratio: float | None = None
+    weight: float = 0.0
+    per: str = "image"
+    floor: int = 0
+    ceiling: int = -1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokens is not None and self.ratio is not None:
+            raise ConfigError(
+                f"tokens={self.tokens} and ratio={self.ratio} are two limits on the same tokens; give one of them."
+            )
+        if self.tokens is not None and self.tokens < 1:
+            raise ConfigError(f"tokens={self.tokens} allows nothing; use an integer of 1 or more, or None.")
+        if self.ratio is not None and not self.ratio > 0:
+            raise ConfigError(f"ratio={self.ratio} must be above 0; 0.3 allows 30 % of the finest level's tokens.")
+        if self.ratio is not None and self.ratio > 1:
+            raise ConfigError(
+                f"ratio={self.ratio} is more than all tokens; a ratio is a share, so 0.3 allows 30 % of the finest "
+                "level's tokens. For a number of tokens use tokens=."
+            )
+        if self.weight < 0:
+            raise ConfigError(f"weight={self.weight} must be a finite number of 0 or more.")
+        if self.per not in PER:
+            raise ConfigError(f"per={self.per!r}; use one of {', '.join(PER)}.")
+
+    @property
+    def limits(self) -> bool:
+        """Whether it can change what the scores alone would pick."""
+        free = (None, None, 0.0, 0, -1)
+        return (self.tokens, self.ratio, self.weight, self.floor, self.ceiling) != free
+
+
 class BudgetPolicy(Policy):
     """Picks the best level that the budget allows; works with every router, trained or not, without retraining.
 
@@ -26,57 +77,9 @@ class BudgetPolicy(Policy):
     they fit together. What such a common price can't spend is left over.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
-        """Settings; as they are by default, the best score wins.
+    Config = Budget
 
-        Attributes:
-            tokens: visual tokens allowed, separators included; None: any number.
-            ratio: instead of ``tokens``, the share of the finest level's tokens allowed, above 0, at most 1; None: any.
-            weight: what the finest level's tokens cost in units of the score, 0 or more.
-            per: what ``tokens`` and ``ratio`` are counted for: each ``image`` (a routing unit: a tile where the host's
-                adapter routes tiles); each ``tile`` (a view's kept tokens, without separators); or the whole
-                ``request``.
-            floor, ceiling: coarsest and finest level that may be picked; negative counts from the finest, -1.
-
-        Raises:
-            ConfigError: a setting isn't of its type or range, or both ``tokens`` and ``ratio`` are given.
-        """
-
-        tokens: int | None = None
-        ratio: float | None = None
-        weight: float = 0.0
-        per: str = "image"
-        floor: int = 0
-        ceiling: int = -1
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.tokens is not None and self.ratio is not None:
-                raise ConfigError(
-                    f"tokens={self.tokens} and ratio={self.ratio} are two limits on the same tokens; give one of them."
-                )
-            if self.tokens is not None and self.tokens < 1:
-                raise ConfigError(f"tokens={self.tokens} allows nothing; use an integer of 1 or more, or None.")
-            if self.ratio is not None and not self.ratio > 0:
-                raise ConfigError(f"ratio={self.ratio} must be above 0; 0.3 allows 30 % of the finest level's tokens.")
-            if self.ratio is not None and self.ratio > 1:
-                raise ConfigError(
-                    f"ratio={self.ratio} is more than all tokens; a ratio is a share, so 0.3 allows 30 % of the finest "
-                    "level's tokens. For a number of tokens use tokens=."
-                )
-            if self.weight < 0:
-                raise ConfigError(f"weight={self.weight} must be a finite number of 0 or more.")
-            if self.per not in PER:
-                raise ConfigError(f"per={self.per!r}; use one of {', '.join(PER)}.")
-
-        @property
-        def limits(self) -> bool:
-            """Whether it can change what the scores alone would pick."""
-            free = (None, None, 0.0, 0, -1)
-            return (self.tokens, self.ratio, self.weight, self.floor, self.ceiling) != free
-
-    def __init__(self, config: Config, *, num_levels: int | None = None) -> None:
+    def __init__(self, config: Budget, *, num_levels: int | None = None) -> None:
         super().__init__(config)
         self.budget = config
         if num_levels is not None and self._span(num_levels) is None:

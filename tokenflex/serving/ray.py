@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenflex.errors import ConfigError, DataError
-from tokenflex.files import locked, sweep, write_whole
+from tokenflex.files import as_path, locked, sweep, write_whole
 from tokenflex.reading import json_file, own_file
 from tokenflex.serving.actors import Answers, Engine, Requests, prompt
 
@@ -165,7 +165,7 @@ def answer(
             else, or by something else.
         DataError: the source can't be read, or answers are missing at the end.
     """
-    ray, out, given = imported(), Path(folder).absolute(), partitions(source)
+    ray, out, given = imported(), as_path(folder).absolute(), partitions(source)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, "ray"):
         _begin(out, given, stages)

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from tokenflex import bars
 from tokenflex.contracts import Instruction, VisualTokens
 from tokenflex.contracts.host import no_words
 from tokenflex.errors import ConfigError, DataError
-from tokenflex.files import locked
+from tokenflex.files import as_path, locked
 from tokenflex.hosts import before_projector
 from tokenflex.hosts.answers import agrees_in_chunks, shifted
 from tokenflex.hosts.placeholders import IGNORE
@@ -99,7 +98,7 @@ def score(
         if state.is_main_process:
             _begun(flex, dataset, collator, folder, kept, router_inputs_at, precision, say)
         state.wait_for_everyone()
-        store = FeedbackStore(Path(folder))
+        store = FeedbackStore(as_path(folder))
         batches = Batches(dataset, collator, batch_size, (state.process_index, state.num_processes))
         todo = sorted({*range(len(dataset))} - {*store.ids.tolist()})
         run = _Pass(flex, kept, vocabulary_chunk, AUTOCAST[precision], before=store.kept_at == "tower")
@@ -116,7 +115,7 @@ def score(
 
 
 def _complete(folder: str | os.PathLike[str]) -> FeedbackStore:
-    store = FeedbackStore(Path(folder))
+    store = FeedbackStore(as_path(folder))
     store.require_complete()
     return store
 
@@ -127,7 +126,7 @@ def _alone(folder: str | os.PathLike[str], state: PartialState, say: Callable[[s
     if not state.is_main_process:
         yield
         return
-    with locked(Path(folder), waiting=lambda: say(f"another process is scoring into {folder}; waiting for its end")):
+    with locked(as_path(folder), waiting=lambda: say(f"another process is scoring into {folder}; waiting for its end")):
         yield
 
 
@@ -321,8 +320,8 @@ def _at(asked: str, folder: str | os.PathLike[str], run: _Pass, dataset: Any, co
     """
     if run.kept is None:
         return None
-    if asked == "auto" and (Path(folder) / MANIFEST).exists():
-        return FeedbackStore(Path(folder)).kept_at
+    if asked == "auto" and (as_path(folder) / MANIFEST).exists():
+        return FeedbackStore(as_path(folder)).kept_at
     own = "its scaler makes pictures smaller before they are encoded" if run.flex.compressor.scaler.shares else None
     reason = own or before_projector.refusal(run.flex.adapter)
     if asked == "tower" and reason:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from tokenflex import checkpoint
 from tokenflex.contracts import READ_OFF, Instruction, VisualTokens
 from tokenflex.errors import ConfigError, DataError
-from tokenflex.files import locked, sweep, whole, write_whole
+from tokenflex.files import as_path, locked, sweep, whole, write_whole
 from tokenflex.hosts import before_projector
 from tokenflex.ops.digest import of_tensors
 from tokenflex.reading import own_file
@@ -143,7 +143,7 @@ def begin(
     Raises:
         ConfigError: it was scored with something else; the message says what differs.
     """
-    target = Path(folder)
+    target = as_path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
         for name in (MANIFEST, SCALER, PROJECTOR):
@@ -173,7 +173,7 @@ class PartWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str], rank: int) -> None:
-        self.folder, self.rank = Path(folder), rank
+        self.folder, self.rank = as_path(folder), rank
         self._next = next_part(self.folder, rank)
 
     def write(self, samples: Sequence[Scored]) -> None:
@@ -235,7 +235,7 @@ class FeedbackStore:
     visual_tokens: Int[Tensor, "samples levels"] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.folder = Path(self.folder)
+        self.folder = as_path(self.folder)
         self.manifest, self._sure = _manifest(self.folder)
         self._parts = sorted(self.folder.glob("part-*.parquet"))
         read = [self._read(path.name) for path in self._parts]
