@@ -149,7 +149,7 @@ def test_a_host_with_parts_and_without(call, model, tmp_path):
     assert "--host without --parts has no trained router" in err
     code, _, err = call(str(host), *data)
     assert code == 1
-    assert "is a plain LlavaNextForConditionalGeneration. Give it as --host" in err
+    assert "is a plain LlavaNextForConditionalGeneration without parts. Give it as --host" in err
 
 
 def test_a_metric_of_one_s_own(call, model, tmp_path):

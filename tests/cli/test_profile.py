@@ -83,7 +83,7 @@ def test_without_any_model_it_is_the_quickstarts(capsys, folder, tmp_path, monke
         (["{}/model", "--host", "{}/host"], "name either MODEL, or --host"),
         (["{}/model", "--router", "avg"], "brings its own parts; to use others, name its host with --host"),
         (["--host", "{}/host", "--parts", "{}/parts", "--voter", "mean"], "brings all parts; leave out --voter"),
-        (["{}/host"], "is a LlavaNextForConditionalGeneration without parts; say --host"),
+        (["{}/host"], "is a plain LlavaNextForConditionalGeneration without parts. Give it as --host"),
         (["{}/nothing"], "nothing' doesn't exist"),
         (["{}/model", "--image", "{}/nothing.png"], "nothing.png can't be read"),
         (["{}/model", "--image", "{}"], "can't be read"),

@@ -118,7 +118,7 @@ def test_overrides_win(written):
         ({"router_config": {"depth": 3}}, r"unknown setting\(s\) \['depth'\]"),
         ({"data": "gone.json"}, "doesn't exist"),
         ({"projector_rate": -1.0}, "projector_rate: -1.0 must be a number, 0 or more"),
-        ({"host": "no/such-host"}, "host 'no/such-host' can't be loaded"),
+        ({"host": "no/such-host"}, "'no/such-host' can't be loaded"),
         ({"memory": "low"}, "memory: only for stage 3, and this is stage 4. Leave it out"),
         ({"stage": 3, "margin": 2.0, "guard": True}, "guard, margin: only for stage 4, and this is stage 3"),
         ({"do_predict": True}, "do_predict asks for evaluation, and a recipe has no data for that"),

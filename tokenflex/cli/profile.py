@@ -75,6 +75,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from tokenflex.measure.mix import read_mix
     from tokenflex.measure.requests import Requests, photograph, question
     from tokenflex.measure.run import steps
+    from tokenflex.model.sources import load
 
     if min(options.batch) < 1:
         raise ConfigError(f"--batch {min(options.batch)}: a batch has 1 row or more.")
@@ -82,8 +83,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     logging.disable_progress_bar()
     if options.model is None and options.host is None and not options.parts:
         options.model = quickstart_model()
-    flex = _model(options)
-    processor = _processor(str(options.model or options.host))
+    flex, processor = load(
+        options.model, host=options.host, parts=options.parts, untrained=_named(options), dtype=options.dtype,
+        device=_device(options), attn_implementation=options.attn,
+    )  # fmt: skip
     pictures = [_opened(path) for path in options.image or ()] or [photograph()]
     requests = Requests(pictures, options.prompt or [question(processor)])
     plan = Plan(
@@ -133,44 +136,17 @@ def _require_clear(options: argparse.Namespace) -> None:
     early.sources(options.model, options.host, options.parts)
 
 
-def _model(options: argparse.Namespace) -> Any:
-    """The model with its parts, on its device, ready to answer.
+def _device(options: argparse.Namespace) -> str:
+    """Where to measure.
 
     Raises:
-        ConfigError: it can't be loaded, or it has no parts.
+        ConfigError: there is no such device.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
-
-    from tokenflex.model import FlexModel, load_parts
-    from tokenflex.model.loading import fresh
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu.")
-    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-    given = {"dtype": options.dtype, **({"attn_implementation": options.attn} if options.attn else {})}
-    source = options.model or options.host
-    try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, **given)
-        loaded = loaded.to(device)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{source} can't be loaded: {error}") from error
-    if options.model is None:
-        if options.parts:
-            return load_parts(options.parts, host=loaded).eval()
-        return fresh(loaded, processor=_processor(str(source)), **_named(options)).eval()
-    if not isinstance(loaded, FlexModel):
-        raise ConfigError(f"{source} is a {type(loaded).__name__} without parts; say --host {source} and name parts.")
-    return loaded.eval()
-
-
-def _processor(source: str) -> Any:
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{source} has no processor that can be loaded: {error} Save it there too.") from error
+    return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _opened(path: Path) -> Any:

@@ -128,7 +128,7 @@ def _engine(options: argparse.Namespace, bounds: Any, metrics: Any) -> Any:
             front.require_engine(options.upstream_folder)
         key = os.environ.get(KEY)
         return VllmEngine(front, options.upstream, bounds, model=options.upstream_model, key=key, seen=metrics.batch)
-    from tokenflex.evaluation import load
+    from tokenflex.model.sources import load
     from tokenflex.serving.server.transformers_engine import TransformersEngine
 
     flex, processor = load(

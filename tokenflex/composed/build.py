@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tokenflex.composed import gguf
 from tokenflex.composed.config import ComposedConfig
 from tokenflex.composed.model import ComposedForConditionalGeneration
 from tokenflex.composed.processor import build_processor, placeholder, with_placeholder
@@ -46,6 +48,7 @@ def compose(
     layer: int = -1,
     fit: Fit | None = None,
     dtype: torch.dtype | None = None,
+    vision_weights: str | os.PathLike[str] | None = None,
     vision_options: Mapping[str, Any] | None = None,
 ) -> Composed:
     """Put a large multimodal model together from a vision encoder and a causal language model.
@@ -53,8 +56,8 @@ def compose(
     Args:
         vision: ``timm/NAME``, ``open_clip/NAME@TAG``, or a folder or hub id of a vision model of transformers, its
             config (random weights) or the loaded model.
-        language: folder or hub id of any causal language model of transformers, its config (random weights) or the
-            loaded model, which then becomes part of the new one.
+        language: folder or hub id of any causal language model of transformers, a GGUF file, its config (random
+            weights) or the loaded model, which then becomes part of the new one.
         projector: ``linear``, ``mlp2x_gelu`` (any number of layers), or a module of your own that takes
             ``(pictures, tokens, width)`` to ``(pictures, tokens, dim)``.
         tokenizer: the language model's, or its name; None takes the one saved beside it.
@@ -64,6 +67,8 @@ def compose(
         fit: ``crop``, ``squash`` or ``pad`` pictures of another shape; None does as the encoder was trained, and
             squashes where the encoder's pictures aren't square.
         dtype: of all parameters; None keeps the language model's.
+        vision_weights: of ``timm/NAME``, a file with its weights (safetensors, or what ``torch.save`` wrote), in place
+            of those that timm would download; a classifier in it is left out.
         vision_options: further arguments of ``timm.create_model`` or ``open_clip.create_model_and_transforms``.
 
     Returns:
@@ -73,9 +78,9 @@ def compose(
         ConfigError: a part is missing, unknown, or doesn't fit the others; the message says what to do.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    request = Request("", layer, size, vision_options, pretrained)
+    request = Request("", layer, size, vision_options, pretrained, vision_weights)
     tower, spec, shown = _vision(vision, request)
-    model, words = _language(language, tokenizer, pretrained)
+    model, words = _language(language, tokenizer, pretrained, dtype)
     tower, dtype = tower.to(dtype or model.dtype), dtype or model.dtype
     width, *grid = _probe(tower, shown)
     own: Fit = shown.fit if shown.image_size[0] == shown.image_size[1] else "squash"
@@ -108,6 +113,8 @@ def _joined(
 
 
 def _vision(vision: Vision, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+    if request.weights is not None and not isinstance(vision, str):
+        raise ConfigError(f"vision_weights goes with 'timm/NAME'; vision is a {type(vision).__name__} already.")
     if isinstance(vision, PreTrainedModel):
         name = vision.config.name_or_path
         return TransformersTower.from_model(vision, dataclasses.replace(request, name=name, pretrained=True))
@@ -119,12 +126,17 @@ def _vision(vision: Vision, request: Request) -> tuple[VisionTower, dict[str, An
             "transformers (name, config or model)."
         )
     prefix, _, name = vision.partition("/")
+    if request.weights is not None and prefix != "timm":
+        raise ConfigError(
+            f"vision_weights={request.weights!r} goes with 'timm/NAME', not with {vision!r}. For an encoder of "
+            "transformers name a folder with its config and weights."
+        )
     if prefix in SOURCES and name:
         return source(prefix).create(dataclasses.replace(request, name=name))
     return TransformersTower.create(dataclasses.replace(request, name=vision))
 
 
-def _language(language: Language, tokenizer: Any, pretrained: bool) -> tuple[Any, Any]:
+def _language(language: Language, tokenizer: Any, pretrained: bool, dtype: torch.dtype | None) -> tuple[Any, Any]:
     """The model and its tokenizer, the latter with a placeholder.
 
     Raises:
@@ -134,6 +146,8 @@ def _language(language: Language, tokenizer: Any, pretrained: bool) -> tuple[Any
     try:
         if isinstance(language, PreTrainedModel):
             model: Any = language
+        elif gguf.is_gguf(language):
+            model = gguf.language_model(named, dtype)
         elif isinstance(language, str) and pretrained:
             model = AutoModelForCausalLM.from_pretrained(language)
         else:
@@ -153,7 +167,8 @@ def _language(language: Language, tokenizer: Any, pretrained: bool) -> tuple[Any
             "tokenizer=..., an object or a name."
         )
     if tokenizer is None or isinstance(tokenizer, str):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer or named)
+        name = tokenizer or named
+        tokenizer = gguf.tokenizer(name) if gguf.is_gguf(name) else AutoTokenizer.from_pretrained(name)
     return model, with_placeholder(tokenizer)
 
 

@@ -1,6 +1,7 @@
 """Encoders of timm: everything that gives intermediate features, transformers and convolutions alike."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,10 +9,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from tokenflex import reading
 from tokenflex.composed import plain
 from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower, keep_buffers, required
 from tokenflex.errors import ConfigError
-from tokenflex.loadable import TIMM_LOADS
+from tokenflex.files import as_path
+from tokenflex.loadable import TIMM_LOADS, first
 
 FITS: Mapping[str, Fit] = {"squash": "squash", "border": "pad"}
 OPTIONS = frozenset((
@@ -29,6 +32,11 @@ OPTIONS = frozenset((
     "zero_init_last",
 ))  # fmt: skip
 """Arguments of ``timm.create_model`` that say what the encoder looks like; a saved model may hold these."""
+
+WRAPPED = ("state_dict", "model")
+"""Keys under which training scripts keep the weights."""
+TRACKED = "num_batches_tracked"
+"""Counters of batch normalisation, which old files lack and nothing reads."""
 
 
 class TimmTower(VisionTower):
@@ -54,7 +62,9 @@ class TimmTower(VisionTower):
         if size is not None and timm.get_pretrained_cfg(request.name).fixed_input_size:
             options["img_size"] = list(size)
         spec = {"source": cls.source, "name": request.name, "options": options, "layer": request.layer}
-        tower = cls._built(spec, pretrained=request.pretrained, **loading)
+        tower = cls._built(spec, pretrained=request.pretrained and request.weights is None, **loading)
+        if request.weights is not None:
+            _fill(tower.trunk, as_path(request.weights))
         if loading and _shapes(tower) != _shapes(cls.rebuild(spec)):
             raise ConfigError(
                 f"vision_options: with {sorted(loading)} the encoder has other tensors than {request.name!r} has "
@@ -93,6 +103,55 @@ class TimmTower(VisionTower):
             pixels, indices=[self.layer], norm=self.layer == -1, stop_early=True, intermediates_only=True
         )
         return found[0]
+
+
+def _fill(trunk: Any, path: Path) -> None:
+    """Put weights from a file into an encoder without its classifier.
+
+    Raises:
+        ConfigError: the file isn't one of weights, or they are of another encoder.
+    """
+    state, wanted = _weights(path), trunk.state_dict()
+    head = trunk.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((head,) if isinstance(head, str) else head))
+    state = {name: value for name, value in state.items() if name in wanted or not name.startswith(heads or "\0")}
+    missing = [f"{name} is missing" for name in wanted if name not in state and not name.endswith(TRACKED)]
+    strange = [f"{name} has no place" for name in state if name not in wanted]
+    others = [
+        f"{name} has the shape {list(value.shape)}, not {list(wanted[name].shape)}"
+        for name, value in state.items()
+        if name in wanted and value.shape != wanted[name].shape
+    ]
+    if missing or strange or others:
+        raise ConfigError(
+            f"vision_weights={str(path)!r} are of another encoder: {first([*others, *missing, *strange])}. Name the "
+            "encoder that they belong to."
+        )
+    trunk.load_state_dict(state, strict=False)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, without what wraps them; read as data only.
+
+    Raises:
+        ConfigError: the file can't be read, or holds something else.
+    """
+    reading.require_file(path)
+    if path.suffix == ".safetensors":
+        return reading.tensors(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(
+            f"{path} can't be read as weights: {type(error).__name__}: {str(error).splitlines()[0]:.200}. Give a "
+            "safetensors file, or what torch.save wrote of a state_dict()."
+        ) from error
+    for key in WRAPPED:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ConfigError(f"{path} holds a {type(found).__name__} that isn't tensors by name. Give a state_dict().")
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
 def _shapes(tower: VisionTower) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """Vision encoders up to their patch tokens: one class per library, each loading weights its library's own way."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Request:
         image_size: (height, width), or None for the encoder's own.
         options: further arguments of the library's creating function, JSON-ready.
         pretrained: load weights; False gives random ones.
+        weights: a file to load them from.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Request:
     image_size: Size | None = None
     options: Mapping[str, Any] | None = None
     pretrained: bool = True
+    weights: str | os.PathLike[str] | None = None
 
 
 class VisionTower(nn.Module, ABC):

@@ -41,9 +41,13 @@ class Assembled:
         """
         return self.compressor.policy
 
+    @policy.setter
+    def policy(self, value: Any) -> None:
+        self.compressor.policy = self._made(value)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "policy":
-            self.compressor.policy = self._made(value)
+            object.__setattr__(self, name, value)  # a module would be taken for one of the model's own
         elif name in checkpoint.KINDS:
             raise ConfigError(
                 f"flex.{name} can't be exchanged, since the other parts were built, and perhaps trained, for it. Make "

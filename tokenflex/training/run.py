@@ -6,8 +6,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+from transformers import set_seed
 
 from tokenflex import compressor
 from tokenflex.checkpoint import KINDS, adapter_for, adapter_of, assemble, describe, fill
@@ -16,6 +15,7 @@ from tokenflex.files import locked, writing
 from tokenflex.hosts import varlen
 from tokenflex.model import FlexModel
 from tokenflex.model.loading import fresh
+from tokenflex.model.sources import read_model, read_processor
 from tokenflex.training import parts
 from tokenflex.training.collate import FlexCollator
 from tokenflex.training.data import ChatDataset, read_rows
@@ -152,7 +152,7 @@ def _data(recipe: Recipe, always_picture: bool = False) -> tuple[ChatDataset, Fl
     if recipe.parts is not None:
         parts.of_folder(recipe.parts)
     dataset = ChatDataset(read_rows(recipe.data), recipe.image_folder, recipe.on_bad_sample)
-    collator = FlexCollator(_processor(recipe), recipe.max_length, always_picture)
+    collator = FlexCollator(read_processor(recipe.host), recipe.max_length, always_picture)
     collator([dataset[0]])
     return dataset, collator
 
@@ -167,15 +167,10 @@ def load(recipe: Recipe, say: Say = lambda line: None, seed: int | None = None) 
     Raises:
         ConfigError: the host can't be loaded, the parts don't fit it, or the recipe contradicts saved ones.
     """
-    attention = {} if recipe.attn_implementation is None else {"attn_implementation": recipe.attn_implementation}
     if recipe.attn_implementation == varlen.NAME:
         varlen.register()
-    dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    try:
-        host = AutoModelForImageTextToText.from_pretrained(recipe.host, dtype=dtype, **attention)
-    except (OSError, ValueError) as error:
-        raise _unloadable(recipe, error) from error
-    processor, sources = _processor(recipe), _sources(recipe, host)
+    host = read_model(recipe.host, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation)
+    processor, sources = read_processor(recipe.host), _sources(recipe, host)
     choice = parts.choose(recipe, sources)
     for line in choice.lines():
         say(line)
@@ -206,7 +201,7 @@ def alone(
     Raises:
         ConfigError: the parts belong to another host or scaler than the store, or the recipe contradicts them.
     """
-    facts, processor, sources = facts_of(store), _processor(recipe), _sources(recipe)
+    facts, processor, sources = facts_of(store), read_processor(recipe.host), _sources(recipe)
     if "scaler" in recipe.fresh:
         raise ConfigError(f"fresh: [scaler] can't be had of {store.folder}, scored with its own. Score it again.")
     for saved in [*sources.values()][:1]:
@@ -236,16 +231,3 @@ def _sources(recipe: Recipe, host: Any = None) -> Mapping[str, parts.Saved]:
         return {}
     saved = parts.Saved(recipe.host, describe(host.compressor, host.adapter), host.compressor.state_dict())
     return dict.fromkeys(KINDS, saved)
-
-
-def _processor(recipe: Recipe) -> Any:
-    try:
-        return AutoProcessor.from_pretrained(recipe.host)
-    except (OSError, ValueError) as error:
-        raise _unloadable(recipe, error) from error
-
-
-def _unloadable(recipe: Recipe, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"host {recipe.host!r} can't be loaded: {error} Give a folder or hub id with a model and its processor."
-    )

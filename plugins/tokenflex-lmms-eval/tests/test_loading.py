@@ -37,12 +37,12 @@ def test_dtype_attention_and_placement(saved):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model": "host"}, "is a plain LlavaNext.* without parts; give it as host="),
-        ({"host": "model", "level": 0}, "has parts already; give it as model="),
+        ({"model": "host"}, "is a plain LlavaNext.* without parts"),
+        ({"host": "model", "level": 0}, "has parts of its own. Give it as the model"),
         ({"model": "model", "level": 5}, "level=5 is out of range: there are 0 .* to 4"),
         ({"model": "model", "level": -6}, "level=-6 is out of range"),
-        ({"model": "bare"}, "holds no processor"),
-        ({"model": "model", "processor": "parts"}, "holds no processor"),
+        ({"model": "bare"}, "has no processor that can be loaded"),
+        ({"model": "model", "processor": "parts"}, "has no processor that can be loaded"),
     ],
 )
 def test_what_does_not_fit(saved, given, message):
