@@ -14,11 +14,14 @@ def separate(text: str, known: Collection[str] = ()) -> str:
         text: a docstring without the indentation that its code gives it.
         known: the names of the object's parameters. One that is known with stars only gets its stars.
     """
-    return "\n".join(line for entry in _entries(text.split("\n")) for line in _separated(entry, known))
+    lines = text.split("\n")
+    return "\n".join(
+        line for entry, of_section in _entries(lines) for line in (_separated(entry, known) if of_section else entry)
+    )
 
 
-def _entries(lines: list[str]) -> Iterator[list[str]]:
-    """The lines, those of an entry of a section together; all others one by one."""
+def _entries(lines: list[str]) -> Iterator[tuple[list[str], bool]]:
+    """The lines with whether they are an entry of a section: those of an entry together, all others one by one."""
     head, step, entry = -1, None, []
     for line in lines:
         indent = len(line) - len(line.lstrip())
@@ -27,7 +30,7 @@ def _entries(lines: list[str]) -> Iterator[list[str]]:
         if head >= 0 and step is None and line.strip():
             step = indent
         if entry and (head < 0 or (line.strip() and indent == step)):
-            yield entry
+            yield entry, True
             entry = []
         if head >= 0 and step is not None and (entry or indent == step):
             entry.append(line)
@@ -35,9 +38,9 @@ def _entries(lines: list[str]) -> Iterator[list[str]]:
         found = SECTION.match(line)
         if found:
             head, step = len(found[1]), None
-        yield [line]
+        yield [line], False
     if entry:
-        yield entry
+        yield entry, True
 
 
 def _separated(entry: list[str], known: Collection[str]) -> list[str]:
