@@ -24,9 +24,7 @@ OWN_TESTS = {
 """Pages whose blocks are run by tests that look at the outcome, too."""
 PYTHON = {page: [block for block in blocks(page) if block.language in ("python", "py")] for page in PAGES}
 RUN = {
-    page: [block for block in found if block.reason is None]
-    for page, found in PYTHON.items()
-    if page not in OWN_TESTS
+    page: [block for block in found if block.reason is None] for page, found in PYTHON.items() if page not in OWN_TESTS
 }
 
 

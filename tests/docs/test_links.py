@@ -82,7 +82,9 @@ def test_every_page_is_in_the_menu_once():
 
 
 def test_what_leads_nowhere_is_found():
-    text = "[a](use.md) [b](nowhere.md) [c](use.md#calls) [d](use.md#nonsense) [e](https://example.org) [f](../tokenflex)"
+    text = (
+        "[a](use.md) [b](nowhere.md) [c](use.md#calls) [d](use.md#nonsense) [e](https://example.org) [f](../tokenflex)"
+    )
     assert broken("docs/new.md", text) == ["nowhere.md", "use.md#nonsense"]
 
 

@@ -131,9 +131,12 @@ def test_every_command_is_described():
     commands = tool("commands")
     found = commands.commands()
     assert list(found) == [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    page = commands.described()
     for name, parser in found.items():
-        if parser.add_help:
-            assert commands._help(name, parser).startswith(f"usage: tokenflex {name}") or "usage:" in parser.format_help()
+        own = page.partition(f"## {name}\n")[2].partition("\n## ")[0]
+        for action in parser._actions:
+            assert not action.option_strings or action.option_strings[-1] in own, (name, action)
+    assert "- `--margin`, default `1.0`: Stage 4" in page.partition("## train\n")[2].partition("\n## ")[0]
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +152,14 @@ def site(tmp_path_factory):
 
 def test_the_site_builds_without_a_warning(site):
     assert {"index.html", "concepts.html", "reference/tokenflex.html", "repository/examples.html"} <= site.keys()
-    assert "usage: tokenflex evaluate" in site["reference/cli.html"]
+    assert "<code>--report-only OUT</code>" in site["reference/cli.html"]
     assert "Give a host fresh, untrained parts." in site["reference/tokenflex.html"]
 
 
 def test_the_site_asks_nobody_for_anything(site):
-    asking = re.compile(r"<(?:script|img|iframe)[^>]*\ssrc=\"?(?:https?:)?//|<link[^>]*href=\"?(?:https?:)?//|@import|fonts\.g")
+    asking = re.compile(
+        r"<(?:script|img|iframe)[^>]*\ssrc=\"?(?:https?:)?//|<link[^>]*href=\"?(?:https?:)?//|@import|fonts\.g"
+    )
     assert [name for name, text in site.items() if asking.search(text)] == []
 
 
