@@ -16,6 +16,7 @@ from tokenflex.model.request import Budgets, read_budget
 from tokenflex.policies.budget import BudgetPolicy, overtaking, shared_weight
 
 Budget = BudgetPolicy.Config
+"""What the images of a request may cost: the settings of the policy ``budget``."""
 
 
 @dataclass(frozen=True)
