@@ -1,6 +1,7 @@
 """Python that pages show runs, block after block in one namespace, on tiny models; or says why it isn't run."""
 
 import contextlib
+import io
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def run(block: Block, names: dict) -> None:
 
 @pytest.mark.parametrize("page", [page for page, found in RUN.items() if found])
 def test_the_blocks_run(page, given, registered):
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         for block in RUN[page]:
             run(block, given)
 
