@@ -18,6 +18,10 @@ test:
 plugins:
     for plugin in plugins/*/; do pytest "$plugin/tests" -c "$plugin/pyproject.toml" || exit 1; done
 
+# The site of docs/, into build/site; needs pip install -e ".[docs]". For writing: mkdocs serve.
+docs *args:
+    mkdocs build --strict {{args}}
+
 quickstart:
     tokenflex quickstart --out runs/quickstart
 
