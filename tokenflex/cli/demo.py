@@ -38,19 +38,20 @@ def register(commands: Any) -> None:
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Serve until interrupted."""
     early.sources(options.model)
-    _require_extra()
     _require_numbers(options)
+    _require_extra()
     from transformers.utils import logging
 
     from tokenflex.cli.quickstart_model import quickstart_model
     from tokenflex.demo import page
+    from tokenflex.demo.address import free_port
     from tokenflex.demo.answering import Model
     from tokenflex.demo.samples import examples
     from tokenflex.evaluation import load
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    page.free_port(options.host, options.port)  # before anything is trained or loaded
+    free_port(options.host, options.port)  # before anything is trained or loaded
     name = options.model or quickstart_model()
     flex, processor = load(name, dtype=options.dtype, device=device(options.device))
     model = Model(flex, processor, name, options.max_new_tokens)

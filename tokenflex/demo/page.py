@@ -1,7 +1,6 @@
 """The page itself: gradio's components around `tokenflex.demo.handling`, served to nobody but who asks this machine."""
 
 import os
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from tokenflex.demo import handling, showing
+from tokenflex.demo.address import free_port
 from tokenflex.demo.answering import LONGEST, Model
 from tokenflex.demo.own_host import OwnHostOnly
 from tokenflex.demo.samples import Example, speaks_quickstart
@@ -184,28 +184,6 @@ def running(
             raise ConfigError(f"the page can't be served on {host}, port {port}: {error}") from error
         finally:
             page.close(verbose=False)
-
-
-def free_port(host: str, port: int) -> int:
-    """The port, where it can be listened to; for 0 one that is free.
-
-    Raises:
-        ConfigError: it is taken, not allowed, or the address isn't this machine's.
-    """
-    if not 0 <= port < 1 << 16:
-        raise ConfigError(f"port {port} isn't one; use 1 to 65535, or 0 for a free one.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return probe.getsockname()[1]
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"nothing can be served on {host}, port {port}: {reason}. Give another --port (0 takes a free one), or "
-            "--host 127.0.0.1."
-        ) from error
 
 
 def _environment(folder: str) -> Mapping[str, str]:
