@@ -8,9 +8,11 @@ import torch
 import tokenflex
 from tokenflex.contracts import Decision
 from tokenflex.demo import answering
-from tokenflex.demo.answering import Reply, Turn
+from tokenflex.demo.answering import Model, Reply, Turn
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation.drawing import Cells
+from tokenflex.quickstart.hosts import build
+from tokenflex.quickstart.recipe import sizes
 
 PROMPT = "user : <image> w1 w2 assistant :"
 
@@ -85,24 +87,19 @@ def test_every_turn_of_a_conversation_is_routed_anew(model, image, inputs_of):
     assert reply.scores != pytest.approx(alone.scores)
 
 
-def test_both_sides_are_timed_in_turns_on_the_same_question(model, asked):
-    timing = answering.timed(model, asked, 0.2, runs=2)
+def test_both_sides_are_timed_in_turns_on_what_was_answered(model, asked, monkeypatch):
     reply, finest = answering.answer(model, asked, 0.2), answering.at_every_level(model, asked)[-1]
+    calls, real = [], model.flex.generate
+    monkeypatch.setattr(model.flex, "generate", lambda **given: calls.append(given) or real(**given))
+    timing = answering.timed(model, asked, 0.2, runs=2)
     for side, told in ((timing.chosen, reply), (timing.finest, finest)):
         assert len(side.times.seconds) == 2
         assert min(side.times.seconds) > 0
         assert len(told.text.split()) <= side.new_tokens <= model.new_tokens
-
-
-def test_what_is_timed_is_what_was_answered(model, asked, monkeypatch):
-    calls = []
-    real = model.flex.generate
-    monkeypatch.setattr(model.flex, "generate", lambda **given: calls.append(given) or real(**given))
-    answering.timed(model, asked, 0.3, runs=3)
     sides = ["finest" if call.get("level") == "finest" else call["budget"].ratio for call in calls]
     rounds = [tuple(sides[place : place + 2]) for place in range(0, len(sides), 2)]
-    assert len(rounds) == 3 + 1  # one that doesn't count
-    assert set(rounds) == {(0.3, "finest"), ("finest", 0.3)}  # each side goes first in some rounds
+    assert len(rounds) == 2 + 1  # one that doesn't count
+    assert set(rounds) == {(0.2, "finest"), ("finest", 0.2)}  # each side goes first in some rounds
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, math.nan])
@@ -134,6 +131,16 @@ def test_more_refusals(model, image, asked):
         answering.ask(model, image, "w1", [Turn("w1", "<image>")])
     with pytest.raises(ConfigError, match="runs=0 measures nothing"):
         answering.timed(model, asked, runs=0)
+
+
+def test_levels_that_are_sizes_of_the_image_have_the_grid_of_the_smaller_image(image):
+    small = build("qwen2.5-vl", 0, torch.device("cpu"))
+    flex = tokenflex.wrap(small.model, scaler=sizes((1 / 16, 1 / 4, 1.0)), processor=small.processor).eval()
+    model = Model(flex, small.processor, "sizes", 2)
+    replies = answering.at_every_level(model, answering.ask(model, image, "which photo"))
+    grids = [(reply.cells.rows, reply.cells.cols) for reply in replies]
+    assert [rows * cols for rows, cols in grids] == [reply.kept for reply in replies] == [one.tokens for one in replies]
+    assert len(set(grids)) == 3
 
 
 def test_words_without_a_token_are_named(model, image):

@@ -1,23 +1,26 @@
 """The page in a browser: upload, ask, move the slider; the numbers are the library's own."""
 
 import os
+import re
 import shutil
 from collections import Counter
 
 import pytest
 
-GET = "pip install "
-pytest.importorskip("gradio", reason=f'the page needs gradio: {GET}"tokenflex[demo]"')
-playwright = pytest.importorskip("playwright.sync_api", reason=f"a browser is driven by playwright: {GET}playwright")
-
 import tokenflex
 from tests.conftest import picture
-from tokenflex.demo import page as served_page
+from tests.demo.test_handling import bytes_of
 from tokenflex.demo.samples import Example
+
+GET = "pip install "
+pytest.importorskip("gradio", reason=f'the page needs gradio: {GET}"tokenflex[demo]"')
+served_page = pytest.importorskip("tokenflex.demo.page")
+playwright = pytest.importorskip("playwright.sync_api", reason=f"a browser is driven by playwright: {GET}playwright")
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 SECONDS = 60
+NUMBER = re.compile(r"^\d+(\.\d)?$")
 HOSTILE_NAME = "<img src=x onerror=alert(1)>.png"
 HOSTILE = "<b>w1</b> ${alert(1)} {{7*7}} <script>alert(2)</script>"
 expect = playwright.expect
@@ -85,8 +88,6 @@ def upload(page, content, name=HOSTILE_NAME, kind="image/png"):
 
 
 def test_upload_ask_and_move_the_slider(model, visit):
-    from tests.demo.test_handling import bytes_of
-
     page, image = visit(), picture(1)
     shows(page, decided(model, picture(0), "w1 w2"))  # the first example is answered at once
     page.get_by_label("Question").fill("w7 w8")
@@ -105,17 +106,11 @@ def test_upload_ask_and_move_the_slider(model, visit):
         limit = "No budget" if share is None else f"Within a budget of {100 * share:.0f}\u00a0%"
         expect(page.locator("#answer")).to_contain_text(limit)
         shows(page, decision)
-        expect(page.locator("#answer [data-tf=ms]")).to_have_text(_number())
-        expect(page.locator("#answer [data-tf=ms-finest]")).to_have_text(_number())
+        expect(page.locator("#answer [data-tf=ms]")).to_have_text(NUMBER)
+        expect(page.locator("#answer [data-tf=ms-finest]")).to_have_text(NUMBER)
         expect(page.locator("#answer [data-tf=n]")).to_have_text("1")
         seen.add((decision.tokens, page.locator("#answer .tf-image").get_attribute("src")))
     assert len({tokens for tokens, _ in seen}) == len({source for _, source in seen}) > 1
-
-
-def _number():
-    import re
-
-    return re.compile(r"^\d+(\.\d)?$")
 
 
 def test_samples_bring_their_questions(model, visit):

@@ -8,13 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytest.importorskip("gradio", reason='the page needs gradio: pip install "tokenflex[demo]"')
-
-import gradio
-
 from tests.conftest import picture
-from tokenflex.demo import page
 from tokenflex.demo.samples import Example
+
+gradio = pytest.importorskip("gradio", reason='the page needs gradio: pip install "tokenflex[demo]"')
+page = pytest.importorskip("tokenflex.demo.page")
 
 NAMED = re.compile(r"(?:https?|wss?):(?:\\?/){2}([\w.-]+)|(?:src|href)=\"//([\w.-]+)")
 

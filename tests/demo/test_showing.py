@@ -86,7 +86,11 @@ def test_tiles_have_levels_but_no_grid(model):
 
 def test_bars_begin_at_zero_and_share_one_scale():
     bars = showing.bars([-1.0, 3.0, 0.0], [1])
-    assert [(bar.left, bar.width, bar.zero) for bar in bars] == [(0.0, 25.0, 25.0), (25.0, 75.0, 25.0), (25.0, 0.0, 25.0)]
+    assert [(bar.left, bar.width, bar.zero) for bar in bars] == [
+        (0.0, 25.0, 25.0),
+        (25.0, 75.0, 25.0),
+        (25.0, 0.0, 25.0),
+    ]
     assert [bar.chosen for bar in bars] == [False, True, False]
     assert [bar.text for bar in bars] == ["-1.00", "+3.00", "+0.00"]
 

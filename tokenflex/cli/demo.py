@@ -21,12 +21,16 @@ def register(commands: Any) -> None:
         "the budget. Without --model, the quickstart's model, which is trained first if there is none. Needs the extra "
         "'demo'. Nothing is asked of other machines, unless with --share.",
     )
-    parser.add_argument("--model", metavar="DIR",
-                        help="folder or hub id of a saved FlexModel with its processor (default: the quickstart's)")  # fmt: skip
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        help="folder or hub id of a saved FlexModel with its processor (default: the quickstart's)",
+    )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes a free one")
-    parser.add_argument("--share", action="store_true",
-                        help="also give the page a public address, through a server of gradio's (default: no)")  # fmt: skip
+    parser.add_argument(
+        "--share", action="store_true", help="also give the page a public address, through a server of gradio's"
+    )
     parser.add_argument("--runs", type=int, default=3, metavar="N",
                         help="answers timed per side, each time; 0: don't time (default: 3)")  # fmt: skip
     parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer (default: 32)")

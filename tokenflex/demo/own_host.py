@@ -1,4 +1,4 @@
-"""Pages that ask their own server only: what names another one is taken out, and the browser is told to ask no other."""
+"""Pages that ask their own server only: what names others is taken out, and the browser is told to ask no other."""
 
 import re
 from collections.abc import Mapping

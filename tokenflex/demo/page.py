@@ -4,11 +4,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from typing import Any
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]
 from starlette.middleware import Middleware
 
 from tokenflex.demo import handling, showing
@@ -23,14 +24,49 @@ from tokenflex.markup import escaped
 UPLOAD = "24mb"
 """Of an uploaded file, at most; as ``tokenflex serve`` takes it."""
 SESSIONS, KEPT = 100, 3600
-"""Visitors whose images are remembered, and for how many seconds after they have gone."""
+"""Visitors whose images are remembered, and for how many seconds uploaded files are kept."""
 FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
-TURNS = "one model, one after another"
+EVENT: Mapping[str, Any] = {"api_visibility": "private", "concurrency_id": "the model", "concurrency_limit": 1}
+"""Of everything that happens on the page: not for programs, and one after another, since there is one model."""
+SHOWN: Mapping[str, Any] = {**EVENT, "show_progress": "minimal"}
 MAX_QUESTIONS = 8
 INTRODUCTION = """# TokenFlex
 The model **{name}** answers with as many visual tokens as its router finds an image and a question to need. Choose an
 image, ask, and move the slider. {known}"""
 KNOWN = "It was trained on the quickstart's images and knows only the words of its questions, such as those below."
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Components with which a visitor asks."""
+
+    image: Any
+    gallery: Any
+    upload: Any
+    problem: Any
+    question: Any
+    tries: Any
+    ask: Any
+    budget: Any
+
+
+@dataclass(frozen=True)
+class Results:
+    """Components that show what came of it."""
+
+    answer: Any
+    every: Any
+    levels: Any
+    turns: Any
+    talk: Any
+    following: Any
+    send: Any
+    anew: Any
+
+    @property
+    def of_one_image(self) -> list[Any]:
+        """What is empty again when another image is chosen."""
+        return [self.turns, self.talk, self.levels]
 
 
 def build(model: Model, examples: Sequence[Example], runs: int) -> gr.Blocks:
@@ -43,79 +79,104 @@ def build(model: Model, examples: Sequence[Example], runs: int) -> gr.Blocks:
     with gr.Blocks(title="TokenFlex", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         known = KNOWN if speaks_quickstart(model.processor) else ""
         gr.Markdown(INTRODUCTION.format(name=escaped(model.name), known=known))
-        image, turns = gr.State(examples[0].image, time_to_live=KEPT), gr.State((), time_to_live=KEPT)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                gallery = _closed(gr.Gallery(
-                    [(one.image, one.name) for one in examples], label="Sample images", show_label=False, columns=3,
-                    allow_preview=False, interactive=False, object_fit="contain", elem_id="samples", buttons=[],
-                ))  # fmt: skip
-                upload = _closed(
-                    gr.UploadButton("Upload an image", type="binary", file_types=["image"], elem_id="upload")
-                )
-                problem = gr.HTML(visible=False, elem_id="problem", elem_classes="tf")
-                question = gr.Textbox(
-                    examples[0].questions[0], label="Question", lines=1, max_lines=6, max_length=LONGEST,
-                    elem_id="question",
-                )  # fmt: skip
-                tries = gr.Dataset(
-                    components=[question], samples=_tries(examples[0]), label="Questions to try", elem_id="tries"
-                )
-                ask = gr.Button("Ask", variant="primary", elem_id="ask")
-                budget = gr.Slider(
-                    5, 100, 100, step=5, label="Budget: % of the finest level's visual tokens",
-                    info="100: no limit, the router chooses freely.", elem_id="budget", buttons=[],
-                )  # fmt: skip
+                asking = _asking(examples)
             with gr.Column(scale=3, min_width=300), gr.Tabs():
-                with gr.Tab("Answer"):
-                    answer = gr.HTML(elem_id="answer", elem_classes="tf")
-                with gr.Tab("All levels", id="levels"):
-                    every = gr.Button("Answer at every level", elem_id="every")
-                    levels = gr.HTML(elem_id="levels", elem_classes="tf")
-                with gr.Tab("Conversation"):
-                    talk = gr.HTML(showing.conversation(model, None, ()), elem_id="talk", elem_classes="tf")
-                    following = gr.Textbox(
-                        label="Next question about this image", max_length=LONGEST, elem_id="following"
-                    )
-                    with gr.Row():
-                        send = gr.Button("Ask", variant="primary", elem_id="send")
-                        anew = gr.Button("New conversation", elem_id="anew")
-
-        event: dict[str, Any] = {"api_visibility": "private", "concurrency_id": TURNS, "concurrency_limit": 1}
-        shown: dict[str, Any] = {**event, "show_progress": "minimal"}
-
-        def reply(image: Any, question: str, budget: float) -> Iterator[str]:
-            yield from handling.answered(model, image, question or "", budget / 100, runs)
-
-        def choose(picked: gr.SelectData) -> tuple[Any, ...]:
-            one = examples[picked.index]
-            return one.image, one.questions[0], gr.Dataset(samples=_tries(one)), *empty()
-
-        def take(content: bytes | None, before: Any) -> tuple[Any, ...]:
-            found, told = handling.taken(content)
-            if found is None:
-                return before, *(gr.skip() for _ in range(3)), gr.HTML(told, visible=True)
-            return found, *empty()
-
-        def empty() -> tuple[Any, ...]:
-            return (), showing.conversation(model, None, ()), "", gr.HTML("", visible=False)
-
-        def go_on(image: Any, question: str, budget: float, turns: Any) -> tuple[Any, ...]:
-            longer, told = handling.continued(model, image, question or "", budget / 100, turns)
-            return longer, told, "" if len(longer) > len(turns) else question
-
-        asked, cleared = [image, question, budget], [turns, talk, levels, problem]
-        for trigger in (ask.click, question.submit, page.load):
-            trigger(reply, asked, answer, **shown)
-        budget.change(reply, asked, answer, trigger_mode="always_last", **shown)
-        gallery.select(choose, None, [image, question, tries, *cleared], **event).then(reply, asked, answer, **shown)
-        upload.upload(take, [upload, image], [image, *cleared], **event).then(reply, asked, answer, **shown)
-        tries.click(lambda picked: picked[0], tries, question, **event).then(reply, asked, answer, **shown)
-        every.click(partial(handling.at_every_level, model), [image, question], levels, **shown)
-        for trigger in (send.click, following.submit):
-            trigger(go_on, [image, following, budget, turns], [turns, talk, following], **shown)
-        anew.click(lambda: empty()[:2], None, [turns, talk], **event)
+                results = _results(model)
+        _answer_on(page, asking, results, partial(_reply, model, runs))
+        _choose_on(asking, results, model, examples, partial(_reply, model, runs))
+        _talk_on(asking, results, model)
     return page
+
+
+def _asking(examples: Sequence[Example]) -> Asking:
+    image = gr.State(examples[0].image)
+    gallery = gr.Gallery(
+        [(one.image, one.name) for one in examples], label="Sample images", show_label=False, columns=3,
+        allow_preview=False, interactive=False, object_fit="contain", elem_id="samples", buttons=[],
+    )  # fmt: skip
+    upload = gr.UploadButton("Upload an image", type="binary", file_types=["image"], elem_id="upload")
+    problem = gr.HTML(visible=False, elem_id="problem", elem_classes="tf")
+    question = gr.Textbox(
+        examples[0].questions[0], label="Question", max_lines=6, max_length=LONGEST, elem_id="question"
+    )
+    tries = gr.Dataset(components=[question], samples=_tries(examples[0]), label="Questions to try", elem_id="tries")
+    ask = gr.Button("Ask", variant="primary", elem_id="ask")
+    budget = gr.Slider(
+        5, 100, 100, step=5, label="Budget: % of the finest level's visual tokens",
+        info="100: no limit, the router chooses freely.", elem_id="budget", buttons=[],
+    )  # fmt: skip
+    return Asking(image, _closed(gallery), _closed(upload), problem, question, tries, ask, budget)
+
+
+def _results(model: Model) -> Results:
+    with gr.Tab("Answer"):
+        answer = gr.HTML(elem_id="answer", elem_classes="tf")
+    with gr.Tab("All levels"):
+        every = gr.Button("Answer at every level", elem_id="every")
+        levels = gr.HTML(elem_id="levels", elem_classes="tf")
+    with gr.Tab("Conversation"):
+        turns = gr.State(())
+        talk = gr.HTML(showing.conversation(model, None, ()), elem_id="talk", elem_classes="tf")
+        following = gr.Textbox(label="Next question about this image", max_length=LONGEST, elem_id="following")
+        with gr.Row():
+            send = gr.Button("Ask", variant="primary", elem_id="send")
+            anew = gr.Button("New conversation", elem_id="anew")
+    return Results(answer, every, levels, turns, talk, following, send, anew)
+
+
+def _reply(model: Model, runs: int, image: Any, question: str, budget: float) -> Iterator[str]:
+    yield from handling.answered(model, image, question or "", budget / 100, runs)
+
+
+def _answer_on(page: gr.Blocks, asking: Asking, results: Results, reply: Any) -> None:
+    """What answers the question, and what follows the slider."""
+    asked = [asking.image, asking.question, asking.budget]
+    for trigger in (asking.ask.click, asking.question.submit, page.load):
+        trigger(reply, asked, results.answer, **SHOWN)
+    asking.budget.change(reply, asked, results.answer, trigger_mode="always_last", **SHOWN)
+
+
+def _choose_on(asking: Asking, results: Results, model: Model, examples: Sequence[Example], reply: Any) -> None:
+    """What chooses an image or a question, and asks at once."""
+    nothing, quiet = ((), showing.conversation(model, None, ()), ""), gr.update(value="", visible=False)
+
+    def choose(picked: gr.SelectData) -> tuple[Any, ...]:
+        one = examples[picked.index]
+        return one.image, one.questions[0], gr.update(samples=_tries(one)), quiet, *nothing
+
+    def take(content: bytes | None, before: Any) -> tuple[Any, ...]:
+        found, told = handling.taken(content)
+        if found is None:
+            return before, gr.update(value=told, visible=True), *(gr.skip() for _ in nothing)
+        return found, quiet, *nothing
+
+    asked, emptied = [asking.image, asking.question, asking.budget], [asking.problem, *results.of_one_image]
+    chosen = (
+        asking.gallery.select(choose, None, [asking.image, asking.question, asking.tries, *emptied], **EVENT),
+        asking.upload.upload(take, [asking.upload, asking.image], [asking.image, *emptied], **EVENT),
+        asking.tries.click(lambda picked: picked[0], asking.tries, asking.question, **EVENT),
+    )
+    for one in chosen:
+        one.then(reply, asked, results.answer, **SHOWN)
+
+
+def _talk_on(asking: Asking, results: Results, model: Model) -> None:
+    """What fills the other tabs."""
+
+    def go_on(image: Any, question: str, budget: float, turns: Any) -> tuple[Any, ...]:
+        longer, told = handling.continued(model, image, question or "", budget / 100, turns)
+        return longer, told, "" if len(longer) > len(turns) else question
+
+    every = partial(handling.at_every_level, model)
+    results.every.click(every, [asking.image, asking.question], results.levels, **SHOWN)
+    asked = [asking.image, results.following, asking.budget, results.turns]
+    for trigger in (results.send.click, results.following.submit):
+        trigger(go_on, asked, [results.turns, results.talk, results.following], **SHOWN)
+    results.anew.click(
+        lambda: ((), showing.conversation(model, None, ())), None, [results.turns, results.talk], **EVENT
+    )
 
 
 def _closed(component: Any) -> Any:

@@ -1,12 +1,13 @@
 """Images to begin with, and what can be asked about them; all made from data inside Python packages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from tokenflex.images import decode
-from tokenflex.quickstart.pictures import exam, photographs, words
+from tokenflex.quickstart.pictures import COARSE_KINDS, Question, exam, photographs, words
 
 SEED, COUNT = 0, 6
 PHOTOGRAPHS = {
@@ -36,7 +37,7 @@ def examples(processor: Any) -> tuple[Example, ...]:
     """
     if speaks_quickstart(processor):
         return tuple(
-            Example(str(number), picture.image, _first(asked.question, picture.questions))
+            Example(str(number), picture.image, _ordered(asked, picture.questions))
             for number, (picture, asked) in enumerate(exam(SEED, "test", COUNT), 1)
         )
     return tuple(
@@ -50,5 +51,7 @@ def speaks_quickstart(processor: Any) -> bool:
     return set(words()) <= set(getattr(processor, "tokenizer", processor).get_vocab())
 
 
-def _first(question: str, others: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([question, *(other.question for other in others)]))
+def _ordered(asked: Question, others: Sequence[Question]) -> tuple[str, ...]:
+    """The question, then the others; a fine one second, behind a coarse one, so that choices can be compared."""
+    first = [other for other in others if other.kind in COARSE_KINDS][: int(asked.fine)]
+    return tuple(dict.fromkeys(one.question for one in (*first, asked, *others)))
