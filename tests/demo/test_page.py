@@ -9,7 +9,9 @@ import httpx
 import pytest
 
 from tests.conftest import picture
+from tokenflex.demo.address import free_port
 from tokenflex.demo.samples import Example
+from tokenflex.errors import ConfigError
 
 gradio = pytest.importorskip("gradio", reason='the page needs gradio: pip install "tokenflex[demo]"')
 page = pytest.importorskip("tokenflex.demo.page")
@@ -91,6 +93,29 @@ def test_files_of_this_machine_aren_t_given_out(served):
     assert folder.is_dir()
     for path in ("/etc/passwd", str(Path(__file__))):
         assert httpx.get(f"{address}gradio_api/file={path}").status_code == 403
+
+
+def test_a_proxy_doesn_t_keep_the_page_from_starting(model, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    examples = [Example("one", picture(2), ("w1",))]
+    with page.running(model, examples, host="127.0.0.1", port=0, share=False, runs=0) as address:
+        assert httpx.get(address).status_code == 200
+    assert "no_proxy" not in os.environ
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "localhost"])
+def test_other_names_of_this_machine(model, host):
+    try:
+        free_port(host, 0)
+    except ConfigError as error:
+        pytest.skip(f"this machine has no {host}: {error}")
+    examples = [Example("one", picture(2), ("w1",))]
+    with page.running(model, examples, host=host, port=0, share=False, runs=0) as address:
+        assert httpx.get(address, trust_env=False).status_code == 200
+        assert address.startswith(("http://[::1]:", "http://localhost:"))
 
 
 def test_uploaded_files_go_when_the_page_goes(model):

@@ -13,11 +13,12 @@ def free_port(host: str, port: int) -> int:
     """
     if not 0 <= port < 1 << 16:
         raise ConfigError(f"port {port} isn't one; use 1 to 65535, or 0 for a free one.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    plain = host.strip("[]")  # of IPv6
+    family = socket.AF_INET6 if ":" in plain else socket.AF_INET
     try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+            probe.bind((plain, port))
             return probe.getsockname()[1]
     except OSError as error:
         reason = error.strerror or str(error)

@@ -229,12 +229,13 @@ def running(
     Raises:
         ConfigError: nothing can be served there.
     """
-    port = free_port(host, port)
-    with tempfile.TemporaryDirectory(prefix="tokenflex-demo-") as folder, _set(_environment(folder)):
+    host, port = host.strip("[]"), free_port(host, port)
+    with tempfile.TemporaryDirectory(prefix="tokenflex-demo-") as folder, _set(_environment(folder, host)):
         page = build(model, examples, runs)
         try:
             _, local, public = page.launch(
-                server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, inbrowser=False,
+                server_name=f"[{host}]" if ":" in host else host, server_port=port,
+                share=share, prevent_thread_lock=True, quiet=True, inbrowser=False,
                 show_error=False, footer_links=[], run_history=False, max_file_size=UPLOAD, enable_monitoring=False,
                 state_session_capacity=SESSIONS, ssr_mode=False, pwa=False, mcp_server=False, num_workers=0,
                 app_kwargs={"middleware": [Middleware(OwnHostOnly)]}, css=_style(),
@@ -247,9 +248,11 @@ def running(
             page.close(verbose=False)
 
 
-def _environment(folder: str) -> Mapping[str, str]:
-    """What gradio reads from the environment."""
-    return {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+def _environment(folder: str, host: str) -> Mapping[str, str]:
+    """What gradio reads from the environment; it asks its own page once, which no proxy can do for it."""
+    direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", host)
+    named = dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join(filter(None, direct)))
+    return {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", **named}
 
 
 @contextmanager
