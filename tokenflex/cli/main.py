@@ -10,11 +10,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import tokenflex
-from tokenflex.cli import advise, check, convert, evaluate, feedback, hosts, plugins, profile, quickstart, serve, train
+from tokenflex.cli import (
+    advise,
+    check,
+    convert,
+    demo,
+    evaluate,
+    feedback,
+    hosts,
+    plugins,
+    profile,
+    quickstart,
+    serve,
+    train,
+)
 from tokenflex.errors import TokenFlexError, nearest
 from tokenflex.files import unwritten
 
-COMMANDS = (quickstart, feedback, train, evaluate, advise, serve, profile, convert, hosts, plugins, check)
+COMMANDS = (quickstart, demo, feedback, train, evaluate, advise, serve, profile, convert, hosts, plugins, check)
 
 AGAIN = " Run the same command again: it goes on where it was."
 GO_ON = {

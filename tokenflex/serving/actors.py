@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenflex.contracts import Decision
 from tokenflex.errors import ConfigError, DataError, InputError
-from tokenflex.evaluation import loading
+from tokenflex.model import sources
 from tokenflex.evaluation.answering import Batch
 from tokenflex.evaluation.questions import read_question
 from tokenflex.evaluation.settings import Setting
@@ -99,7 +99,7 @@ class Answers:
         suffix: str = "",
     ) -> None:
         source: dict[str, Any] = {"model": model} if parts is None else {"host": model, "parts": parts}
-        flex, self.processor = loading.load(**source, dtype=dtype, device=_device())
+        flex, self.processor = sources.load(**source, dtype=dtype, device=_device())
         self.reading, self.max_new_tokens = Reading(image_folder, suffix), max_new_tokens
         request.read(level, budget, flex.compressor.num_levels)
         config = None if budget is None else request.read_budget(budget)

@@ -1,0 +1,57 @@
+"""Images to begin with, and what can be asked about them; all made from data inside Python packages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from tokenflex.images import decode
+from tokenflex.quickstart.pictures import COARSE_KINDS, Question, exam, photographs, words
+
+SEED, COUNT = 0, 6
+PHOTOGRAPHS = {
+    "coffee": "What is on the table?",
+    "chelsea": "What animal is this?",
+    "rocket": "What is happening here?",
+    "page": "What does the text say?",
+}
+"""Photographs of scikit-image, and a question about each."""
+MORE = ("What is in this image?", "What colours does it have?")
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image and questions about it, at least one."""
+
+    name: str
+    image: Image.Image
+    questions: tuple[str, ...]
+
+
+def examples(processor: Any) -> tuple[Example, ...]:
+    """Held-out images of the quickstart where the model knows its words, photographs for every other model.
+
+    Args:
+        processor: of the model.
+    """
+    if speaks_quickstart(processor):
+        return tuple(
+            Example(str(number), picture.image, _ordered(asked, picture.questions))
+            for number, (picture, asked) in enumerate(exam(SEED, "test", COUNT), 1)
+        )
+    return tuple(
+        Example(name, decode(Image.fromarray(getattr(photographs, name)())), (question, *MORE))
+        for name, question in PHOTOGRAPHS.items()
+    )
+
+
+def speaks_quickstart(processor: Any) -> bool:
+    """Whether the tokenizer has a token for each of the quickstart's words."""
+    return set(words()) <= set(getattr(processor, "tokenizer", processor).get_vocab())
+
+
+def _ordered(asked: Question, others: Sequence[Question]) -> tuple[str, ...]:
+    """The question, then the others; a fine one second, behind a coarse one, so that choices can be compared."""
+    first = [other for other in others if other.kind in COARSE_KINDS][: int(asked.fine)]
+    return tuple(dict.fromkeys(one.question for one in (*first, asked, *others)))
