@@ -16,11 +16,10 @@ from torch import Tensor
 
 from tokenflex.contracts import Decision
 from tokenflex.errors import ConfigError, DataError, InputError
-from tokenflex.model import sources
 from tokenflex.evaluation.answering import Batch
 from tokenflex.evaluation.questions import read_question
 from tokenflex.evaluation.settings import Setting
-from tokenflex.model import request
+from tokenflex.model import request, sources
 from tokenflex.model.request import Budgets, Level
 from tokenflex.serving.converting import vllm_prompt
 from tokenflex.serving.front import Front
