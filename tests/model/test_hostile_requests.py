@@ -77,6 +77,17 @@ def test_sizes_are_refused_with_picture_and_value(name, key, number, value):
     refused(flex, inputs, rf"{key} says .*{value}\] of picture {number}; expected integers from 1 to")
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "gemma3"])
+def test_what_is_no_tensor_is_refused_by_every_call_alike(name):
+    flex, inputs = asked(name)
+    types = next(key for key in ("mm_token_type_ids", "token_type_ids") if key in inputs)
+    for value, kind in ((inputs[types].tolist(), "list"), ("large", "str")):
+        refused(flex, {**inputs, types: value}, rf"{types} is {kind}; expected integers of input_ids' shape")
+    if "image_grid_thw" in inputs:
+        refused(flex, {**inputs, "image_grid_thw": "large"}, "image_grid_thw is a str that makes no tensor")
+        refused(flex, {**inputs, "image_grid_thw": inputs["image_grid_thw"].tolist()}, "image_grid_thw a list")
+
+
 def test_sizes_of_other_kinds_are_refused():
     flex, inputs = asked("qwen2_5_vl")
     grids = inputs["image_grid_thw"]

@@ -11,6 +11,8 @@ from transformers.utils import ModelOutput
 from tokenflex.contracts import Decision, Spliced
 from tokenflex.errors import InputError
 from tokenflex.hosts.continuing import CACHES
+from tokenflex.hosts.placeholders import SEQUENCE_KEYS
+from tokenflex.hosts.refusing import SIZES
 
 OPTIONS = {
     "generation_config",
@@ -27,8 +29,8 @@ OPTIONS = {
     "assistant_tokenizer",
     "use_model_defaults",
 }
-BATCH = ("attention_mask", "mm_encoder_outputs")
-"""Entries of a batch that may be something else than tensors."""
+BATCH = ("mm_encoder_outputs", *SEQUENCE_KEYS, *SIZES)
+"""Entries of a batch, even where they are no tensors, as they should be: who reads them says so."""
 NO_OPTIONS: Mapping[str, Any] = {}
 
 
