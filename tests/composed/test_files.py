@@ -138,7 +138,7 @@ def test_without_the_package_it_is_named(tokenizer, monkeypatch):
         composed("somewhere/model.gguf", tokenizer)
 
 
-@pytest.mark.parametrize("form", ["safetensors", "torch", "wrapped"])
+@pytest.mark.parametrize("form", ["safetensors", "torch", "wrapped", "named"])
 def test_an_encoders_weights_are_those_of_the_file(encoder, llama, tokenizer, tmp_path, form):
     state = dict(encoder.state_dict())
     path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth")
@@ -146,6 +146,8 @@ def test_an_encoders_weights_are_those_of_the_file(encoder, llama, tokenizer, tm
         save_file(state, path)
     elif form == "torch":
         torch.save({name: value for name, value in state.items() if "num_batches" not in name}, path)
+    elif form == "named":
+        path = state
     else:
         torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, path)
     model, _ = composed(llama, tokenizer, vision_weights=path)

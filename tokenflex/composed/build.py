@@ -48,7 +48,7 @@ def compose(
     layer: int = -1,
     fit: Fit | None = None,
     dtype: torch.dtype | None = None,
-    vision_weights: str | os.PathLike[str] | None = None,
+    vision_weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = None,
     vision_options: Mapping[str, Any] | None = None,
 ) -> Composed:
     """Put a large multimodal model together from a vision encoder and a causal language model.
@@ -67,8 +67,8 @@ def compose(
         fit: ``crop``, ``squash`` or ``pad`` pictures of another shape; None does as the encoder was trained, and
             squashes where the encoder's pictures aren't square.
         dtype: of all parameters; None keeps the language model's.
-        vision_weights: of ``timm/NAME``, a file with its weights (safetensors, or what ``torch.save`` wrote), in place
-            of those that timm would download; a classifier in it is left out.
+        vision_weights: of ``timm/NAME``, a file with its weights (safetensors, or what ``torch.save`` wrote), or the
+            tensors by name, in place of those that timm would download; a classifier in it is left out.
         vision_options: further arguments of ``timm.create_model`` or ``open_clip.create_model_and_transforms``.
 
     Returns:
@@ -88,18 +88,24 @@ def compose(
     if len(words) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(words), mean_resizing=False)
     settings: dict[str, Any] = {
-        "text_config": model.config,
         "vision": spec,
         "image_size": list(shown.image_size),
         "grid": grid,
         "vision_width": width,
-        "image_token_id": words.convert_tokens_to_ids(placeholder(words)),
-        "pad_token_id": words.pad_token_id,
-        "attn_implementation": model.config._attn_implementation,
     }
-    made = _joined(settings, tower, projector, model)
+    made = _joined({**settings, **_of_text(model, words)}, tower, projector, model)
     nn.Module.to(made, dtype)
     return Composed(made.eval(), processor)
+
+
+def _of_text(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Settings of a composed model that its language model and tokenizer give."""
+    return {
+        "text_config": model.config,
+        "image_token_id": tokenizer.convert_tokens_to_ids(placeholder(tokenizer)),
+        "pad_token_id": tokenizer.pad_token_id,
+        "attn_implementation": model.config._attn_implementation,
+    }
 
 
 def _joined(
@@ -128,7 +134,7 @@ def _vision(vision: Vision, request: Request) -> tuple[VisionTower, dict[str, An
     prefix, _, name = vision.partition("/")
     if request.weights is not None and prefix != "timm":
         raise ConfigError(
-            f"vision_weights={request.weights!r} goes with 'timm/NAME', not with {vision!r}. For an encoder of "
+            f"vision_weights={request.weights!r:.200} goes with 'timm/NAME', not with {vision!r}. For an encoder of "
             "transformers name a folder with its config and weights."
         )
     if prefix in SOURCES and name:

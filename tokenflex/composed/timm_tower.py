@@ -1,5 +1,6 @@
 """Encoders of timm: everything that gives intermediate features, transformers and convolutions alike."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class TimmTower(VisionTower):
         spec = {"source": cls.source, "name": request.name, "options": options, "layer": request.layer}
         tower = cls._built(spec, pretrained=request.pretrained and request.weights is None, **loading)
         if request.weights is not None:
-            _fill(tower.trunk, as_path(request.weights))
+            _fill(tower.trunk, request.weights)
         if loading and _shapes(tower) != _shapes(cls.rebuild(spec)):
             raise ConfigError(
                 f"vision_options: with {sorted(loading)} the encoder has other tensors than {request.name!r} has "
@@ -105,13 +106,17 @@ class TimmTower(VisionTower):
         return found[0]
 
 
-def _fill(trunk: Any, path: Path) -> None:
-    """Put weights from a file into an encoder without its classifier.
+def _fill(trunk: Any, given: Any) -> None:
+    """Put weights into an encoder without its classifier.
+
+    Args:
+        given: tensors by name, or the file with them.
 
     Raises:
         ConfigError: the file isn't one of weights, or they are of another encoder.
     """
-    state, wanted = _weights(path), trunk.state_dict()
+    named = isinstance(given, Mapping)
+    state, wanted = dict(given) if named else _weights(as_path(given)), trunk.state_dict()
     head = trunk.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{name}." for name in ((head,) if isinstance(head, str) else head))
     state = {name: value for name, value in state.items() if name in wanted or not name.startswith(heads or "\0")}
@@ -123,9 +128,10 @@ def _fill(trunk: Any, path: Path) -> None:
         if name in wanted and value.shape != wanted[name].shape
     ]
     if missing or strange or others:
+        where = "" if named else f"={os.fspath(given)!r}"
         raise ConfigError(
-            f"vision_weights={str(path)!r} are of another encoder: {first([*others, *missing, *strange])}. Name the "
-            "encoder that they belong to."
+            f"vision_weights{where} are of another encoder: {first([*others, *missing, *strange])}. Name the encoder that "
+            "they belong to."
         )
     trunk.load_state_dict(state, strict=False)
 

@@ -44,7 +44,7 @@ class Request:
         image_size: (height, width), or None for the encoder's own.
         options: further arguments of the library's creating function, JSON-ready.
         pretrained: load weights; False gives random ones.
-        weights: a file to load them from.
+        weights: a file to load them from, or the tensors by name.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Request:
     image_size: Size | None = None
     options: Mapping[str, Any] | None = None
     pretrained: bool = True
-    weights: str | os.PathLike[str] | None = None
+    weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None
 
 
 class VisionTower(nn.Module, ABC):

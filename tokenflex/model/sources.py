@@ -103,6 +103,4 @@ def read_processor(source: str) -> Any:
     try:
         return AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(
-            f"{source!r} has no processor that can be loaded: {error} Save it there with processor.save_pretrained."
-        ) from error
+        raise ConfigError(f"the processor of {source!r} can't be loaded: {error} {EXPECTED}") from error

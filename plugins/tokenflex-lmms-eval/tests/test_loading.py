@@ -41,8 +41,8 @@ def test_dtype_attention_and_placement(saved):
         ({"host": "model", "level": 0}, "has parts of its own. Give it as the model"),
         ({"model": "model", "level": 5}, "level=5 is out of range: there are 0 .* to 4"),
         ({"model": "model", "level": -6}, "level=-6 is out of range"),
-        ({"model": "bare"}, "has no processor that can be loaded"),
-        ({"model": "model", "processor": "parts"}, "has no processor that can be loaded"),
+        ({"model": "bare"}, "the processor of .* can't be loaded"),
+        ({"model": "model", "processor": "parts"}, "the processor of .* can't be loaded"),
     ],
 )
 def test_what_does_not_fit(saved, given, message):
