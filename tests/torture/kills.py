@@ -92,9 +92,11 @@ class Process:
         log.touch()
         sys.stdout.flush()
         sys.stderr.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Python's own work after a fork can't be stopped
         self.pid = os.fork()
         if self.pid == 0:
             self._child(call, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def _child(self, call: Callable[[], int], before: Callable[[], None]) -> None:
         code = 70
@@ -104,6 +106,7 @@ class Process:
             os.dup2(held, 2)
             _arm(self.moment)
             before()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             code = call()
         except KeyboardInterrupt as stop:
             files = [frame.filename for frame in traceback.extract_tb(stop.__traceback__)]

@@ -130,8 +130,8 @@ def _fill(trunk: Any, given: Any) -> None:
     if missing or strange or others:
         where = "" if named else f"={os.fspath(given)!r}"
         raise ConfigError(
-            f"vision_weights{where} are of another encoder: {first([*others, *missing, *strange])}. Name the encoder that "
-            "they belong to."
+            f"vision_weights{where} are of another encoder: {first([*others, *missing, *strange])}. Name the encoder "
+            "that they belong to."
         )
     trunk.load_state_dict(state, strict=False)
 
