@@ -33,7 +33,7 @@ def language_model(name: str, dtype: torch.dtype | None = None) -> Any:
     place = _place(name)
     with _damage_as_value_error():
         read = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype or torch.float32)
-    config = read.config
+    config: Any = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):  # only the outermost module is made anew; what is in it moves over
