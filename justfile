@@ -14,6 +14,10 @@ type:
 test:
     pytest
 
+# The sweeps that take too long for every change: all laws on every architecture, benchmarks, Ray.
+slow *args:
+    pytest -m slow {{args}}
+
 # Each plugin's own tests, on what is installed: pip install -e . ./plugins/*
 plugins:
     for plugin in plugins/*/; do pytest "$plugin/tests" -c "$plugin/pyproject.toml" || exit 1; done

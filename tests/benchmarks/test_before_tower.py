@@ -91,6 +91,7 @@ def test_a_forced_mix_is_the_router_replaced(geometry):
     assert isinstance(flex, tokenflex.FlexModel)
 
 
+@pytest.mark.slow
 def test_it_runs_in_its_smallest_size(capsys, tmp_path):
     page = tmp_path / "before.md"
     command = ["--size", "tiny", "--tables", "before-tower", "--json", "--rounds", "1", "--threads", "1"]

@@ -53,6 +53,7 @@ def test_the_small_size_has_the_shares_of_the_7b_model_and_the_protocol_names_th
     assert f"`pooled` {100 * pooled:.0f} %" in told
 
 
+@pytest.mark.slow
 def test_it_runs_in_its_smallest_size(capsys, tmp_path):
     page = tmp_path / "speed.md"
     paper_speed.main(["--size", "tiny", "--json", "--rounds", "1", "--threads", "1", "--out", str(page)])

@@ -21,6 +21,12 @@ PAGE = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text()
 OF_PAGE = PAGE.partition("\ntransformers ")[2].split(":")[0]
 KNOWN = hosts_table.architectures()
 SERVED = [name for name in KNOWN if hosts_table.refusal(name) is None]
+OFTEN = (
+    "aya_vision", "gemma3", "glm4v", "got_ocr2", "granite4_vision", "idefics3", "internvl", "janus", "kimi_k25",
+    "lfm2_vl", "llava", "llava_next", "llava_onevision", "minicpmv4_6", "mistral3", "molmo2", "paligemma",
+    "qwen2_5_vl", "qwen2_vl", "qwen3_omni_moe_thinker", "qwen3_vl", "video_llava",
+)  # fmt: skip
+"""Of every kind of layout and positions one or two, tried each time; the laws on all of them are ``just slow``."""
 needs_the_pages_version = pytest.mark.skipif(
     Version(transformers.__version__) < Version(OF_PAGE), reason=f"docs/hosts.md is of transformers {OF_PAGE} or newer"
 )
@@ -32,11 +38,15 @@ def test_enough_architectures_are_served():
     assert len(CHECKS) == len({check.name for check in CHECKS}) >= 18
 
 
+def test_what_is_tried_often_is_served():
+    assert set(OFTEN) <= set(KNOWN)
+
+
 def test_nothing_is_left_untried():
     assert [name for name in KNOWN if hosts_table.refusal(name) == "unknown: not tried"] == []
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in SERVED])
 def test_laws(name):
     row, report = hosts_table.probe(name)
     report.raise_if_bad()

@@ -233,6 +233,7 @@ def test_hosts_with_adapters(flex):
     assert not torch.allclose(wrapped(**inputs, level=-1).logits, flex(**inputs, level=-1).logits)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiled_parts_decide_alike():
     flex = assembled()

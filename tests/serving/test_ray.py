@@ -142,6 +142,7 @@ def test_what_is_written_is_not_done_again(cluster, model, source, tmp_path):
     assert all((out / name).read_bytes() == whole[name] for name in NAMES if name != lost)
 
 
+@pytest.mark.slow
 def test_rows_that_never_come_are_an_error_and_nothing_half_is_written(cluster, model, source, tmp_path):
     with pytest.raises(DataError, match=r"never answered: .*first-00000\.parquet lacks"):
         answer(source, tmp_path / "out", stage(model, Losing))
@@ -169,6 +170,7 @@ def test_actors_that_leave_no_cpu_to_read_with_are_refused(cluster, model, sourc
         answer(source, tmp_path / "out", [Stage(Answers, {"model": model[0]}, gpus=1)])
 
 
+@pytest.mark.slow
 def test_the_example_says_what_it_could_not_answer(model, source, tmp_path):
     pytest.importorskip("ray", reason="needs Ray Data: pip install 'tokenflex[ray]'")
     words = [model[0], str(source), str(tmp_path / "out"), "--actors", "2", "--cpus", "3", "--max-new-tokens", str(NEW)]
