@@ -1,15 +1,11 @@
 """The offline example of ``docs/compose.md`` runs as it stands."""
 
-import re
-from pathlib import Path
-
 import pytest
 import transformers
 from packaging.version import Version
 
+from tests.docs.fences import blocks
 from tokenflex.catalog import HOSTS_SINCE
-
-PAGE = Path(__file__).parents[2] / "docs" / "compose.md"
 
 
 @pytest.mark.skipif(
@@ -18,6 +14,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "compose.md"
 )
 def test_the_page_runs(tmp_path, capsys):
     pytest.importorskip("timm")
-    (block,) = re.findall(r"(?<!-->\n)```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(block, str(PAGE), "exec"), {"folder": tmp_path})
+    (block,) = [one for one in blocks("docs/compose.md") if one.language == "python" and one.reason is None]
+    exec(compile(block.text, block.page, "exec"), {"folder": tmp_path})
     assert "[(1, 16)]" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from tokenflex.cli import early
 from tokenflex.cli.device import device
 
 PORT = 7860
+EXTRA = ("gradio", "skimage", "sklearn")
 
 
 def register(commands: Any) -> None:
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Serve until interrupted."""
     early.sources(options.model)
     _require_numbers(options)
-    _require_extra()
+    early.packages(EXTRA, 'pip install "tokenflex[demo]"')
     from transformers.utils import logging
 
     from tokenflex.cli.quickstart_model import quickstart_model
@@ -80,13 +81,3 @@ def _require_numbers(options: argparse.Namespace) -> None:
         raise ConfigError(f"--runs {options.runs}: use 1 or more, or 0 to time nothing.")
     if options.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens {options.max_new_tokens}: use 1 or more.")
-
-
-def _require_extra() -> None:
-    import importlib.util
-
-    from tokenflex.errors import ConfigError
-
-    missing = [name for name in ("gradio", "skimage", "sklearn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f'{" and ".join(missing)} isn\'t installed; run pip install "tokenflex[demo]".')

@@ -1,5 +1,6 @@
 """What a command can refuse before it imports torch: names that nobody offers, files and folders that aren't there."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterable
@@ -17,6 +18,21 @@ def part(kind: str, name: str | None) -> None:
     """
     if name is not None:
         offered.require(kind, name)
+
+
+def packages(names: Iterable[str], install: str) -> None:
+    """Refuse to go on without packages of an extra.
+
+    Args:
+        names: as they are imported.
+        install: the command that gets them.
+
+    Raises:
+        ConfigError: names those that are missing.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} isn't installed; run {install}.")
 
 
 def recipe(path: str) -> None:

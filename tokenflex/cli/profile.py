@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenflex import bars
 from tokenflex.cli import early
+from tokenflex.cli.device import device
 from tokenflex.errors import ConfigError
 
 PARTS = ("scaler", "router", "voter")
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         options.model = quickstart_model()
     flex, processor = load(
         options.model, host=options.host, parts=options.parts, untrained=_named(options), dtype=options.dtype,
-        device=_device(options), attn_implementation=options.attn,
+        device=device(options.device), attn_implementation=options.attn,
     )  # fmt: skip
     pictures = [_opened(path) for path in options.image or ()] or [photograph()]
     requests = Requests(pictures, options.prompt or [question(processor)])
@@ -134,19 +135,6 @@ def _require_clear(options: argparse.Namespace) -> None:
     if options.parts and named:
         raise ConfigError(f"--parts {options.parts} brings all parts; leave out --{', --'.join(named)}.")
     early.sources(options.model, options.host, options.parts)
-
-
-def _device(options: argparse.Namespace) -> str:
-    """Where to measure.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    import torch
-
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu.")
-    return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _opened(path: Path) -> Any:

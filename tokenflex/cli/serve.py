@@ -69,7 +69,7 @@ def _add_limits(group: Any) -> None:
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Serve until interrupted."""
     early.sources(options.model, options.host, options.parts)
-    _require_extra()
+    early.packages(EXTRA, "pip install 'tokenflex[serve]'")
     import uvicorn
     from transformers.utils import logging
 
@@ -135,13 +135,3 @@ def _engine(options: argparse.Namespace, bounds: Any, metrics: Any) -> Any:
         options.model, host=options.host, parts=options.parts, dtype=options.dtype, device=device(options.device)
     )
     return TransformersEngine(flex, processor, bounds, metrics.batch)
-
-
-def _require_extra() -> None:
-    import importlib.util
-
-    from tokenflex.errors import ConfigError
-
-    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"{' and '.join(missing)} isn't installed; run pip install 'tokenflex[serve]'.")

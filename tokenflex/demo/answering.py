@@ -43,6 +43,11 @@ class Model:
         """How many there are."""
         return self.flex.compressor.num_levels
 
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's, or the processor itself where it is one."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -241,12 +246,10 @@ def _cells(found: Answer) -> Cells | None:
 
 
 def _ids(model: Model, text: str) -> list[int]:
-    tokenizer = getattr(model.processor, "tokenizer", model.processor)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _unknown(model: Model, text: str) -> tuple[str, ...]:
-    tokenizer = getattr(model.processor, "tokenizer", model.processor)
-    mark = getattr(tokenizer, "unk_token_id", None)
+    mark = getattr(model.tokenizer, "unk_token_id", None)
     words = dict.fromkeys(text.split())
     return () if mark is None else tuple(word for word in words if mark in _ids(model, word))

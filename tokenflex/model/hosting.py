@@ -10,7 +10,6 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from tokenflex import checkpoint, loadable
 from tokenflex.errors import ConfigError
-from tokenflex.files import as_path
 from tokenflex.hosts import stock
 from tokenflex.hosts.turns import say_what_is_read
 from tokenflex.model import peft_hosts, saving
@@ -103,7 +102,6 @@ class Hosting(Assembled, Escalatable, TextBatching, HostWeights, GenerationMixin
                 than LoRA, modules its configuration doesn't describe, quantisation that can't be saved.
             WriteError: the folder can't be written, as on a full disk; a model that was there is still there.
         """
-        as_path(save_directory)
         reason = peft_hosts.refusal(self.host)
         if reason is not None:
             raise ConfigError(f"the host can't be saved in one with its parts: {reason}. {saving.APART}")

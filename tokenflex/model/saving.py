@@ -153,7 +153,7 @@ def place(save_directory: str | os.PathLike[str], first: bool, uploads: bool) ->
     Raises:
         WriteError: it can't be written.
     """
-    folder = Path(save_directory)
+    folder = as_path(save_directory)
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     with writing(folder), nullcontext() if together or not first else locked(folder):
         if not first or uploads or folder.is_file():
