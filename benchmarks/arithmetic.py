@@ -43,7 +43,7 @@ class Arithmetic:
     """FLOPs of one size's modules, steps and requests, for one sample.
 
     Args:
-        size: the model and what it is fed; pictures of one size.
+        size: the model and what it is fed; images of one size.
     """
 
     def __init__(self, size: Size) -> None:
@@ -65,7 +65,7 @@ class Arithmetic:
 
     @cached_property
     def tower(self) -> Cost:
-        """The vision tower on all views of a picture; gradients come through the layer that the projector reads."""
+        """The vision tower on all views of an image; gradients come through the layer that the projector reads."""
         side, tower = self.size.vision["image_size"], self.host.model.vision_tower
         layer = self.host.config.vision_feature_layer
 
@@ -95,7 +95,7 @@ class Arithmetic:
         return Cost(*(factor * positions * self.host.lm_head.weight.numel() for factor in (2, 4)))
 
     def router(self, name: str = "routed") -> Cost:
-        """Our router and voter on one picture, pooling included: ``routed`` or ``pooled``."""
+        """Our router and voter on one image, pooling included: ``routed`` or ``pooled``."""
         parts, words = self.parts[name], self.size.words
 
         def run(tokens: Tensor, embeddings: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Arithmetic:
 
     @cached_property
     def published_router(self) -> Cost:
-        """The published router on one picture: all rows of all levels and the words, in every view."""
+        """The published router on one image: all rows of all levels and the words, in every view."""
         router: Any = self.parts["routed"].router
         rows = (self.views, self.positions + router.text_tokens, self.adapter.dim)
         return self._cost(router, lambda sequence: router.mlp(router.merger(sequence)), rows)

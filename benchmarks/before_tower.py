@@ -1,8 +1,8 @@
 """What levels before the vision tower save beside levels after it, at the same numbers of tokens.
 
-Part of ``python -m benchmarks.paper_speed --tables before-tower``. Two geometries: Qwen2.5-VL (one picture of any size
+Part of ``python -m benchmarks.paper_speed --tables before-tower``. Two geometries: Qwen2.5-VL (one image of any size
 through a tower with window attention, one token of four patches) and LLaVA-NeXT (tiles of one size, the view of the
-whole picture among them). The plain host, levels that are pooled after the tower and levels that are smaller pictures
+whole image among them). The plain host, levels that are pooled after the tower and levels that are smaller images
 take turns on one request; router and voter run in full, and their choice is then replaced by a given level.
 """
 
@@ -27,11 +27,11 @@ SHARES = (1 / 16, 1 / 4, 1.0)
 """Of Qwen2.5-VL's pixels, or of the tokens that windows keep: exactly as many tokens in both."""
 WINDOWS = ((4, 4), (2, 2), (1, 1))
 CANVASES = (1 / 16, 1 / 2, 1.0)
-"""Of LLaVA-NeXT's tiles: the view of the whole picture alone, half of the tiles beside it, all."""
+"""Of LLaVA-NeXT's tiles: the view of the whole image alone, half of the tiles beside it, all."""
 WAYS = ("after forced", "after routed", "before forced", "before routed")
 PROTOCOL = """\
 Levels before and after the tower. One request at a time (batch 1), {answers} new tokens, greedy, the end token never
-written; random weights, {dtype}. `after` pools what the tower made of the whole picture, `before` makes the picture
+written; random weights, {dtype}. `after` pools what the tower made of the whole image, `before` makes the image
 smaller and encodes that: the coarsest one first, for router and voter, and the chosen one unless it is the same. Both
 keep the same number of tokens; where no level after the tower has it, the two next to it are mixed to it. `forced` runs
 no router; it is the best that any router could reach after the tower. All settings take turns in every round, in an
@@ -91,7 +91,7 @@ def of_qwen(size: qwen.QwenSize, seed: int) -> Geometry:
     """Qwen2.5-VL's."""
     host, inputs = qwen.host(size, seed), qwen.request(size, seed)
     scalers = {"after": AveragePoolScaler.Config(windows=WINDOWS), "before": ResolutionScaler.Config(shares=SHARES)}
-    told = f"one picture of {size.picture} x {size.picture} pixels, {size.words} text tokens"
+    told = f"one image of {size.image} x {size.image} pixels, {size.words} text tokens"
     return _geometry("Qwen2.5-VL", told, host, scalers, inputs, size.dtype)
 
 
@@ -99,7 +99,7 @@ def of_llava_next(host: Any, inputs: Mapping[str, Any], told: str, dtype: torch.
     """LLaVA-NeXT's.
 
     Args:
-        told: picture and text, in words.
+        told: image and text, in words.
     """
     scalers = {"after": AveragePoolScaler.Config(), "before": ResolutionScaler.Config(shares=CANVASES)}
     return _geometry("LLaVA-NeXT", told, host, scalers, inputs, dtype)
@@ -209,7 +209,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def figure(size: qwen.QwenSize, answers: int, words: int = 32) -> str:
-    """What one picture costs at every level, by arithmetic, as Markdown.
+    """What one image costs at every level, by arithmetic, as Markdown.
 
     Args:
         words: of the instruction, as many as the router reads at most.

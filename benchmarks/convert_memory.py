@@ -29,7 +29,7 @@ MEASURE = """
 import json, sys, threading, time
 from tokenflex import released
 import tokenflex.hosts.llava_next
-import transformers.models.llava_next.modeling_llava_next, transformers.models.clip.modeling_clip
+import transformers.models.llava_next.modeling_llava_next, transformers.models.clip.modeling_video
 def held():
     lines = dict(line.split(":") for line in open("/proc/self/status"))
     return [int(lines[key].split()[0]) * 1024 for key in ("RssAnon", "VmRSS")]
@@ -111,7 +111,7 @@ def make(folder: Path, hidden: int, layers: int, vocabulary: int, count: int) ->
         weight_map |= dict.fromkeys(group, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "tower").mkdir()
-    (folder / "tower" / "config.json").write_text(json.dumps(TOWER | {"model_type": "clip_vision_model"}))
+    (folder / "tower" / "config.json").write_text(json.dumps(TOWER | {"model_type": "video_vision_model"}))
     config = {
         "model_type": "llava_llama", "mm_projector_type": "mlp2x_gelu", "mm_patch_merge_type": "spatial_unpad",
         "image_aspect_ratio": "anyres", "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2,

@@ -30,7 +30,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 import tokenflex
 from tokenflex.serving import Front
-import transformers.models.llava_next.modeling_llava_next, transformers.models.clip.modeling_clip
+import transformers.models.llava_next.modeling_llava_next, transformers.models.clip.modeling_video
 def held():
     lines = dict(line.split(":") for line in open("/proc/self/status") if ":" in line)
     return sum(int(lines[key].split()[0]) * 1024 for key in ("RssAnon", "RssFile"))
@@ -104,7 +104,7 @@ def page(data: dict[str, Any]) -> str:
         "",
         "A front has the vision tower, the projector, the word embeddings and the parts; not the language model's",
         "layers and head. Peak: resident memory above what the process held after its imports, through loading, the",
-        f"requests of one batch of {data['batch']} pictures and, for the whole model, one coarse token for each",
+        f"requests of one batch of {data['batch']} images and, for the whole model, one coarse token for each",
         "(weights that nobody uses are only mapped, not read); float32, one thread; least and greatest of",
         f"{data['runs']} runs. Both made the same requests.",
         "",

@@ -100,11 +100,11 @@ def _checked(flex: FlexModel, inputs: dict[str, Any], attention: str, dtype: tor
         plain = {"logits": host(**inputs).logits, "ids": host.generate(**asked)}
     except Exception as error:
         return {"outcome": "refused", "detail": f"the plain host raises {_short(error)}"}
-    done, pictures = 0, len(flex.decide(**inputs, level=0))
+    done, images = 0, len(flex.decide(**inputs, level=0))
     for call in CALLS:
         for name, level in LEVELS.items():
             try:
-                levels = [MIXED[i % len(MIXED)] for i in range(pictures)] if level is MIXED else level
+                levels = [MIXED[i % len(MIXED)] for i in range(images)] if level is MIXED else level
                 _CHECKS[call](flex, asked if call == "generate" else inputs, levels, plain, dtype)
             except Exception as error:
                 return {"outcome": "failed", "detail": f"{call}, {name}: {_short(error)}", "checks": done}

@@ -28,7 +28,7 @@ GRAPHS = ("cudaGraphLaunch",)
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 READ = "aten::_local_scalar_dense"
 PROTOCOL = """\
-{model}. One request (batch 1): one picture of {picture[0]} x {picture[1]} pixels, {words} text tokens, one new token; \
+{model}. One request (batch 1): one image of {image[0]} x {image[1]} pixels, {words} text tokens, one new token; \
 {dtype}. Counted by torch's profiler in one call after {warm} untimed ones; {counted}. `reads` are values that Python \
 takes from a tensor ({read}), `copies` go from the device to the host. Seconds are medians of {runs} runs without the \
 profiler. `vanilla` is the plain host's generate, `routed 0` runs the router and keeps the fewest tokens, `forced 0` \
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
         **report.surroundings(size.device),
         "protocol": PROTOCOL.format(
             model=sizes.describe(size, flex, inputs).split("; a batch")[0],
-            picture=size.picture,
+            image=size.image,
             words=size.words,
             dtype=str(size.dtype).removeprefix("torch."),
             warm=options.warm,

@@ -26,7 +26,7 @@ STEPS = ("stage4/ours", "stage3/low", "stage3/packed", "stage3/joint")
 REQUESTS = ("vanilla", "routed 0", "routed 4", "forced 0")
 PROTOCOL = """\
 {model}. A step is forward and backward of one batch without optimizer, parameters frozen as the stage does, \
-{checkpointing}; a request is a picture, a question and {answers} new tokens at batch 1. Every call runs once untimed, \
+{checkpointing}; a request is an image, a question and {answers} new tokens at batch 1. Every call runs once untimed, \
 then {runs} times; seconds are medians. Peak is the most memory held during one more call, above what was held before \
 it, {memory}; gradients of a step are freed before it.\
 """

@@ -3,7 +3,7 @@
     python -m benchmarks.paper_speed --size small            # minutes on two CPU cores
     python -m benchmarks.paper_speed --size small --json     # the same figures as one JSON object
     python -m benchmarks.paper_speed --size 7b --out benchmarks/results/paper_speed_7b.md
-    python -m benchmarks.paper_speed --size small --tables before-tower   # levels that are smaller pictures
+    python -m benchmarks.paper_speed --size small --tables before-tower   # levels that are smaller images
 
 Published figures: AVG-LLaVA (arXiv 2410.02745), table of tokens kept and speed-ups.
 """
@@ -48,7 +48,7 @@ SIZES = {
         vision={**sizes.SMALL.vision, "hidden_size": 232, "intermediate_size": 928, "num_attention_heads": 4},
         text={"vocab_size": 32000, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 17,
               "num_attention_heads": 8, "num_key_value_heads": 8},
-        picture=(336, 336), words=64, batch=1, pairs=10,
+        image=(336, 336), words=64, batch=1, pairs=10,
     ),
     "7b": replace(sizes.VICUNA_7B, words=64, checkpointing=False, pairs=20),
 }  # fmt: skip
@@ -57,7 +57,7 @@ vision tower is 35 % of one without it. A router is as wide as the language mode
 so the small language model is wide for its number of layers: 512 and 17."""
 TABLES = ("published", "before-tower")
 PROTOCOL = """\
-{model}. One request at a time (batch 1): one picture of {picture[0]} x {picture[1]} pixels, {words} text tokens,
+{model}. One request at a time (batch 1): one image of {image[0]} x {image[1]} pixels, {words} text tokens,
 {answers} new tokens, greedy, the end token never written; {dtype}, attention {attention}. Vanilla is the stock host on
 all tokens. A routed request runs vision tower, router, splice, prefill and decode; random weights would choose at
 random, so the router is run in full and its choice is then replaced by a given level. A benchmark's share of tokens is
@@ -65,7 +65,7 @@ met by mixing the two levels next to it; requests come one after another, so the
 levels' times. All settings take turns in every round, in an order that turns round, after one untimed round; a round's
 speed-up is vanilla's time by the mix's; figures are medians over {n} rounds, spreads their least and greatest.
 `pooled` is the router whose votes come from all levels but the finest. At the coarsest level a router adds 19 % to a
-request's FLOPs at 7B with pictures of 672 x 672 pixels (`pooled` 9 %; `benchmarks/arithmetic.py`); in size `small` the
+request's FLOPs at 7B with images of 672 x 672 pixels (`pooled` 9 %; `benchmarks/arithmetic.py`); in size `small` the
 router, and with it the language model, is made so wide that it adds the same there, so no row is scaled.\
 """
 
@@ -181,7 +181,7 @@ def measured(size: sizes.Size, seed: int, answers: int) -> dict[str, Any]:
         "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "protocol": PROTOCOL.format(
             model=model.split("; a batch")[0] + f"; {', '.join(map(str, counts))} visual tokens at the levels",
-            picture=size.picture,
+            image=size.image,
             words=size.words,
             answers=answers,
             dtype=str(size.dtype).removeprefix("torch."),
@@ -198,7 +198,7 @@ def before(size: sizes.Size, other: qwen.QwenSize, seed: int, answers: int) -> d
         other: the model of Qwen2.5-VL's geometry.
     """
     models, inputs = built(size, seed)
-    told = f"one picture of {size.picture[0]} x {size.picture[1]} pixels, {size.words} text tokens"
+    told = f"one image of {size.image[0]} x {size.image[1]} pixels, {size.words} text tokens"
     tiled = before_tower.of_llava_next(models["routed"].host, inputs, told, size.dtype)
     found = [before_tower.measured(tiled, answers, size.pairs, size.device)]
     del models, tiled
@@ -215,7 +215,7 @@ def before_table(found: Mapping[str, Any]) -> str:
     """The results of `before` as Markdown."""
     told = "\n".join(f"- {one['geometry']}: {one['model']}" for one in found["geometries"])
     figures = "\n".join(
-        f"What one picture costs at {name} with Qwen2.5-VL's geometry, in GFLOPs, by arithmetic:\n\n{figure}"
+        f"What one image costs at {name} with Qwen2.5-VL's geometry, in GFLOPs, by arithmetic:\n\n{figure}"
         for name, figure in found["figures"].items()
     )
     return "\n\n".join([found["protocol"], told, before_tower.table(found["geometries"]), figures])

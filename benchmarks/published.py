@@ -78,7 +78,7 @@ def _row_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _filtered(tokens: Tensor, words: Tensor, count: int) -> Tensor:
-    """The ``count`` words nearest to the whole picture, best first, zero rows where there are fewer.
+    """The ``count`` words nearest to the whole image, best first, zero rows where there are fewer.
 
     Args:
         tokens: ``(tokens, dim)`` of the first tile.

@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 PAD, BOS, EOS, START, END, IMAGE, VIDEO, WORD = range(8)
 CHANNELS, FRAMES = 3, 2
-"""Of a patch: a picture is two equal frames."""
+"""Of a patch: an image is two equal frames."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class QwenSize:
 
     Attributes:
         vision, text: of the `Qwen2_5_VLConfig`.
-        picture: side in pixels; a multiple of four tokens' sides, so that the levels' numbers of tokens are exact.
+        image: side in pixels; a multiple of four tokens' sides, so that the levels' numbers of tokens are exact.
         words: text tokens of a request.
         device, dtype: where the host lives, and as what.
         pairs: rounds that are timed.
@@ -27,7 +27,7 @@ class QwenSize:
 
     vision: dict[str, Any]
     text: dict[str, Any]
-    picture: int
+    image: int
     words: int
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -35,8 +35,8 @@ class QwenSize:
 
     @property
     def patches(self) -> int:
-        """Of one side of the picture."""
-        return self.picture // self.vision["patch_size"]
+        """Of one side of the image."""
+        return self.image // self.vision["patch_size"]
 
 
 VISION = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": FRAMES, "window_size": 112}
@@ -45,21 +45,21 @@ TINY = QwenSize(
             "fullatt_block_indexes": [1]},
     text={"vocab_size": 512, "hidden_size": 64, "intermediate_size": 340, "num_hidden_layers": 3,
           "num_attention_heads": 8, "num_key_value_heads": 2},
-    picture=224, words=8, pairs=1,
+    image=224, words=8, pairs=1,
 )  # fmt: skip
 SMALL = QwenSize(
     vision={**VISION, "depth": 8, "hidden_size": 256, "intermediate_size": 684, "num_heads": 8, "out_hidden_size": 384,
             "fullatt_block_indexes": [7]},
     text={"vocab_size": 8192, "hidden_size": 384, "intermediate_size": 2032, "num_hidden_layers": 28,
           "num_attention_heads": 8, "num_key_value_heads": 1},
-    picture=560, words=16,
+    image=560, words=16,
 )  # fmt: skip
 QWEN_7B = QwenSize(
     vision={**VISION, "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
             "out_hidden_size": 3584, "fullatt_block_indexes": [7, 15, 23, 31]},
     text={"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
           "num_attention_heads": 28, "num_key_value_heads": 4},
-    picture=1120, words=64, device="cuda", dtype=torch.bfloat16, pairs=20,
+    image=1120, words=64, device="cuda", dtype=torch.bfloat16, pairs=20,
 )  # fmt: skip
 SIZES = {"tiny": TINY, "small": SMALL, "7b": QWEN_7B}
 """``small`` has the shares of the 7B model's FLOPs: tower, router and language model (tests/benchmarks)."""
@@ -89,7 +89,7 @@ def host(size: QwenSize, seed: int) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def request(size: QwenSize, seed: int) -> dict[str, Tensor]:
-    """One picture of noise and some words, as the processor would give them."""
+    """One image of noise and some words, as the processor would give them."""
     noise = torch.Generator().manual_seed(seed)
     side, patch = size.patches, size.vision["patch_size"]
     pixels = torch.randn(side * side, CHANNELS * FRAMES * patch * patch, generator=noise)
@@ -111,7 +111,7 @@ class Work:
     """FLOPs of one request, without those of sums, norms and activations.
 
     Attributes:
-        tower: vision tower and merger on the picture that is used.
+        tower: vision tower and merger on the image that is used.
         decision: what is encoded only to be looked at, and router and voter.
         language: prefill and decoding.
     """
@@ -137,7 +137,7 @@ class Arithmetic:
         self.size, self.answers = size, answers
 
     def tower(self, share: float = 1.0) -> int:
-        """Vision tower and merger on a picture that keeps ``share`` of its pixels."""
+        """Vision tower and merger on an image that keeps ``share`` of its pixels."""
         vision, merge = self.size.vision, self.size.vision["spatial_merge_size"]
         wide, hidden, depth = vision["hidden_size"], vision["intermediate_size"], vision["depth"]
         side = round(self.size.patches * share**0.5)
@@ -173,12 +173,12 @@ class Arithmetic:
         return 2 * (attending + (rows + words) * (3 * wide * wide + wide * levels))
 
     def visual(self, share: float = 1.0) -> int:
-        """Visual tokens of a picture that keeps ``share`` of its pixels."""
+        """Visual tokens of an image that keeps ``share`` of its pixels."""
         side = round(self.size.patches * share**0.5) // self.size.vision["spatial_merge_size"]
         return side * side
 
     def after(self, level: int, shares: Sequence[float], words: int | None) -> Work:
-        """A level that is pooled from the whole picture's tokens.
+        """A level that is pooled from the whole image's tokens.
 
         Args:
             shares: of the tokens, by level.
@@ -189,7 +189,7 @@ class Arithmetic:
         return Work(self.tower(), decision, self.language(self.visual(shares[level])))
 
     def before(self, level: int, shares: Sequence[float], words: int | None) -> Work:
-        """A level that is a smaller picture; the router looks at the smallest, and at its tokens pooled by 2 x 2."""
+        """A level that is a smaller image; the router looks at the smallest, and at its tokens pooled by 2 x 2."""
         tower, decision = self.tower(shares[level]), 0
         if words is not None:
             seen = self.visual(shares[0])
@@ -199,7 +199,7 @@ class Arithmetic:
 
 
 def _in_windows(side: int, window: int) -> int:
-    """Pairs of patches that look at each other within windows over a square picture."""
+    """Pairs of patches that look at each other within windows over a square image."""
     parts = [window] * (side // window) + ([side % window] if side % window else [])
     return sum((rows * cols) ** 2 for rows in parts for cols in parts)
 

@@ -41,14 +41,14 @@ Time: seconds of forward and backward without optimizer step; both sides take tu
 run of each, in an order that turns round every time; figures are medians, ratios medians of the pairs' ratios,
 spreads their least and greatest. FLOPs: as torch's counter sees them, attention included; exact, so counted once.
 Memory: peak above the loaded model (gradients included), {memory}, every run in a process of its own{threads}.
-Router: one picture of {tiles} tiles of {patches} x {patches} tokens with {words} words, pooling included, without
+Router: one image of {tiles} tiles of {patches} x {patches} tokens with {words} words, pooling included, without
 gradients. Store: `RGLFTrainer` on both sides with the same order of samples and the same start, ours from a store
 with router inputs, the baseline our own stage 4 with the model in the loop; the ratio is that of the sums over
 epochs, the spread that of single epochs; both runs have to end with the same router. Rows on the number of levels
 compare `low` (ours) with `joint` (baseline).
 
 Arithmetic: `benchmarks/arithmetic.py` counts the same steps module by module, for this size and for the 7B model
-(LLaVA-NeXT on Vicuna 7B, pictures of 672 x 672 pixels, 200 text tokens, 100 of them supervised, layers computed again
+(LLaVA-NeXT on Vicuna 7B, images of 672 x 672 pixels, 200 text tokens, 100 of them supervised, layers computed again
 in the backward pass). What the tower and the logits weigh depends on the size: with 7B parameters the ratios of FLOPs,
 and so of time wherever arithmetic is what takes it, are those of the last column, however small the measured ones are.\
 """

@@ -30,14 +30,14 @@ import torch
 from PIL import Image
 
 from benchmarks import report
-from tokenflex.quickstart.pictures import exam
+from tokenflex.quickstart.images import exam
 
 SIZES = ((128, 64), (64, 64), (96, 64), (256, 128), (64, 128), (200, 60), (128, 128), (40, 80))
 """Width and height in pixels; each request takes the next."""
 DETAILS = ("auto", "high", "low")
 START = 300
 PROTOCOL = """\
-{clients} clients ask {requests} questions each, one after another, about pictures of {sizes}
+{clients} clients ask {requests} questions each, one after another, about images of {sizes}
 pixels in turn, each in a request of its own as a PNG in a data: URL; answers of at most {answer} tokens, greedy.
 `auto` lets the router decide, `high` and `low` are the finest and the coarsest level: the same server, the same
 requests. {rounds} rounds, in each of which the settings take turns; every round begins with another. Seconds are from a
@@ -105,11 +105,11 @@ def _is_up(address: str) -> bool:
 
 
 def questions(seed: int, count: int) -> list[tuple[str, str]]:
-    """(picture as a data: URL, question) of mixed sizes."""
+    """(image as a data: URL, question) of mixed sizes."""
     found: list[tuple[str, str]] = []
-    for i, (picture, asked) in enumerate(exam(seed, "test", count)):
+    for i, (image, asked) in enumerate(exam(seed, "test", count)):
         written = io.BytesIO()
-        picture.image.resize(SIZES[i % len(SIZES)], Image.Resampling.BICUBIC).save(written, format="PNG")
+        image.image.resize(SIZES[i % len(SIZES)], Image.Resampling.BICUBIC).save(written, format="PNG")
         url = f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
         found.append((url, asked.question))
     return found

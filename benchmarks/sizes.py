@@ -36,7 +36,7 @@ class Size:
     Attributes:
         vision, text: of the `CLIPVisionConfig` and the `LlamaConfig`.
         pinpoints: (height, width) of the canvases.
-        picture: (height, width) of every picture, in pixels.
+        image: (height, width) of every image, in pixels.
         words: text tokens of a sample.
         answers: how many of them are supervised.
         batch: samples of a step.
@@ -52,7 +52,7 @@ class Size:
     vision: dict[str, int]
     text: dict[str, int]
     pinpoints: list[list[int]]
-    picture: tuple[int, int]
+    image: tuple[int, int]
     words: int
     answers: int
     batch: int = 1
@@ -74,7 +74,7 @@ TINY = Size(
             "image_size": 56, "patch_size": 14, "projection_dim": 32},
     text={"vocab_size": 2100, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
           "num_attention_heads": 8, "num_key_value_heads": 8},
-    pinpoints=[[56, 112], [112, 56], [112, 112]], picture=(56, 112), words=24, answers=8,
+    pinpoints=[[56, 112], [112, 56], [112, 112]], image=(56, 112), words=24, answers=8,
     routers=(64, 128), tiles=3, patches=8, router_words=40, samples=2, epochs=2,
 )  # fmt: skip
 SMALL = Size(
@@ -82,14 +82,14 @@ SMALL = Size(
             "image_size": 168, "patch_size": 14, "projection_dim": 256},
     text={"vocab_size": 32000, "hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 10,
           "num_attention_heads": 10, "num_key_value_heads": 10},
-    pinpoints=[[168, 336], [336, 168], [336, 336]], picture=(168, 336), words=64, answers=24, batch=2,
+    pinpoints=[[168, 336], [336, 168], [336, 336]], image=(168, 336), words=64, answers=24, batch=2,
 )  # fmt: skip
 VICUNA_7B = Size(
     vision={"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
             "image_size": 336, "patch_size": 14, "projection_dim": 768},
     text={"vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
           "num_attention_heads": 32, "num_key_value_heads": 32},
-    pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]], picture=(672, 672), words=200,
+    pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]], image=(672, 672), words=200,
     answers=100, device="cuda", dtype=torch.bfloat16, checkpointing=True, routers=(1024, 2048, 3072, 4096),
 )  # fmt: skip
 SIZES = {"tiny": TINY, "small": SMALL, "7b": VICUNA_7B}
@@ -154,7 +154,7 @@ def collator(size: Size) -> FlexCollator:
 
 
 def dataset(size: Size, seed: int, samples: int) -> ChatDataset:
-    """Noise for pictures, random words for questions and answers."""
+    """Noise for images, random words for questions and answers."""
     words, pixels = random.Random(seed), np.random.default_rng(seed)
 
     def text(count: int) -> str:
@@ -163,7 +163,7 @@ def dataset(size: Size, seed: int, samples: int) -> ChatDataset:
     rows = [
         {
             "id": i,
-            "images": [Image.fromarray(pixels.integers(0, 255, (*size.picture, 3), dtype=np.uint8))],
+            "images": [Image.fromarray(pixels.integers(0, 255, (*size.image, 3), dtype=np.uint8))],
             "messages": [
                 {"role": "user", "content": f"<image> {text(size.words - size.answers - FRAME + 1)}"},
                 {"role": "assistant", "content": text(size.answers - 1)},

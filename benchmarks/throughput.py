@@ -63,28 +63,28 @@ SCALES = {
                     "num_attention_heads": 4},
             text={"vocab_size": 2100, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 14,
                   "num_attention_heads": 4, "num_key_value_heads": 4},
-            picture=(168, 336), words=56,
+            image=(168, 336), words=56,
         ),
         cut="So that a run takes minutes the language model is narrow and has 14 layers and a small vocabulary, a "
-        "picture has two tiles, and larger batches have fewer rounds.",
+        "image has two tiles, and larger batches have fewer rounds.",
     ),
     "7b": Scale(paper_speed.SIZES["7b"], (1, 8), rounds={1: 10}, cut="A batch of 32 needs about 80 GB: --batches 32."),
 }  # fmt: skip
 """``small`` has at the coarsest level the shares of the 7B model, by FLOPs: vision tower and router to the whole."""
 PROTOCOL = """\
 {model}; {tokens} visual tokens at the levels.
-Requests of one picture of {picture[0]} x {picture[1]} pixels and {words} text tokens each, greedy, the end token never
+Requests of one image of {image[0]} x {image[1]} pixels and {words} text tokens each, greedy, the end token never
 written; {dtype}, attention {attention}. A request runs vision tower, router, splice, prefill and decode; random weights
 would choose at random, so the router is run in full and its choice is then replaced by given levels. A mix keeps the
 share of visual tokens that AVG-LLaVA keeps on a benchmark ({mixes}), by
-the two levels next to it: in a batch its pictures differ, as many of each level as come nearest to the share; at batch
+the two levels next to it: in a batch its images differ, as many of each level as come nearest to the share; at batch
 1 requests come one after another, so the mix's time is the weighted mean of its levels' times. `kept` is what a row
 came to. `routed` lets the model group a batch's rows (`batching="auto"`), `routed, padded` pads them to the longest.
 The host runs twice in every round, once to be compared with and once as `plain host`, whose ratio is 1 but for noise.
 Settings take turns, each round begins with another and every second goes backwards; before the first batch all run
 untimed, before every further one the host. A round's ratio is the setting's images a second by the host's; figures are
 medians over n rounds, spreads their least and greatest. The FLOP limit is the host's FLOPs on all tokens by those of
-vision tower, scaler, router and language model on exactly the tokens kept, each picture for itself, without padding,
+vision tower, scaler, router and language model on exactly the tokens kept, each image for itself, without padding,
 decoding included; forced levels run no router. `of the limit` is the ratio by it. For one token at the coarsest
 level the vision tower is {tower:.0f} % of a request's FLOPs, and the router adds {router:.0f} %. {cut}\
 """
@@ -96,7 +96,7 @@ class Run:
 
     Attributes:
         kind: ``host``; ``plain host``, the same again; ``forced``, without the router; ``routed``; or ``padded``.
-        levels: one per picture.
+        levels: one per image.
     """
 
     kind: str
@@ -119,7 +119,7 @@ class Case:
     runs: Mapping[Run, float]
 
     def mean(self, of: Callable[[Run, int], float], finest: int) -> float:
-        """The mean over pictures of what a run has at a level."""
+        """The mean over images of what a run has at a level."""
         each = {run: [of(run, level) for level in run.levels or (finest,)] for run in self.runs}
         return sum(weight * statistics.fmean(each[run]) for run, weight in self.runs.items())
 
@@ -312,7 +312,7 @@ def measured(scale: Scale, options: argparse.Namespace, mixes: Mapping[str, floa
         "protocol": PROTOCOL.format(
             model=sizes.describe(size, flex, alone).split("; a batch")[0],
             tokens=", ".join(map(str, tokens)),
-            picture=size.picture,
+            image=size.image,
             words=size.words,
             dtype=str(size.dtype).removeprefix("torch."),
             attention=flex.host.config._attn_implementation,

@@ -5,7 +5,7 @@ python examples/chat.py --model my-model --image photo.jpg --turns "Who is on th
 """
 
 import torch
-from start import arguments, batch, loaded, picture
+from start import arguments, batch, image, loaded
 
 import tokenflex
 
@@ -17,7 +17,7 @@ def main() -> None:
     trained = isinstance(host, tokenflex.FlexModel)
     flex = host if trained else tokenflex.wrap(host, router="reconstruction", voter="mean", processor=processor)
     first, *later = asked.turns
-    inputs = batch(host, processor, picture(asked), first)
+    inputs = batch(host, processor, image(asked), first)
     out = flex.generate(**inputs, max_new_tokens=8, return_dict_in_generate=True)
     show(processor, out, before=inputs["input_ids"].shape[1], said=out.sequences)
     for text in later:

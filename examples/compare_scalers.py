@@ -8,7 +8,7 @@ mean over images. It costs no answers; ``tokenflex evaluate`` compares accuracy.
 """
 
 import torch
-from start import arguments, batch, loaded, picture
+from start import arguments, batch, image, loaded
 
 import tokenflex
 from tokenflex.errors import TokenFlexError
@@ -30,7 +30,7 @@ def main() -> None:
     asked = arguments(__doc__, images={"type": int, "default": 4, "help": "images of noise, where no --image is given"})
     host, processor = loaded(asked)
     count = asked.images if asked.image is None else 1
-    batches = [batch(host, processor, picture(asked, seed), asked.question) for seed in range(count)]
+    batches = [batch(host, processor, image(asked, seed), asked.question) for seed in range(count)]
     for name in tokenflex.scalers.names():
         try:
             flex = tokenflex.wrap(host, scaler=name, router="constant", processor=processor)

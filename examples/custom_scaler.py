@@ -8,7 +8,7 @@ docs/write_a_scaler.md explains it step by step, and makes a distribution of it.
 from dataclasses import dataclass
 
 import torch
-from start import arguments, batch, loaded, picture
+from start import arguments, batch, image, loaded
 
 import tokenflex
 from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
@@ -49,7 +49,7 @@ def main() -> None:
     print(check_component(StandingOut.Config()))
     host, processor = loaded(asked)
     flex = tokenflex.wrap(host, scaler="standing-out", processor=processor)
-    inputs = batch(host, processor, picture(asked), asked.question)
+    inputs = batch(host, processor, image(asked), asked.question)
     for level in range(flex.compressor.num_levels):
         (decision,) = flex.decide(**inputs, level=level)
         print(f"level {level}: {decision.tokens} of {decision.of} tokens")

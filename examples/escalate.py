@@ -6,7 +6,7 @@
 The threshold is found on questions without answers, here made up; use some hundred of your own.
 """
 
-from start import answer, arguments, batch, loaded, picture
+from start import answer, arguments, batch, image, loaded
 
 import tokenflex
 
@@ -16,12 +16,12 @@ def main() -> None:
     asked = arguments(__doc__, rows={"type": int, "default": 60, "help": "questions to calibrate on"})
     host, processor = loaded(asked)
     flex = tokenflex.wrap(host, router="constant", processor=processor)
-    sample = [batch(host, processor, picture(asked, seed), asked.question) for seed in range(asked.rows)]
+    sample = [batch(host, processor, image(asked, seed), asked.question) for seed in range(asked.rows)]
     promise = tokenflex.Escalate(risk=0.5, confidence=0.9, levels=("coarsest", "finest"))
     flex.escalate = tokenflex.calibrate(flex, promise, sample, max_new_tokens=4)
     print(f"threshold {flex.escalate.threshold:.4g}, found on {flex.escalate.calibrated.rows} questions")
 
-    inputs = batch(host, processor, picture(asked, asked.rows), asked.question)
+    inputs = batch(host, processor, image(asked, asked.rows), asked.question)
     output = flex.generate(**inputs, escalate=True, max_new_tokens=4, return_dict_in_generate=True)
     for tried in output.decisions[0].tried:
         print(f"level {tried.level}: {tried.tokens} tokens, {tried.reason}")

@@ -4,7 +4,7 @@ python examples/force_level.py
 python examples/force_level.py --model llava-hf/llava-v1.6-vicuna-7b-hf --image photo.jpg --question "What is this?"
 """
 
-from start import answer, arguments, batch, loaded, picture
+from start import answer, arguments, batch, image, loaded
 
 import tokenflex
 
@@ -14,7 +14,7 @@ def main() -> None:
     asked = arguments(__doc__)
     host, processor = loaded(asked)
     flex = tokenflex.wrap(host, router="constant", processor=processor)  # levels are forced: no router is needed
-    inputs = batch(host, processor, picture(asked), asked.question)
+    inputs = batch(host, processor, image(asked), asked.question)
     for level in range(flex.compressor.num_levels):
         (decision,) = flex.decide(**inputs, level=level)
         ids = flex.generate(**inputs, level=level, max_new_tokens=16, do_sample=False)

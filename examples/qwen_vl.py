@@ -6,7 +6,7 @@
 The router is fresh here, so its choice means nothing until it is trained; levels can be forced all the same.
 """
 
-from start import answer, arguments, batch, loaded, picture
+from start import answer, arguments, batch, image, loaded
 
 import tokenflex
 from tokenflex.quickstart import qwen_host
@@ -18,7 +18,7 @@ def main() -> None:
     host, processor = qwen_host.seeded(0) if asked.model is None else loaded(asked)
     flex = tokenflex.wrap(host.eval(), scaler="resolution", processor=processor)
     question = "which photo" if asked.model is None else asked.question  # in the words that the tiny model has
-    inputs = batch(host, processor, picture(asked), question)
+    inputs = batch(host, processor, image(asked), question)
     for level in range(flex.compressor.num_levels):
         (decision,) = flex.decide(**inputs, level=level)
         ids = flex.generate(**inputs, level=level, max_new_tokens=8, do_sample=False)

@@ -1,4 +1,4 @@
-"""Answer Parquet files of pictures and questions offline, on one machine or many, with Ray Data.
+"""Answer Parquet files of images and questions offline, on one machine or many, with Ray Data.
 
     python examples/ray_batch.py quickstart/model questions.parquet answers --actors 2
     python examples/ray_batch.py my-model questions/ answers --actors 8 --gpus 1 --budget 0.3
@@ -23,7 +23,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("source", help="Parquet file, or folder of them")
     parser.add_argument("answers", help="folder that is made, or gone on with")
     parser.add_argument("--parts", help="folder or hub id of a router's parts")
-    parser.add_argument("--level", type=int, help="for all pictures, 0 = fewest tokens; without it the router decides")
+    parser.add_argument("--level", type=int, help="for all images, 0 = fewest tokens; without it the router decides")
     parser.add_argument("--budget", type=float, help="share of the visual tokens that may be used")
     parser.add_argument("--image-folder", help="where image paths start")
     parser.add_argument("--suffix", default="", help="written under each question")

@@ -8,7 +8,7 @@ The front encodes images, routes and scales; it never loads the language model. 
 takes embeddings of, and how to run the engine as a server of its own.
 """
 
-from start import arguments, batch, picture
+from start import arguments, batch, image
 
 from tokenflex.serving import Front, vllm_prompt
 
@@ -19,7 +19,7 @@ def main() -> None:
     import vllm
 
     front = Front.from_pretrained(asked.model, asked.parts)
-    inputs = batch(front.flex.host, front.processor, picture(asked), asked.question)
+    inputs = batch(front.flex.host, front.processor, image(asked), asked.question)
     requests = [front.flex.export(**inputs, budget=ratio)[0] for ratio in (1.0, 0.5, 0.25)]
     engine = vllm.LLM(asked.model, enable_mm_embeds=True)
     settings = vllm.SamplingParams(temperature=0, max_tokens=64)

@@ -35,7 +35,7 @@ def loaded(asked: argparse.Namespace) -> tuple[Any, Any]:
     return host.eval(), AutoProcessor.from_pretrained(asked.model)
 
 
-def picture(asked: argparse.Namespace, seed: int = 0) -> Image.Image:
+def image(asked: argparse.Namespace, seed: int = 0) -> Image.Image:
     """The image that was asked for, or noise."""
     if asked.image is not None:
         return images.decode(asked.image)

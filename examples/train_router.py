@@ -10,7 +10,7 @@ know coarse tokens already (stage 3) for real savings: docs/training.md has all 
 import tempfile
 from pathlib import Path
 
-from start import arguments, loaded, picture
+from start import arguments, image, loaded
 
 import tokenflex
 from tokenflex.training import ChatDataset, FlexCollator, FlexTrainingArguments, RGLFTrainer, score
@@ -22,7 +22,7 @@ def conversations(asked) -> list:
     if asked.data is not None:
         return read_rows(asked.data)
     turns = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
-    return [{"image": picture(asked, seed), "messages": turns} for seed in range(8)]
+    return [{"image": image(asked, seed), "messages": turns} for seed in range(8)]
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ torch.set_num_threads(1)  # the models are too small for more
 SIZES = ((50, 40), (30, 70), (64, 64), (90, 20))
 
 
-def picture(index: int) -> Image.Image:
-    """A random picture; sizes need other canvases and paddings."""
+def image(index: int) -> Image.Image:
+    """A random image; sizes need other canvases and paddings."""
     width, height = SIZES[index % len(SIZES)]
     pixels = np.random.default_rng(index).integers(0, 255, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
@@ -43,11 +43,11 @@ def flex(host):
 
 @pytest.fixture(scope="session")
 def batch(processor):
-    """Make a batch from texts; every ``<image>`` gets the next picture."""
+    """Make a batch from texts; every ``<image>`` gets the next image."""
 
     def make(*texts: str, side: str = "left", first: int = 0):
         count = sum(text.count("<image>") for text in texts)
-        images = [picture(first + i) for i in range(count)] or None
+        images = [image(first + i) for i in range(count)] or None
         return dict(processor(images=images, text=list(texts), padding=True, padding_side=side, return_tensors="pt"))
 
     return make

@@ -3,7 +3,7 @@
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex.chat import prompt_tokens, special_tokens, written
 from tokenflex.errors import DataError
 from tokenflex.testing.tiny_hosts import TEMPLATE, tiny_llava_next_processor
@@ -28,10 +28,10 @@ def processor(template=TEMPLATE, adds_bos=True):
 @pytest.mark.parametrize("template", [TEMPLATE, "{{ bos_token }} " + TEMPLATE])
 def test_ids_are_those_of_apply_chat_template(template, adds_bos):
     made = processor(template, adds_bos)
-    content = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "w1 w2"}]
+    content = [{"type": "image", "image": image(0)}, {"type": "text", "text": "w1 w2"}]
     messages = [{"role": "user", "content": content}]
     text = written(made, messages, "row 0", reply=True)
-    inputs = made(text=[text], images=[picture(0)], return_tensors="pt", **special_tokens(made, [text]))
+    inputs = made(text=[text], images=[image(0)], return_tensors="pt", **special_tokens(made, [text]))
     expected = made.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
     assert inputs["input_ids"].tolist() == expected["input_ids"]
     assert int((inputs["input_ids"] == 1).sum()) == int(adds_bos or "bos" in template)
@@ -54,10 +54,10 @@ def test_texts_that_begin_differently_cannot_share_a_batch():
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_prompt_tokens_are_those_the_processor_writes(count):
     made = tiny_llava_next_processor()
-    pictures = [picture(i).resize(((56, 112), (112, 56))[i]) for i in range(count)]
+    images = [image(i).resize(((56, 112), (112, 56))[i]) for i in range(count)]
     text = " ".join(["<image>"] * count + ["w1 w2 w3"])
-    inputs = made(text=[text], images=pictures or None, return_tensors="pt", add_special_tokens=False)
-    told = prompt_tokens(made, text, [(one.height, one.width) for one in pictures])
+    inputs = made(text=[text], images=images or None, return_tensors="pt", add_special_tokens=False)
+    told = prompt_tokens(made, text, [(one.height, one.width) for one in images])
     assert told == inputs["input_ids"].shape[1] + count  # the text's own mark of every image
 
 

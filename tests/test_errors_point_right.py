@@ -120,14 +120,14 @@ class TestCalls:
                 call(inputs)
 
     @pytest.mark.parametrize("raw", [{"images": [None]}, {"text": "what?"}, {"image": None, "prompt": "a"}])
-    def test_raw_pictures_and_text_go_to_the_processor(self, flex, raw):
+    def test_raw_images_and_text_go_to_the_processor(self, flex, raw):
         for call in (flex.generate, flex.decide, flex):
             with pytest.raises(InputError, match=rf"{next(iter(raw))}= is for the processor.*inputs = processor\("):
                 call(**raw)
 
-    def test_forgotten_pictures(self, flex, inputs):
+    def test_forgotten_images(self, flex, inputs):
         for call in (flex.generate, flex.decide, flex):
             with pytest.raises(
-                InputError, match=r"row 0 has \d+ image placeholder tokens, and no picture came with them"
+                InputError, match=r"row 0 has \d+ image placeholder tokens, and no image came with them"
             ):
                 call(input_ids=inputs["input_ids"])

@@ -247,7 +247,7 @@ class Rows(Dataset):
     def __getitem__(self, index):
         if self.ends:
             os.kill(os.getpid(), signal.SIGKILL)
-        raise DataError(f"row {index} of the data has no picture. Mend or remove it.")
+        raise DataError(f"row {index} of the data has no image. Mend or remove it.")
 
 
 def read(ends):
@@ -261,7 +261,7 @@ def test_a_reader_of_data_that_was_killed_is_told():
 
 
 def test_what_a_reader_of_data_refuses_is_told_without_its_traceback():
-    with pytest.raises(DataError, match=r"\Arow 0 of the data has no picture. Mend or remove it.\Z"):
+    with pytest.raises(DataError, match=r"\Arow 0 of the data has no image. Mend or remove it.\Z"):
         read(ends=False)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.image_utils import load_image
 
-from tests.conftest import picture
+from tests.conftest import image as drawn
 from tokenflex.errors import DataError
 from tokenflex.images import decode, size
 
@@ -30,11 +30,11 @@ def encoded(image, kind="PNG", **options):
 def rotated(orientation, kind="JPEG"):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(picture(0), kind, exif=exif)
+    return encoded(drawn(0), kind, exif=exif)
 
 
 def see_through(mode):
-    """A picture whose left half is transparent: red there, else blue."""
+    """An image whose left half is transparent: red there, else blue."""
     image = Image.new("RGBA", (8, 4), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (4, 0, 8, 4))
     if mode != "P":
@@ -46,23 +46,23 @@ def see_through(mode):
 
 
 ORDINARY = {
-    "rgb.png": lambda: encoded(picture(0)),
-    "rgb.jpg": lambda: encoded(picture(0), "JPEG"),
-    "grey.png": lambda: encoded(picture(0).convert("L")),
-    "grey.jpg": lambda: encoded(picture(0).convert("L"), "JPEG"),
-    "black-and-white.png": lambda: encoded(picture(0).convert("1")),
-    "cmyk.jpg": lambda: encoded(picture(0).convert("CMYK"), "JPEG"),
-    "cmyk.tiff": lambda: encoded(picture(0).convert("CMYK"), "TIFF"),
-    "palette.png": lambda: encoded(picture(0).convert("P", palette=Image.Palette.ADAPTIVE)),
+    "rgb.png": lambda: encoded(drawn(0)),
+    "rgb.jpg": lambda: encoded(drawn(0), "JPEG"),
+    "grey.png": lambda: encoded(drawn(0).convert("L")),
+    "grey.jpg": lambda: encoded(drawn(0).convert("L"), "JPEG"),
+    "black-and-white.png": lambda: encoded(drawn(0).convert("1")),
+    "cmyk.jpg": lambda: encoded(drawn(0).convert("CMYK"), "JPEG"),
+    "cmyk.tiff": lambda: encoded(drawn(0).convert("CMYK"), "TIFF"),
+    "palette.png": lambda: encoded(drawn(0).convert("P", palette=Image.Palette.ADAPTIVE)),
     "palette-with-a-hole.png": lambda: encoded(see_through("P"), transparency=0),
     "palette-with-alpha.png": lambda: encoded(see_through("P"), transparency=b"\x00\x80"),
     "alpha.png": lambda: encoded(see_through("RGBA")),
     "grey-alpha.png": lambda: encoded(see_through("LA")),
-    "grey-with-a-hole.png": lambda: encoded(picture(0).convert("L"), transparency=0),
+    "grey-with-a-hole.png": lambda: encoded(drawn(0).convert("L"), transparency=0),
     "alpha.webp": lambda: encoded(see_through("RGBA"), "WEBP", lossless=True),
-    "animated.gif": lambda: encoded(picture(0), "GIF", save_all=True, append_images=[picture(1).resize((50, 40))]),
-    "animated.png": lambda: encoded(picture(0), save_all=True, append_images=[picture(1).resize((50, 40))]),
-    "animated.webp": lambda: encoded(picture(0), "WEBP", save_all=True, append_images=[picture(1).resize((50, 40))]),
+    "animated.gif": lambda: encoded(drawn(0), "GIF", save_all=True, append_images=[drawn(1).resize((50, 40))]),
+    "animated.png": lambda: encoded(drawn(0), save_all=True, append_images=[drawn(1).resize((50, 40))]),
+    "animated.webp": lambda: encoded(drawn(0), "WEBP", save_all=True, append_images=[drawn(1).resize((50, 40))]),
     **{f"turned-{i}.jpg": lambda i=i: rotated(i) for i in range(1, 9)},
     "turned.png": lambda: rotated(6, "PNG"),
     "turned.webp": lambda: rotated(6, "WEBP"),
@@ -102,15 +102,15 @@ def test_turned_by_hand():
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_exif_that_cannot_be_read_says_nothing():
-    broken = encoded(picture(0), exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7fgarbage")
-    assert decode(broken).tobytes() == picture(0).tobytes()
-    assert decode(encoded(picture(0), exif=b"Exif\x00\x00nothing")).size == (50, 40)
+    broken = encoded(drawn(0), exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7fgarbage")
+    assert decode(broken).tobytes() == drawn(0).tobytes()
+    assert decode(encoded(drawn(0), exif=b"Exif\x00\x00nothing")).size == (50, 40)
 
 
 def test_the_first_frame_of_an_animation():
     assert decode(ORDINARY["animated.webp"]()).size == (50, 40)
     gif = np.asarray(decode(ORDINARY["animated.gif"]())).astype(int)
-    first, second = (np.asarray(picture(i).resize((50, 40))).astype(int) for i in (0, 1))
+    first, second = (np.asarray(drawn(i).resize((50, 40))).astype(int) for i in (0, 1))
     assert abs(gif - first).mean() < abs(gif - second).mean() / 2
 
 
@@ -119,9 +119,9 @@ def test_what_is_given_stays_as_it_is():
     decode(image)
     assert image.size == (50, 40)
     assert image.getexif()[0x0112] == 6
-    plain = picture(0)
+    plain = drawn(0)
     decode(plain).putpixel((0, 0), (1, 2, 3))
-    assert plain.tobytes() == picture(0).tobytes()
+    assert plain.tobytes() == drawn(0).tobytes()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
@@ -170,12 +170,12 @@ def header(width, height):
 
 @pytest.mark.parametrize("content", [b"", b"no image", header(40000, 40000), header(0, 0), rotated(1)[:900]])
 def test_bytes_that_are_no_image(content):
-    with pytest.raises(DataError, match=r"picture 'bytes' can't be read \(.*Mend or remove it"):
+    with pytest.raises(DataError, match=r"image 'bytes' can't be read \(.*Mend or remove it"):
         decode(content)
 
 
 def test_more_pixels_than_pil_allows(monkeypatch):
-    content = encoded(picture(0))
+    content = encoded(drawn(0))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
     with pytest.raises(DataError, match=r"can't be read \(.*decompression bomb"):
         decode(content)
@@ -185,7 +185,7 @@ def test_more_pixels_than_pil_allows(monkeypatch):
         with pytest.raises(DataError, match=r"can't be read \(.*decompression bomb"):
             decode(content)
     with pytest.warns(Image.DecompressionBombWarning):
-        assert decode(content).tobytes() == picture(0).tobytes()
+        assert decode(content).tobytes() == drawn(0).tobytes()
 
 
 @given(st.binary(max_size=60), st.integers(0, 2000), st.integers(0, 20))
@@ -200,18 +200,18 @@ def test_damaged_files_are_decoded_or_refused(noise, at, cut):
 
 
 @pytest.mark.parametrize("given", [None, 3, 1.5, [], {}, {"bytes": None, "path": None}, {"bytes": 3}, [b"x"]])
-def test_what_is_no_picture_at_all(given):
-    with pytest.raises(DataError, match=r"a picture is \w+; expected a PIL image, bytes of an image file or a path"):
+def test_what_is_no_image_at_all(given):
+    with pytest.raises(DataError, match=r"an image is \w+; expected a PIL image, bytes of an image file or a path"):
         decode(given)
 
 
 def test_images_without_pixels():
-    with pytest.raises(DataError, match=r"picture 'Image' can't be read \(it has 0 x 5 pixels"):
+    with pytest.raises(DataError, match=r"image 'Image' can't be read \(it has 0 x 5 pixels"):
         decode(Image.new("RGB", (0, 5)))
 
 
 def test_text_is_not_taken_for_bytes():
-    with pytest.raises(DataError, match="a picture's 'bytes' are text"):
+    with pytest.raises(DataError, match="an image's 'bytes' are text"):
         decode({"bytes": "../secret.png", "path": None})
 
 
@@ -234,11 +234,11 @@ def test_paths_stay_below_the_folder(tmp_path):
     folder = tmp_path / "images"
     (folder / "deep").mkdir(parents=True)
     for path in (tmp_path / "secret.png", folder / "deep" / "fine.png"):
-        picture(0).save(path)
+        drawn(0).save(path)
     (folder / "out.png").symlink_to(tmp_path / "secret.png")
     (folder / "in.png").symlink_to(folder / "deep" / "fine.png")
     for name in ("deep/fine.png", "in.png", str(folder / "in.png"), Path("deep/../in.png")):
-        assert decode(name, folder).tobytes() == picture(0).tobytes()
+        assert decode(name, folder).tobytes() == drawn(0).tobytes()
     for name in ("../secret.png", "out.png", str(tmp_path / "secret.png"), {"path": "../secret.png"}):
         with pytest.raises(DataError, match="inside the folder"):
             decode(name, folder)
@@ -246,7 +246,7 @@ def test_paths_stay_below_the_folder(tmp_path):
 
 
 def test_a_size_is_told_without_the_pixels(tmp_path):
-    image = picture(0).resize((30, 20))
+    image = drawn(0).resize((30, 20))
     cut = encoded(image)[:60]  # the head of a file
     (tmp_path / "a.png").write_bytes(encoded(image))
     assert size(image) == size(encoded(image)) == size({"bytes": cut, "path": None}) == (20, 30)

@@ -8,7 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex import cards
 from tokenflex.evaluation import drawing
 from tokenflex.evaluation.questions import Question
@@ -88,7 +88,7 @@ def folder(tmp_path_factory):
     target = tmp_path_factory.mktemp("hostile")
     finger = {"host": {"model_type": HOSTILE[0]}, "metric": HOSTILE[14], "max_new_tokens": 4}
     manifest = {"model": HOSTILE[8], "data": HOSTILE[4], "levels": 2, "fingerprint": finger}
-    shown, seen = drawing.thumbnail(picture(0).resize((9, 8))), []
+    shown, seen = drawing.thumbnail(image(0).resize((9, 8))), []
     for place, text in enumerate(HOSTILE):
         question = Question(place, text, text, text, (text,))
         seen.append(Shown(question, (shown,)))

@@ -83,11 +83,11 @@ def of_parts(spec: Mapping[str, Any], tokens: Sequence[int]) -> str:
         "processor = AutoProcessor.from_pretrained(name)\n"
         "flex = tokenflex.load_parts('this folder or repository', host=host, processor=processor)"
     )
-    told = (
+    summary = (
         "Parts that choose, for each image and question, how many visual tokens a large multimodal model sees. The "
         "model itself isn't in this folder."
     )
-    return _page("TokenFlex parts", told, how, spec, tokens)
+    return _page("TokenFlex parts", summary, how, spec, tokens)
 
 
 def of_model(spec: Mapping[str, Any], tokens: Sequence[int]) -> str:
@@ -96,14 +96,14 @@ def of_model(spec: Mapping[str, Any], tokens: Sequence[int]) -> str:
         "import tokenflex  # pip install tokenflex\nfrom transformers import AutoModelForImageTextToText\n\n"
         "flex = AutoModelForImageTextToText.from_pretrained('this folder or repository', dtype='auto')"
     )
-    told = (
+    summary = (
         "A large multimodal model together with the parts that choose, for each image and question, how many visual "
         "tokens it sees."
     )
-    return _page("TokenFlex model", told, how, spec, tokens)
+    return _page("TokenFlex model", summary, how, spec, tokens)
 
 
-def _page(title: str, told: str, how: str, spec: Mapping[str, Any], tokens: Sequence[int]) -> str:
+def _page(title: str, summary: str, how: str, spec: Mapping[str, Any], tokens: Sequence[int]) -> str:
     host = spec["host"]
     base, revision = _base(spec), host.get("revision")
     head = ["---", "library_name: transformers", "pipeline_tag: image-text-to-text"]
@@ -117,7 +117,7 @@ def _page(title: str, told: str, how: str, spec: Mapping[str, Any], tokens: Sequ
     grid = " x ".join(map(str, host["grid"]))
     counted = ", ".join(map(str, tokens))
     return "\n".join([
-        *head, MARK, "", f"# {title}", "", told, "",
+        *head, MARK, "", f"# {title}", "", summary, "",
         f"- Base model: {code(base) if base else 'not known by a name on the hub'} (type {code(host['model_type'])})"
         + (f", revision {code(revision)}" if revision else ""),
         f"- Levels: {len(tokens)}; visual tokens of one view of {grid}: {counted}", "",

@@ -95,21 +95,21 @@ HOSTS = {
     **dict.fromkeys(GRID_HOSTS, "tokenflex.hosts.grid:GridAdapter"),
 }
 REFUSED_HOSTS = {
-    "apertus1p5": "its pictures are codes of its vocabulary, and the prompt spells their size out",
+    "apertus1p5": "its images are codes of its vocabulary, and the prompt spells their size out",
     "aria": "its visual tokens are learned queries, which lie on no grid",
     "blip-2": "its visual tokens are learned queries, which lie on no grid",
-    "chameleon": "its pictures are codes of its vocabulary; a mean of codes is none",
+    "chameleon": "its images are codes of its vocabulary; a mean of codes is none",
     "deepseek_ocr2": "its visual tokens are learned queries read in order, which lie on no grid",
     "diffusion_gemma": "it generates by block diffusion, not through generate()",
-    "emu3": "its pictures are codes of its vocabulary; a mean of codes is none",
+    "emu3": "its images are codes of its vocabulary; a mean of codes is none",
     "fuyu": "its encoder's output can't be repeated for beams, and its line breaks aren't in its settings",
     "gemma3n": "not tried: its tower needs timm's MobileNet",
-    "inkling_mm_model": "its inputs don't say where one picture ends, so its grids aren't known",
+    "inkling_mm_model": "its inputs don't say where one image ends, so its grids aren't known",
     "instructblip": "its visual tokens are learned queries, which lie on no grid",
     "instructblipvideo": "its visual tokens are learned queries, which lie on no grid",
     "llama4": "its forward fails in transformers 5.24 whenever it returns an output object",
 }
-"""Architectures that take pre-encoded pictures and yet aren't served, with the reason."""
+"""Architectures that take pre-encoded images and yet aren't served, with the reason."""
 HOSTS_SINCE = {
     "aya_vision": "5.19",
     "llava_onevision": "5.19",

@@ -39,16 +39,16 @@ def prompt_tokens(processor: Any, text: str, sizes: Sequence[tuple[int, int]] = 
     Args:
         sizes: (height, width) in pixels.
     """
-    told = getattr(processor, "_get_num_multimodal_tokens", None)
+    count_tokens = getattr(processor, "_get_num_multimodal_tokens", None)
     visual: Sequence[int] = ()
-    if told is not None and sizes:
+    if count_tokens is not None and sizes:
         try:
-            visual = told(image_sizes=[list(size) for size in sizes]).num_image_tokens or ()
+            visual = count_tokens(image_sizes=[list(size) for size in sizes]).num_image_tokens or ()
         except Exception:  # whatever a processor raises that can't tell after all
             visual = ()
     # Padding as batches are padded: a tokenizer is saved with the padding of its last call.
-    words = processor.tokenizer([text], add_special_tokens=False, padding=True, padding_side="left")["input_ids"]
-    return len(words[0]) + sum(visual)
+    tokens = processor.tokenizer([text], add_special_tokens=False, padding=True, padding_side="left")["input_ids"]
+    return len(tokens[0]) + sum(visual)
 
 
 def special_tokens(processor: Any, texts: Sequence[str]) -> dict[str, bool]:

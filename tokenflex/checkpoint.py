@@ -76,7 +76,7 @@ def _other_host(key: str, made_for: Any, actual: Any) -> str:
     )
 
 
-class HostFacts(Protocol):
+class HostDescription(Protocol):
     """What of a host parts are made for: an adapter, or its facts alone."""
 
     @property
@@ -100,7 +100,7 @@ class HostFacts(Protocol):
         ...
 
 
-def describe(parts: Compressor, adapter: HostFacts) -> Spec:
+def describe(parts: Compressor, adapter: HostDescription) -> Spec:
     """The JSON-ready description from which `assemble` builds the same parts.
 
     Raises:
@@ -135,7 +135,7 @@ def _describe_part(kind: str, part: Component) -> Spec:
     }
 
 
-def assemble(spec: Spec, adapter: HostFacts) -> Compressor:
+def assemble(spec: Spec, adapter: HostDescription) -> Compressor:
     """Build untrained parts from a description.
 
     Raises:
@@ -156,9 +156,10 @@ def assemble(spec: Spec, adapter: HostFacts) -> Compressor:
     except TokenFlexError:
         raise
     except SANE as error:
-        told = {kind: f"{spec['parts'][kind]['name']} {config.to_dict()}" for kind, config in configs.items()}
+        settings = {kind: f"{spec['parts'][kind]['name']} {config.to_dict()}" for kind, config in configs.items()}
         raise ConfigError(
-            f"{JSON_NAME}: the parts {told!r:.800} can't be built: {type(error).__name__}: {error}. Mend the setting."
+            f"{JSON_NAME}: the parts {settings!r:.800} can't be built: {type(error).__name__}: {error}. Mend "
+            "the setting."
         ) from error
 
 
@@ -185,9 +186,9 @@ def check_shape(spec: Any) -> None:
 
 def _check_host(host: Any) -> None:
     where = f"{JSON_NAME}: host"
-    told = {"name", "revision"}.intersection(host) if isinstance(host, Mapping) else set()
-    _expect_keys(host, {"model_type", "dim", "grid", "options"} | told, where)
-    for key in ("model_type", *sorted(told)):
+    origin = {"name", "revision"}.intersection(host) if isinstance(host, Mapping) else set()
+    _expect_keys(host, {"model_type", "dim", "grid", "options"} | origin, where)
+    for key in ("model_type", *sorted(origin)):
         if not isinstance(host[key], str):
             raise ConfigError(f"{where}: {key}={host[key]!r:.200} isn't a text; the file is damaged.")
     try:
@@ -248,7 +249,7 @@ def config_of(kind: str, part: str | ComponentConfig | type[Component]) -> Compo
     )
 
 
-def told(kind: str, config: ComponentConfig) -> str:
+def described(kind: str, config: ComponentConfig) -> str:
     """A part for people: its registered name and its settings."""
     return f"{KINDS[kind].name_of(config.owner)!r} {config.to_dict()}"
 
@@ -320,7 +321,7 @@ def save(folder: str | os.PathLike[str], spec: Spec, state: Mapping[str, Tensor]
 def save_parts(
     folder: str | os.PathLike[str],
     parts: Compressor,
-    facts: HostFacts,
+    host: HostDescription,
     state: Mapping[str, Tensor] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
@@ -333,18 +334,18 @@ def save_parts(
     Raises:
         ConfigError: a part isn't registered under a name.
     """
-    spec = with_origin({**describe(parts, facts), **(more or {})}, facts)
+    spec = with_origin({**describe(parts, host), **(more or {})}, host)
     target = as_path(folder)
     with locked(target):
         save(target, spec, parts.state_dict() if state is None else state)
         if not (target / "config.json").is_file():  # beside a whole model, whose card says more
             sweep(target, cards.CARD_NAME)
-            cards.write_card(target, cards.of_parts(spec, parts.scaler.granularities(facts.grid)))
+            cards.write_card(target, cards.of_parts(spec, parts.scaler.granularities(host.grid)))
 
 
-def with_origin(spec: Spec, facts: HostFacts) -> Spec:
+def with_origin(spec: Spec, host: HostDescription) -> Spec:
     """The description with the name and revision of the host's repository, where they are known."""
-    config = getattr(getattr(facts, "host", None), "config", None)
+    config = getattr(getattr(host, "host", None), "config", None)
     return {**spec, "host": {**spec["host"], **cards.origin(config)}}
 
 
@@ -453,8 +454,8 @@ def _not_parts(source: Path, missing: str) -> str:
             f"{source} holds a whole model, host and parts, as save_pretrained() writes it, and no {missing}. Load it "
             f"with AutoModelForImageTextToText.from_pretrained({str(source)!r}); no host is needed."
         )
-    told = f" It holds a model of type {kind!r} without parts: load that as the host." if kind is not None else ""
-    return f"{source} has no {missing}; save_parts() writes {JSON_NAME} and {WEIGHTS_NAME} into one folder.{told}"
+    hint = f" It holds a model of type {kind!r} without parts: load that as the host." if kind is not None else ""
+    return f"{source} has no {missing}; save_parts() writes {JSON_NAME} and {WEIGHTS_NAME} into one folder.{hint}"
 
 
 def _download(repository: str, revision: str | None) -> Path:

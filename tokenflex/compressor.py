@@ -24,7 +24,7 @@ from tokenflex.contracts import (
 )
 from tokenflex.contracts.levels import read_levels, spread
 from tokenflex.errors import ConfigError, InputError
-from tokenflex.ops.assignment import beside
+from tokenflex.ops.assignment import on_device_of
 
 Pyramid = tuple[ScaledTokens, ...]
 ON_BAD_SCORES = ("raise", "finest")
@@ -165,7 +165,9 @@ class Compressor(nn.Module):
         stacks, rows = list[Stacked](), list[Tensor]()
         for members, made in zip(groups, known, strict=True):
             stack = made or _stack([images[i] for i in members], detach=True)
-            made, scores = self(stack, _stack_words([instructions[i] for i in members], dtype, self.router.casts))
+            made, scores = self(
+                stack, _stacked_instructions([instructions[i] for i in members], dtype, self.router.casts)
+            )
             stacks.append(made)
             rows.append(scores)
         pyramids = pyramids or Pyramids(groups, stacks)
@@ -173,23 +175,23 @@ class Compressor(nn.Module):
             return rows[0], pyramids
         table = torch.cat(rows)
         places = torch.tensor([i for members in groups for i in members]).argsort()
-        return table.index_select(0, beside(places, table)), pyramids
+        return table.index_select(0, on_device_of(places, table)), pyramids
 
     def forward(
-        self, stack: VisualTokens | Stacked, words: Instruction
+        self, stack: VisualTokens | Stacked, instruction: Instruction
     ) -> tuple[Stacked, Float[Tensor, "images levels"]]:
         """(What a router sees of a stack, its scores); tensor operations only: `FlexModel.compile` makes them a graph.
 
         Args:
             stack: images without gradients, or what the router sees of them where that is made already.
-            words: in the router's type (or a finer one, see `Router.casts`), one instruction per image.
+            instruction: in the router's type (or a finer one, see `Router.casts`), one instruction per image.
         """
         if isinstance(stack, VisualTokens):
             with torch.no_grad():
                 readable = _finite(stack)
                 clean = _blanked(stack, readable)
                 stack = Stacked(tuple(self.scaler.view(clean)), readable, clean.attention)
-        ballots = self.router(self._shown(stack.levels, stack.attention, words.embeddings.dtype), words)
+        ballots = self.router(self._shown(stack.levels, stack.attention, instruction.embeddings.dtype), instruction)
         if ballots.logits.shape[-1] != self.num_levels:
             raise ConfigError(_miscounted(self.router, ballots.logits.shape[-1], self.scaler))
         judged = stack.readable & _counted(ballots).flatten(1).all(-1)
@@ -237,7 +239,7 @@ class Compressor(nn.Module):
         bound = STEP * torch.arange(scores.shape[-1], device=scores.device, dtype=scores.dtype)
         usable = torch.where(judged[:, None], scores, bound)
         if policy.couples:
-            groups = [beside(torch.tensor(members), scores) for members in _groups(image.row for image in images)]
+            groups = [on_device_of(torch.tensor(members), scores) for members in _groups(image.row for image in images)]
             levels = torch.cat([policy(usable[members], tokens[members]) for members in groups])
             levels = levels[torch.cat(groups).argsort()]
         else:
@@ -292,7 +294,7 @@ def _miscounted(router: Router, found: int, scaler: Scaler) -> str:
     return (
         f"{type(router).__name__} votes about {found} levels, and {type(scaler).__name__} has {scaler.num_levels}. "
         "A router that compares the levels it is shown needs a scaler that shows it all of them, which one with "
-        "smaller pictures doesn't; use the router 'avg' or 'constant' with it."
+        "smaller images doesn't; use the router 'avg' or 'constant' with it."
     )
 
 
@@ -343,7 +345,7 @@ def _counted(ballots: Ballots) -> Bool[Tensor, "images views voters"]:
 
 
 def _geometry(image: VisualTokens) -> tuple[object, ...]:
-    return (image.grid, image.features.shape, image.features.device, len(image.planes), image.clip)
+    return (image.grid, image.features.shape, image.features.device, len(image.planes), image.video)
 
 
 def _groups(keys: Iterable[object]) -> list[list[int]]:
@@ -359,20 +361,20 @@ def _stack(images: Sequence[VisualTokens], detach: bool = False) -> VisualTokens
         found = [tensor.detach() if detach else tensor for tensor in tensors]
         return found[0][None] if len(found) == 1 else torch.stack(found)
 
-    def given(found: Sequence[Tensor | None]) -> Tensor | None:
+    def stacked_or_none(found: Sequence[Tensor | None]) -> Tensor | None:
         there = [tensor for tensor in found if tensor is not None]
         return joined(there) if there else None
 
     planes = zip(*(image.planes for image in images), strict=True)
-    words = [image.instruction for image in images if image.instruction is not None]
+    instructions = [image.instruction for image in images if image.instruction is not None]
     return VisualTokens(
         joined([image.features for image in images]),
         images[0].grid,
         planes=tuple(joined(plane) for plane in planes),
-        clip=images[0].clip,
-        attention=given([image.attention for image in images]),
-        keys=given([image.keys for image in images]),
-        instruction=_stack_words(words, words[0].embeddings.dtype) if words else None,
+        video=images[0].video,
+        attention=stacked_or_none([image.attention for image in images]),
+        keys=stacked_or_none([image.keys for image in images]),
+        instruction=_stacked_instructions(instructions, instructions[0].embeddings.dtype) if instructions else None,
     )
 
 
@@ -381,7 +383,7 @@ def _unstack(scaled: ScaledTokens) -> list[ScaledTokens]:
     return [replace(scaled, features=features, assignment=assignment) for features, assignment in pairs]
 
 
-def _stack_words(instructions: Sequence[Instruction], dtype: torch.dtype, finer: bool = False) -> Instruction:
+def _stacked_instructions(instructions: Sequence[Instruction], dtype: torch.dtype, finer: bool = False) -> Instruction:
     """Padded to the longest.
 
     Args:

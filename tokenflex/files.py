@@ -54,7 +54,7 @@ def whole(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: it can't be written, as on a full disk.
     """
-    scratch = beside(path)
+    scratch = scratch_path(path)
     try:
         with writing(path):
             scratch.mkdir()
@@ -79,7 +79,7 @@ def replaced(folder: Path, last: str, stale: str, keep: str) -> Iterator[Path]:
     if not (folder / last).is_file():
         yield folder
         return
-    scratch = beside(folder / "save", hidden=True)
+    scratch = scratch_path(folder / "save", hidden=True)
     scratch.mkdir()
     try:
         if (folder / keep).is_file():
@@ -96,7 +96,7 @@ def replaced(folder: Path, last: str, stale: str, keep: str) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def beside(path: Path, hidden: bool = False) -> Path:
+def scratch_path(path: Path, hidden: bool = False) -> Path:
     """A name beside ``path`` that nobody else has, and that `sweep` knows; nothing is made.
 
     Args:
@@ -145,10 +145,10 @@ def writing(path: Path) -> Iterator[None]:
 def unwritten(error: BaseException) -> str | None:
     """Why something can't be written, and what to do; None for an error of another kind."""
     text = str(error)
-    if isinstance(error, RuntimeError) and any(words in text for words in OF_TORCH):
+    if isinstance(error, RuntimeError) and any(phrase in text for phrase in OF_TORCH):
         return "torch couldn't write it to the end. Make sure that the disk has space left, and run it again."
-    told = OF_RUST.search(text)
-    code = int(told[1]) if told else error.errno if isinstance(error, OSError) else None
+    status = OF_RUST.search(text)
+    code = int(status[1]) if status else error.errno if isinstance(error, OSError) else None
     if code is None:
         return None
     reason = os.strerror(code)

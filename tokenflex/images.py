@@ -50,7 +50,7 @@ BLOCK = 1 << 20
 """Pixels that are scaled at a time."""
 
 
-def decode(given: Any, folder: Path | None = None) -> Image.Image:
+def decode(source: Any, folder: Path | None = None) -> Image.Image:
     """An image upright in 8-bit RGB, without metadata; what is given stays as it is.
 
     The pixels are those that transformers' ``load_image`` gives, so training and evaluation see what a pipeline sees:
@@ -60,7 +60,7 @@ def decode(given: Any, folder: Path | None = None) -> Image.Image:
     exceeds, else the brightest pixel, and black is 0, or the darkest pixel where there are negative ones.
 
     Args:
-        given: a PIL image, the bytes of an image file, its path, a ``data:image/...;base64,`` URL, or a mapping with
+        source: a PIL image, the bytes of an image file, its path, a ``data:image/...;base64,`` URL, or a mapping with
             ``bytes`` or ``path`` as ``datasets`` stores images. No other URL is opened.
         folder: where paths start; they must stay below it, links followed. None takes any path.
 
@@ -68,51 +68,51 @@ def decode(given: Any, folder: Path | None = None) -> Image.Image:
         DataError: names what can't be read, whatever the reason: a missing or truncated file, no image or one of a
             format that isn't read, a path that leads out of ``folder``, more pixels than `MAX_PIXELS` or PIL allow.
     """
-    if isinstance(given, Mapping):
-        content, path = given.get("bytes"), given.get("path")
+    if isinstance(source, Mapping):
+        content, path = source.get("bytes"), source.get("path")
         if isinstance(content, str):
-            raise DataError("a picture's 'bytes' are text; expected bytes of an image file, or a 'path'.")
-        given = path if content is None else content
-    if not isinstance(given, Image.Image | bytes | bytearray | str | Path):
-        raise DataError(f"a picture is {type(given).__name__}; expected a PIL image, bytes of an image file or a path.")
+            raise DataError("an image's 'bytes' are text; expected bytes of an image file, or a 'path'.")
+        source = path if content is None else content
+    if not isinstance(source, Image.Image | bytes | bytearray | str | Path):
+        raise DataError(f"an image is {type(source).__name__}; expected a PIL image, bytes of an image file or a path.")
     try:
-        if isinstance(given, Image.Image):
-            return _upright(given)
-        with Image.open(_source(given, folder), formats=_known()) as image:
+        if isinstance(source, Image.Image):
+            return _upright(source)
+        with Image.open(_source(source, folder), formats=_known()) as image:
             return _upright(image)
     except Exception as error:  # whatever a codec raises on bytes that are no image of its kind
-        shown = str(given) if isinstance(given, str | Path) else type(given).__name__
+        shown = str(source) if isinstance(source, str | Path) else type(source).__name__
         shown = shown if len(shown) <= 200 else f"{shown[:100]}..."
-        raise DataError(f"picture {shown!r} can't be read ({error}). Mend or remove it.") from error
+        raise DataError(f"image {shown!r} can't be read ({error}). Mend or remove it.") from error
 
 
-def size(given: Any, folder: Path | None = None) -> tuple[int, int] | None:
+def size(source: Any, folder: Path | None = None) -> tuple[int, int] | None:
     """(height, width) of an image as it is stored, without reading its pixels; None where it can't be told.
 
     Args:
-        given, folder: as for `decode`.
+        source, folder: as for `decode`.
     """
-    if isinstance(given, Mapping):
-        given = given.get("path") if given.get("bytes") is None else given["bytes"]
+    if isinstance(source, Mapping):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
     try:
-        if isinstance(given, Image.Image):
-            return given.height, given.width
-        with Image.open(_source(given, folder), formats=_known()) as image:
+        if isinstance(source, Image.Image):
+            return source.height, source.width
+        with Image.open(_source(source, folder), formats=_known()) as image:
             return image.height, image.width
     except Exception:  # `decode` says what is wrong with it
         return None
 
 
-def _source(given: bytes | bytearray | str | Path, folder: Path | None) -> io.BytesIO | Path:
-    if isinstance(given, bytes | bytearray):
-        return io.BytesIO(given)
-    if isinstance(given, str):
-        encoded = DATA_URL.match(given)
+def _source(source: bytes | bytearray | str | Path, folder: Path | None) -> io.BytesIO | Path:
+    if isinstance(source, bytes | bytearray):
+        return io.BytesIO(source)
+    if isinstance(source, str):
+        encoded = DATA_URL.match(source)
         if encoded:
-            return io.BytesIO(base64.b64decode(given[encoded.end() :]))
-        if URL.match(given):
+            return io.BytesIO(base64.b64decode(source[encoded.end() :]))
+        if URL.match(source):
             raise ValueError("URLs aren't opened; download it and give its path")
-    path = Path(given) if folder is None else inside(folder, str(given))
+    path = Path(source) if folder is None else inside(folder, str(source))
     if not path.is_file():
         raise FileNotFoundError(f"{str(path)!r} is no file")
     return path

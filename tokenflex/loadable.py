@@ -62,13 +62,15 @@ def require_same_as_built(model: nn.Module, twin: nn.Module, state: Mapping[str,
             f"else: {first(other)}. {remedy}"
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in (model.state_dict() if state is None else state).items()}
-    problems = [f"{name} would be lost" for name in given if name not in shapes]
-    problems += [f"{name} would be made up" for name in shapes if name not in given]
+    own_shapes = {
+        name: tuple(tensor.shape) for name, tensor in (model.state_dict() if state is None else state).items()
+    }
+    problems = [f"{name} would be lost" for name in own_shapes if name not in shapes]
+    problems += [f"{name} would be made up" for name in shapes if name not in own_shapes]
     problems += [
-        f"{name} has the shape {given[name]}, its configuration says {shape}"
+        f"{name} has the shape {own_shapes[name]}, its configuration says {shape}"
         for name, shape in shapes.items()
-        if given.get(name, shape) != shape
+        if own_shapes.get(name, shape) != shape
     ]
     if problems:
         raise ConfigError(f"what would be saved couldn't be loaded as it is: {first(problems)}. {remedy}")
@@ -213,11 +215,11 @@ def weight_files(folder: Path) -> list[Path]:
         return []
     page = reading.own_file(folder, INDEX)
     index = reading.json_file(page)
-    told = index.get("weight_map") if isinstance(index, Mapping) else None
-    if not isinstance(told, Mapping) or not all(isinstance(file, str) for file in told.values()):
+    weight_map = index.get("weight_map") if isinstance(index, Mapping) else None
+    if not isinstance(weight_map, Mapping) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ConfigError(f"{page} doesn't say which file holds each tensor. Save the model again.")
     try:
-        files = [reading.own_file(folder, file) for file in sorted(set(told.values()))]
+        files = [reading.own_file(folder, file) for file in sorted(set(weight_map.values()))]
     except ConfigError as error:
         raise ConfigError(f"{page} isn't an index of shards: {error}") from error
     missing = [file.name for file in files if not file.is_file()]
@@ -365,11 +367,11 @@ def without_code(data: Any) -> Any:
 
 
 def _require_own_model(data: Mapping[str, Any]) -> None:
-    for name, given in TIMM.items():
-        options = data.get(given) or {}
+    for name, option in TIMM.items():
+        options = data.get(option) or {}
         loads = sorted(TIMM_LOADS.intersection(options)) if isinstance(options, Mapping) else options
         if loads or not re.fullmatch(r"[\w.-]*", str(data.get(name) or "")):
             raise ConfigError(
-                f"config.json: {data['model_type']!r} with {name}={data.get(name)!r} and {given} {loads!r} names "
+                f"config.json: {data['model_type']!r} with {name}={data.get(name)!r} and {option} {loads!r} names "
                 "weights elsewhere than in its folder. Get the file from someone you trust."
             )

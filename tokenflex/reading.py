@@ -311,8 +311,8 @@ def _header(file: Any, path: Path, error: Kind) -> tuple[dict[str, str], dict[st
 def _entry(value: Any, where: str, places: list[tuple[int, int, str]], error: Kind) -> Entry:
     """One entry, whose place in the file is added to ``places``."""
 
-    def sizes(given: Any) -> bool:
-        return isinstance(given, list) and len(given) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in given)
+    def sizes(listed: Any) -> bool:
+        return isinstance(listed, list) and len(listed) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in listed)
 
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise error(f"{where} is described by {value!r:.200}, expected dtype, shape and data_offsets. Get it again.")

@@ -94,8 +94,8 @@ def test_it_runs_in_its_smallest_size(capsys, tmp_path):
     assert "AI2D 14.7 %, 0.4 40.0 %" in text
 
 
-def test_flops_of_a_batch_are_those_of_its_pictures():
-    """What the limit takes for granted: without padding nothing but the number of pictures matters."""
+def test_flops_of_a_batch_are_those_of_its_images():
+    """What the limit takes for granted: without padding nothing but the number of images matters."""
     size = throughput.SCALES["tiny"].size
     flex = throughput.paper_speed.built(size, 0)[0]["routed"]
     counter = throughput.Flops()

@@ -8,7 +8,7 @@ import torch
 
 import tokenflex
 from tests.cli.test_evaluate import saved
-from tests.hosts.processed import picture
+from tests.hosts.processed import image
 from tests.hosts.served import served
 from tokenflex.cli import advise, main
 from tokenflex.hosts.grid import GridAdapter
@@ -22,8 +22,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pictures") / "picture.png"
-    picture(64, 128).save(path)
+    path = tmp_path_factory.mktemp("images") / "image.png"
+    image(64, 128).save(path)
     return str(path)
 
 
@@ -41,7 +41,7 @@ def test_what_is_told(call, model, shown):
     code, out, _ = call(shown, "what colour ?", "--model", model, "--device", "cpu", "--json")
     told = json.loads(out)
     assert code == 0
-    assert told["picture"] == shown
+    assert told["image"] == shown
     assert told["levels"] == len(told["scores"]) == 5
     assert told["level"] == max(range(5), key=lambda level: told["scores"][level])
     assert told["tokens"] <= told["of"]
@@ -62,7 +62,7 @@ def test_words(call, model, shown):
     code, out, _ = call(shown, "what ?", "--model", model, "--device", "cpu", "--budget", "ratio=0.3")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["level", "tokens", "processor", "resize", "detail"]
-    assert "takes no size per picture" in out
+    assert "takes no size per image" in out
 
 
 def test_a_host_with_parts(call, shown, model, tmp_path):
@@ -79,7 +79,7 @@ def test_settings_of_a_processor():
     host = tiny.build()
     torch.manual_seed(0)
     flex = tokenflex.wrap(host, scaler="resolution", adapter=GridAdapter(host, scope="prompt"))
-    batch = tiny.batch(host.config, ((1, "picture", 2),), side="left")
+    batch = tiny.batch(host.config, ((1, "image", 2),), side="left")
 
     class Processor:
         tokenizer = type("Tokenizer", (), {"bos_token": None})
@@ -96,7 +96,7 @@ def test_settings_of_a_processor():
         def __init__(self):
             self.flex, self.decide = flex, flex.decide
 
-    told = advise.advise(Front(), picture(32, 32), "what ?", level=2)
+    told = advise.advise(Front(), image(32, 32), "what ?", level=2)
     tokens = flex.adapter.processor_kwargs(flex.adapter.read(batch), 0, told["tokens"])
     assert told["mm_processor_kwargs"] == tokens
     assert set(tokens["size"]) == {"shortest_edge", "longest_edge"}
@@ -122,8 +122,8 @@ def test_what_is_refused(call, model, shown, words, message):
     assert message in error
 
 
-def test_a_text_file_is_no_picture(call, model, tmp_path):
-    (tmp_path / "a.png").write_text("not a picture")
+def test_a_text_file_is_no_image(call, model, tmp_path):
+    (tmp_path / "a.png").write_text("not an image")
     code, _, error = call(str(tmp_path / "a.png"), "what ?", "--model", model)
     assert code == 1
     assert "can't be read" in error

@@ -50,7 +50,7 @@ def test_host_and_parts_as_tables_and_files(capsys, folder, tmp_path):
     words = ("--host", folder / "host", "--parts", folder / "parts", "--image", folder / "black.png", "--attn", "eager")
     code, out = ran(capsys, *words, *SMALL, "--dtype", "float32", "--out", tmp_path / "out")
     assert code == 0
-    assert "Batch of 1 (1 picture)" in out.out
+    assert "Batch of 1 (1 image)" in out.out
     assert "black.png (50 x 40)" in " ".join(out.out.split())
     assert "the vanilla host" in out.out
     told = json.loads((tmp_path / "out" / "profile.json").read_text())

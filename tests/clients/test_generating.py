@@ -11,7 +11,7 @@ from transformers.generation import utils
 import tokenflex
 from tests.hosts.served import served
 from tokenflex.testing.tiny_hosts import tiny_llava_next
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 
 PROMPT = "user : <image> w1 assistant :"
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
@@ -74,7 +74,7 @@ def test_compiled_as_a_whole():
     """What is compiled is the host; a batch is read as before."""
     tiny = served("llava")
     flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean").eval()
-    inputs = tiny.batch(flex.host.config, ((1, PICTURE, 2),))
+    inputs = tiny.batch(flex.host.config, ((1, AN_IMAGE, 2),))
     compiled = torch.compile(flex, backend="eager")
     with torch.no_grad():
         expected = flex(**inputs, level=0).logits

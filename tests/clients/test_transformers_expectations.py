@@ -13,10 +13,10 @@ from tokenflex.errors import InputError
 from tokenflex.model import FlexModel
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 from tokenflex.testing.zoo.hosts import ZOO
-from tokenflex.testing.zoo.recipe import IMAGE, PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE, IMAGE
 
 UNTIED, TIED = "llava_next", "paligemma"
-ROWS = ((1, 2, PICTURE, 3), (4, PICTURE, 5, 6, 7))
+ROWS = ((1, 2, AN_IMAGE, 3), (4, AN_IMAGE, 5, 6, 7))
 
 
 def at_finest(host, **parts):

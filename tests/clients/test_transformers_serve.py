@@ -31,7 +31,7 @@ with TestClient(served.server.config.app) as client:
 """
 
 
-def picture():
+def image():
     kept = io.BytesIO()
     Image.new("RGB", (40, 30), "orange").save(kept, "PNG")
     return "data:image/png;base64," + base64.b64encode(kept.getvalue()).decode()
@@ -43,7 +43,7 @@ def test_a_saved_model_is_served_without_importing_anything(tmp_path):
     flex = tokenflex.wrap(host, policy=ConstantPolicy.Config(level=0))
     flex.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    content = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": "w1 w2"}]
+    content = [{"type": "image_url", "image_url": {"url": image()}}, {"type": "text", "text": "w1 w2"}]
     asked = {"model": str(tmp_path / "model"), "messages": [{"role": "user", "content": content}], "max_tokens": 4,
              "temperature": 0, "stream": False}  # fmt: skip
     done = subprocess.run(

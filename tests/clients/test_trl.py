@@ -16,12 +16,12 @@ from tokenflex.policies.constant import ConstantPolicy
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 
 trl = pytest.importorskip("trl", reason="an optional dependency: pip install trl")
-PICTURES = [Image.fromarray(np.full((20, 60, 3), shade, dtype=np.uint8)) for shade in (20, 90, 160, 230)]
+IMAGES = [Image.fromarray(np.full((20, 60, 3), shade, dtype=np.uint8)) for shade in (20, 90, 160, 230)]
 ANSWERS = ["w10", "w11", "w12", "w13"]
 
 
-def question(with_picture=True):
-    parts = [{"type": "image"}] if with_picture else []
+def question(with_image=True):
+    parts = [{"type": "image"}] if with_image else []
     return [{"role": "user", "content": [*parts, {"type": "text", "text": "w3 w4"}]}]
 
 
@@ -30,8 +30,8 @@ def answer(word):
 
 
 def data(kind):
-    """Four pictures, each with an answer of its own."""
-    columns = {"images": [[picture] for picture in PICTURES], "prompt": [question() for _ in PICTURES]}
+    """Four images, each with an answer of its own."""
+    columns = {"images": [[image] for image in IMAGES], "prompt": [question() for _ in IMAGES]}
     if kind == "sft":
         return datasets.Dataset.from_dict({**columns, "completion": [answer(word) for word in ANSWERS]})
     if kind == "dpo":
@@ -39,8 +39,8 @@ def data(kind):
         return datasets.Dataset.from_dict(
             {**columns, "chosen": [answer(word) for word in ANSWERS], "rejected": rejected}
         )
-    prompts = [[{"role": "user", "content": "w3 w4"}] for _ in PICTURES]
-    return datasets.Dataset.from_dict({"image": PICTURES, "prompt": prompts})
+    prompts = [[{"role": "user", "content": "w3 w4"}] for _ in IMAGES]
+    return datasets.Dataset.from_dict({"image": IMAGES, "prompt": prompts})
 
 
 def model(kind, seed=0):
@@ -140,7 +140,7 @@ def test_log_probabilities_are_those_of_aligned_logits(tmp_path):
         logits = trainer.model(**inputs, align="input").logits.log_softmax(-1)
     told = labels[:, 1:] != -100
     expected = logits[:, :-1].gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0]
-    assert int(told.sum()) >= len(PICTURES)
+    assert int(told.sum()) >= len(IMAGES)
     assert torch.allclose(found[told], expected[told], atol=1e-4)
 
 
@@ -171,8 +171,8 @@ def test_pinned_levels_are_seen_by_every_call(monkeypatch, tmp_path, pinned):
 
     def spied(flex, encoded, levels, policy):
         made = decide(flex, encoded, levels, policy)
-        for one, decision in zip(pins.pictures_of(flex.compressor.scaler, encoded), made, strict=True):
-            seen[one.picture].add(decision.level)
+        for one, decision in zip(pins.images_of(flex.compressor.scaler, encoded), made, strict=True):
+            seen[one.image].add(decision.level)
         return made
 
     monkeypatch.setattr(encoding, "decide", spied)

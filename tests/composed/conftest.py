@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex import catalog
 from tokenflex.testing.tiny_hosts import tiny_tokenizer
 
@@ -55,7 +55,7 @@ def open_clip_model(tmp_path_factory):
 
 
 def make(kind: str, **options):
-    """``timm``, ``open_clip``, ``clip`` or ``siglip``, each with another language model."""
+    """``timm``, ``open_clip``, ``video`` or ``siglip``, each with another language model."""
     torch.manual_seed(7)
     told = {"tokenizer": tiny_tokenizer(), "pretrained": False, **options}
     if kind == "timm":
@@ -63,17 +63,17 @@ def make(kind: str, **options):
         made = tokenflex.compose("timm/vit_tiny_patch16_224", LANGUAGES["llama"](), **told)
     elif kind == "open_clip":
         made = tokenflex.compose("open_clip/tiny", LANGUAGES["qwen2, tied"](), **told)
-    elif kind == "clip":
+    elif kind == "video":
         made = tokenflex.compose(CLIPVisionConfig(**VISION), LANGUAGES["gpt-neox"](), **{"layer": -2, **told})
     else:
         made = tokenflex.compose(SiglipVisionConfig(**VISION), LANGUAGES["qwen3"](), **told)
-    with torch.no_grad():  # so that pictures differ visibly
+    with torch.no_grad():  # so that images differ visibly
         for weights in made.model.multi_modal_projector.parameters():
             weights.mul_(4)
     return made
 
 
-@pytest.fixture(scope="session", params=["timm", "open_clip", "clip", "siglip"])
+@pytest.fixture(scope="session", params=["timm", "open_clip", "video", "siglip"])
 def composed(request):
     return make(request.param)
 
@@ -103,11 +103,11 @@ def flex(host):
 
 @pytest.fixture(scope="session")
 def batch(processor):
-    """Make a batch from texts; every ``<image>`` gets the next picture."""
+    """Make a batch from texts; every ``<image>`` gets the next image."""
 
     def build(*texts: str, side: str = "left", first: int = 0):
         count = sum(text.count("<image>") for text in texts)
-        images = [picture(first + i) for i in range(count)] or None
+        images = [image(first + i) for i in range(count)] or None
         return dict(processor(images=images, text=list(texts), padding=True, padding_side=side, return_tensors="pt"))
 
     return build

@@ -29,7 +29,7 @@ from transformers import (
 
 import tokenflex
 from tests.composed.conftest import LANGUAGES, OPEN_CLIP, TIMM, VISION, make
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex.cli.main import main
 from tokenflex.composed import ComposedForConditionalGeneration, vision
 from tokenflex.composed.processor import VICUNA, chat_template
@@ -65,7 +65,7 @@ def test_a_saved_model_loads_through_the_auto_classes(host, processor, batch, tm
     assert type(loaded) is ComposedForConditionalGeneration
     assert torch.equal(host(**inputs).logits, loaded(**inputs).logits)
     assert type(found) is LlavaProcessor
-    again = found(images=[picture(0)], text=["w1 <image> w2", "w3"], padding=True, return_tensors="pt")
+    again = found(images=[image(0)], text=["w1 <image> w2", "w3"], padding=True, return_tensors="pt")
     assert all(torch.equal(again[key], inputs[key]) for key in inputs)
     assert AutoConfig.from_pretrained(tmp_path).vision["source"] == host.config.vision["source"]
     assert loaded.generation_config.eos_token_id == 2
@@ -130,7 +130,7 @@ def test_open_clip_loads_its_weights(tmp_path):
         assert torch.allclose(expected, made.model.get_image_features(pixels).last_hidden_state, atol=1e-6)
 
 
-def test_transformers_loads_its_weights_and_its_picture_settings(tmp_path):
+def test_transformers_loads_its_weights_and_its_image_settings(tmp_path):
     source = CLIPVisionModel(CLIPVisionConfig(**VISION)).eval()
     source.save_pretrained(tmp_path)
     settings = CLIPImageProcessor(crop_size=32, size={"shortest_edge": 32}, image_mean=[0.1, 0.2, 0.3])
@@ -146,7 +146,7 @@ def test_transformers_loads_its_weights_and_its_picture_settings(tmp_path):
     assert loaded.processor.image_processor.image_mean == (0.1, 0.2, 0.3)
 
 
-def test_the_vision_half_of_a_model_for_pictures_and_texts():
+def test_the_vision_half_of_a_model_for_images_and_texts():
     assert compose(CLIPConfig(vision_config=VISION)).model.config.grid == [4, 4]
 
 
@@ -179,7 +179,7 @@ def test_a_tokenizer_without_image_and_padding_tokens_gets_them():
     assert model.config.image_token_id == 4
     assert model.get_input_embeddings().num_embeddings == model.config.text_config.vocab_size == 5
     assert processor.tokenizer.pad_token == "</s>"
-    inputs = processor(images=[picture(0)], text=["w1 <image>", "w1"], padding=True, return_tensors="pt")
+    inputs = processor(images=[image(0)], text=["w1 <image>", "w1"], padding=True, return_tensors="pt")
     assert model.generate(**inputs, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
 
 
@@ -212,7 +212,7 @@ def test_dtype_goes_to_every_part(batch_of_one):
 
 @pytest.fixture
 def batch_of_one():
-    return lambda processor: processor(images=[picture(0)], text=["w1 <image> w2"], return_tensors="pt")
+    return lambda processor: processor(images=[image(0)], text=["w1 <image> w2"], return_tensors="pt")
 
 
 def test_every_part_learns(host, batch):
@@ -225,8 +225,8 @@ def test_every_part_learns(host, batch):
 
 
 def test_gradient_checkpointing_changes_no_gradient():
-    model, processor = make("clip")
-    inputs = processor(images=[picture(0)], text=["w1 <image> w2"], return_tensors="pt")
+    model, processor = make("video")
+    inputs = processor(images=[image(0)], text=["w1 <image> w2"], return_tensors="pt")
     found = []
     for enable in (False, True):
         if enable:
@@ -238,9 +238,9 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
-def test_pictures_are_fitted_as_asked(fit):
+def test_images_are_fitted_as_asked(fit):
     processor = compose(ViTConfig(**VISION), fit=fit).processor
-    white = picture(1).resize((40, 20)).point(lambda value: 255)
+    white = image(1).resize((40, 20)).point(lambda value: 255)
     pixels = processor.image_processor([white], return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 32, 32)
     assert bool((pixels < 0.9).any()) == (fit == "pad")
@@ -266,7 +266,7 @@ def test_chat_templates():
     expected = "<s>user <image>\nw1 </s><s>assistant w2 </s>"
     assert processor.apply_chat_template(QUESTION, tokenize=False) == expected
     tokenizer.chat_template = "{{ messages[0].role }}"
-    with pytest.raises(ConfigError, match="doesn't write a turn with a picture"):
+    with pytest.raises(ConfigError, match="doesn't write a turn with an image"):
         compose(ViTConfig(**VISION), tokenizer=tokenizer)
 
 
@@ -275,7 +275,7 @@ def test_answers_are_found_in_every_template(template):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     processor = compose(ViTConfig(**VISION), tokenizer=tokenizer).processor
-    batch = FlexCollator(processor)([ChatDataset([{"id": "a", "image": picture(0), "messages": QUESTION}])[0]])
+    batch = FlexCollator(processor)([ChatDataset([{"id": "a", "image": image(0), "messages": QUESTION}])[0]])
     answer = tokenizer.convert_tokens_to_ids(["w2", "</s>"])
     assert batch["labels"][batch["labels"] != -100].tolist() in (answer, [tokenizer.unk_token_id])
 
@@ -284,7 +284,7 @@ def test_a_recipe_trains_a_saved_model(tmp_path):
     model, processor = make("timm")
     model.save_pretrained(tmp_path / "host")
     processor.save_pretrained(tmp_path / "host")
-    picture(0).save(tmp_path / "0.png")
+    image(0).save(tmp_path / "0.png")
     talk = [{"from": "human", "value": "<image>\nw1"}, {"from": "gpt", "value": "w2 w3"}]
     (tmp_path / "rows.json").write_text(json.dumps([{"id": 0, "image": "0.png", "conversations": talk}] * 2))
     for stage, host in ((3, "host"), (4, "out")):
@@ -320,7 +320,7 @@ REFUSED = {
         "vision_options": {**TIMM, "patch_size": (8, 16)},
     },
     "projector='mlp' isn't known": {"projector": "mlp"},
-    "makes square pictures": {"vision": TINY, "image_size": (32, 64), "fit": "pad", "vision_options": TIMM},
+    "makes square images": {"vision": TINY, "image_size": (32, 64), "fit": "pad", "vision_options": TIMM},
     "can't be loaded as a causal language model": {"language": ViTConfig(**VISION)},
     "isn't a causal": {"language": T5ForConditionalGeneration(T5Config(**T5))},
     "keeps a state": {"language": MambaConfig(hidden_size=8, num_hidden_layers=1, state_size=4)},
@@ -349,7 +349,7 @@ def test_an_unknown_source_in_a_saved_model_is_refused():
         vision.rebuild({"source": "magic"})
 
 
-def test_weights_without_picture_settings_are_refused(tmp_path):
+def test_weights_without_image_settings_are_refused(tmp_path):
     ViTForImageClassification(ViTConfig(**VISION)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="no image processor"):
         compose(str(tmp_path), pretrained=True, language=LlamaForCausalLM(llama()))

@@ -36,7 +36,7 @@ def test_identity_generate(host, flex, batch, name):
 
 
 @torch.no_grad()
-def test_pictures_matter(host, batch):
+def test_images_matter(host, batch):
     inputs, other = batch("w1 <image> w2"), batch("w1 <image> w2", first=1)
     assert not torch.allclose(host(**inputs).logits[0, -1], host(**other).logits[0, -1], atol=1e-2)
 
@@ -137,22 +137,22 @@ def test_parameter_groups_are_disjoint_and_complete(host, flex):
     assert {id(p) for p in groups["projector"]} == {id(p) for p in host.multi_modal_projector.parameters()}
 
 
-def test_pictures_without_their_placeholders_are_refused(host, batch):
+def test_images_without_their_placeholders_are_refused(host, batch):
     inputs = batch("w1 <image> w2")
     inputs["input_ids"][0, 3] = 9
-    with pytest.raises(InputError, match=r"has \d+ image placeholders, its pictures make \d+ visual tokens"):
+    with pytest.raises(InputError, match=r"has \d+ image placeholders, its images make \d+ visual tokens"):
         host(**inputs)
 
 
-def test_pictures_in_two_ways_are_refused(host, batch):
+def test_images_in_two_ways_are_refused(host, batch):
     inputs = batch("w1 <image> w2")
     features = host.get_image_features(inputs["pixel_values"])
     with pytest.raises(InputError, match="both pixel_values and mm_encoder_outputs"):
         host(**inputs, mm_encoder_outputs={"image": features})
 
 
-def test_pictures_without_ids_are_refused(host, batch):
+def test_images_without_ids_are_refused(host, batch):
     inputs = batch("w1 <image> w2")
     embeds = host.get_input_embeddings()(inputs.pop("input_ids"))
-    with pytest.raises(InputError, match="pictures need input_ids"):
+    with pytest.raises(InputError, match="images need input_ids"):
         host(**inputs, inputs_embeds=embeds)

@@ -136,7 +136,7 @@ TRANSFORMERS_SAYS = {
 
 @pytest.mark.parametrize("name", TRANSFORMERS_SAYS)
 def test_what_a_file_may_not_say_to_transformers(name, tmp_path, mark, calls):
-    folder = saved("clip", tmp_path / "model", lambda config: TRANSFORMERS_SAYS[name](config["vision"], mark[0]))
+    folder = saved("video", tmp_path / "model", lambda config: TRANSFORMERS_SAYS[name](config["vision"], mark[0]))
     with pytest.raises(ConfigError, match=r"config\.json"):
         load(folder)
     assert calls == []
@@ -160,11 +160,11 @@ def test_names_of_code_and_repositories_are_passed_over(tmp_path):
         config["text_config"].update(NAMES_CODE)
         config["vision"]["config"].update(NAMES_CODE)
 
-    model = load(saved("clip", tmp_path, change))
+    model = load(saved("video", tmp_path, change))
     for part in (model, model.vision_tower.trunk, model.language_model):
         assert part.config._attn_implementation in ("sdpa", "eager")
         assert not hasattr(part.config, "auto_map")
-    assert torch.equal(features(model), features(make("clip").model))
+    assert torch.equal(features(model), features(make("video").model))
     asked = AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation="eager")
     assert asked.config._attn_implementation == "eager"
 
@@ -172,7 +172,7 @@ def test_names_of_code_and_repositories_are_passed_over(tmp_path):
 @pytest.mark.parametrize("text", [{"vocab_size": 8}, {"model_type": 3}])
 def test_a_language_model_without_a_type_is_refused(tmp_path, text):
     with pytest.raises(ConfigError, match="doesn't say its model_type"):
-        load(saved("clip", tmp_path, lambda config: config.update(text_config=text)))
+        load(saved("video", tmp_path, lambda config: config.update(text_config=text)))
 
 
 SOURCES = [
@@ -191,16 +191,16 @@ def test_weights_of_timm_from_elsewhere_are_refused_at_any_depth(tmp_path, part,
         told["vision_config"] = part
 
     if kind == "composed":
-        folder = saved("clip", tmp_path, change)
+        folder = saved("video", tmp_path, change)
     else:
-        tokenflex.wrap(make("clip").model).save_pretrained(tmp_path)
+        tokenflex.wrap(make("video").model).save_pretrained(tmp_path)
         folder = rewritten(tmp_path, change)
     with pytest.raises(ConfigError, match="names weights elsewhere than in its folder"):
         load(folder)
 
 
 def test_a_host_saved_with_its_parts_names_no_kernels(tmp_path):
-    tokenflex.wrap(make("clip").model).save_pretrained(tmp_path)
+    tokenflex.wrap(make("video").model).save_pretrained(tmp_path)
     kernels = {"attn_implementation": "someone/kernels", "_attn_implementation": "someone/kernels"}
     model = load(rewritten(tmp_path, lambda config: (config.update(kernels), config["host"].update(kernels))))
     assert model.host.config._attn_implementation in ("sdpa", "eager")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image as drawn
 from tokenflex.demo.answering import Model
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 
@@ -17,7 +17,7 @@ def model(processor):
 
 @pytest.fixture(scope="session")
 def image():
-    return picture(1)
+    return drawn(1)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from tests.conftest import picture
+from tests.conftest import image
 from tests.demo.pieces import numbers
 from tokenflex import images
 from tokenflex.demo import answering, handling
@@ -85,13 +85,13 @@ def test_other_errors_are_logged_and_don_t_tell_more_than_their_kind(model, imag
 
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "BMP"])
 def test_uploads_are_read_as_the_library_reads_images(name):
-    content = bytes_of(picture(1), name)
+    content = bytes_of(image(1), name)
     found, problem = handling.taken(content)
     assert problem == ""
     assert found.tobytes() == images.decode(content).tobytes()
 
 
-@pytest.mark.parametrize("content", [b"", b"<script>alert(1)</script>", bytes_of(picture(0))[:60], None])
+@pytest.mark.parametrize("content", [b"", b"<script>alert(1)</script>", bytes_of(image(0))[:60], None])
 def test_files_that_are_no_images_are_refused(content):
     found, problem = handling.taken(content)
     assert found is None

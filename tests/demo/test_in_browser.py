@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import shown
 from tests.demo.test_handling import bytes_of
 from tokenflex.demo.samples import Example
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of the browsers {
 
 @pytest.fixture(scope="module")
 def address(model):
-    examples = [Example("one", picture(0), ("w1 w2", "w3")), Example("two", picture(2), ("w4", "w5"))]
+    examples = [Example("one", shown(0), ("w1 w2", "w3")), Example("two", shown(2), ("w4", "w5"))]
     with served_page.running(model, examples, host="127.0.0.1", port=0, share=False, runs=1) as address:
         yield address
 
@@ -88,8 +88,8 @@ def upload(page, content, name=HOSTILE_NAME, kind="image/png"):
 
 
 def test_upload_ask_and_move_the_slider(model, visit):
-    page, image = visit(), picture(1)
-    shows(page, decided(model, picture(0), "w1 w2"))  # the first example is answered at once
+    page, image = visit(), shown(1)
+    shows(page, decided(model, shown(0), "w1 w2"))  # the first example is answered at once
     page.get_by_label("Question").fill("w7 w8")
     upload(page, bytes_of(image))
     expect(page.locator("#answer .tf-question")).to_have_text("w7 w8")
@@ -115,18 +115,18 @@ def test_upload_ask_and_move_the_slider(model, visit):
 
 def test_samples_bring_their_questions(model, visit):
     page = visit()
-    shows(page, decided(model, picture(0), "w1 w2"))
+    shows(page, decided(model, shown(0), "w1 w2"))
     page.locator("#samples button").nth(1).click()
     expect(page.locator("#answer .tf-question")).to_have_text("w4")
     expect(page.get_by_label("Question")).to_have_value("w4")
-    shows(page, decided(model, picture(2), "w4"))
+    shows(page, decided(model, shown(2), "w4"))
     page.locator("#tries").get_by_text("w5", exact=True).click()
     expect(page.locator("#answer .tf-question")).to_have_text("w5")
-    shows(page, decided(model, picture(2), "w5"))
+    shows(page, decided(model, shown(2), "w5"))
 
 
 def test_all_levels_and_a_conversation(model, visit):
-    page, image = visit(), picture(0)
+    page, image = visit(), shown(0)
     page.get_by_role("tab", name="All levels").click()
     page.locator("#every").click()
     tokens = [str(decided(model, image, "w1 w2", level=level).tokens) for level in range(model.levels)]
@@ -148,7 +148,7 @@ def test_all_levels_and_a_conversation(model, visit):
 
 def test_errors_are_messages_on_the_page(model, visit):
     page = visit()
-    shows(page, decided(model, picture(0), "w1 w2"))
+    shows(page, decided(model, shown(0), "w1 w2"))
     upload(page, b"<script>alert(1)</script>")
     expect(page.locator("#problem")).to_contain_text("can't be read")
     page.get_by_label("Question").fill("w1 <image>")
@@ -156,13 +156,13 @@ def test_errors_are_messages_on_the_page(model, visit):
     expect(page.locator("#answer [role=alert]")).to_contain_text("stands for an image")
     page.get_by_label("Question").fill("w1 w2")
     page.locator("#ask").click()
-    shows(page, decided(model, picture(0), "w1 w2"))
+    shows(page, decided(model, shown(0), "w1 w2"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_cut_off_on_a_phone(model, visit, scheme):
     page = visit(viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    shows(page, decided(model, picture(0), "w1 w2"))
+    shows(page, decided(model, shown(0), "w1 w2"))
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     cut = page.locator("#answer :is(p, th, td, span)").evaluate_all(
         "all => all.filter(one => one.getBoundingClientRect().right > innerWidth + 1).length"

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex.demo.address import free_port
 from tokenflex.demo.samples import Example
 from tokenflex.errors import ConfigError
@@ -22,7 +22,7 @@ NAMED = re.compile(r"(?:https?|wss?):(?:\\?/){2}([\w.-]+)|(?:src|href)=\"//([\w.
 @pytest.fixture(scope="module")
 def served(model):
     """Its address, and the folder of its files."""
-    examples = [Example("one", picture(0), ("w1 w2", "w3")), Example("two", picture(1), ("w4",))]
+    examples = [Example("one", image(0), ("w1 w2", "w3")), Example("two", image(1), ("w4",))]
     with page.running(model, examples, host="127.0.0.1", port=0, share=False, runs=1) as address:
         yield address, Path(os.environ["GRADIO_TEMP_DIR"])
 
@@ -58,7 +58,7 @@ def test_nobody_is_told_that_it_runs(model, monkeypatch):
     monkeypatch.setattr(gradio.analytics, "version_check", lambda: told.append("version"))
     monkeypatch.setattr(gradio.analytics, "_do_analytics_request", lambda *given, **named: told.append(given))
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
-    made = page.build(model, [Example("one", picture(2), ("w1",))], 1)
+    made = page.build(model, [Example("one", image(2), ("w1",))], 1)
     assert not made.analytics_enabled
     assert told == []
 
@@ -100,7 +100,7 @@ def test_a_proxy_doesn_t_keep_the_page_from_starting(model, monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    examples = [Example("one", picture(2), ("w1",))]
+    examples = [Example("one", image(2), ("w1",))]
     with page.running(model, examples, host="127.0.0.1", port=0, share=False, runs=0) as address:
         assert httpx.get(address).status_code == 200
     assert "no_proxy" not in os.environ
@@ -112,14 +112,14 @@ def test_other_names_of_this_machine(model, host):
         free_port(host, 0)
     except ConfigError as error:
         pytest.skip(f"this machine has no {host}: {error}")
-    examples = [Example("one", picture(2), ("w1",))]
+    examples = [Example("one", image(2), ("w1",))]
     with page.running(model, examples, host=host, port=0, share=False, runs=0) as address:
         assert httpx.get(address, trust_env=False).status_code == 200
         assert address.startswith(("http://[::1]:", "http://localhost:"))
 
 
 def test_uploaded_files_go_when_the_page_goes(model):
-    with page.running(model, [Example("one", picture(2), ("w1",))], host="127.0.0.1", port=0, share=False,
+    with page.running(model, [Example("one", image(2), ("w1",))], host="127.0.0.1", port=0, share=False,
                       runs=0) as address:  # fmt: skip
         folder = Path(os.environ["GRADIO_TEMP_DIR"])
         sent = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"no image")})

@@ -2,7 +2,7 @@
 
 from tokenflex.demo import samples
 from tokenflex.quickstart.host import build_processor
-from tokenflex.quickstart.pictures import words
+from tokenflex.quickstart.images import words
 
 
 def test_the_quickstart_s_model_gets_held_out_images_it_can_be_asked_about():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.conftest import picture
+from tests.conftest import image
 from tests.demo.pieces import numbers, words
 from tests.test_pages import HOSTILE, asks_nobody
 from tokenflex.contracts import Decision
@@ -32,7 +32,7 @@ def flat(text):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_strings_stay_text_and_nobody_is_asked(model, text):
-    asked = Asked(picture(0), text)
+    asked = Asked(image(0), text)
     said = reply(text, unknown=(text,))
     pieces = [
         showing.answer(model, asked, said, 0.5, 3, timing()),
@@ -48,7 +48,7 @@ def test_hostile_strings_stay_text_and_nobody_is_asked(model, text):
 
 
 def test_an_answer_shows_its_cost_beside_the_finest_level(model):
-    page = showing.answer(model, Asked(picture(0), "w1"), reply(level=0), 0.5, 3, timing())
+    page = showing.answer(model, Asked(image(0), "w1"), reply(level=0), 0.5, 3, timing())
     text, told = words(page), numbers(page)
     assert (told["tokens"], told["of"], told["share"]) == (["3"], ["4"], ["75\u00a0%"])
     assert (told["ms"], told["ms-finest"], told["n"]) == (["3.0"], ["300"], ["3"])
@@ -60,11 +60,11 @@ def test_an_answer_shows_its_cost_beside_the_finest_level(model):
 
 def test_large_models_aren_t_called_small(model, monkeypatch):
     monkeypatch.setattr(showing, "TINY", 1)
-    assert "so small a model" not in showing.answer(model, Asked(picture(0), "w1"), reply(), 1.0, 3, timing())
+    assert "so small a model" not in showing.answer(model, Asked(image(0), "w1"), reply(), 1.0, 3, timing())
 
 
 def test_what_isn_t_measured_isn_t_told(model):
-    asked = Asked(picture(0), "w1")
+    asked = Asked(image(0), "w1")
     unmeasured = words(showing.answer(model, asked, reply(), 1.0, 0))
     assert "milliseconds" not in unmeasured.lower()
     assert "No budget: level 1 of 0 to 4." in unmeasured
@@ -72,13 +72,13 @@ def test_what_isn_t_measured_isn_t_told(model):
 
 
 def test_an_answer_without_words_says_so(model):
-    assert "(nothing)" in showing.answer(model, Asked(picture(0), "w1"), reply(""), 1.0, 0)
+    assert "(nothing)" in showing.answer(model, Asked(image(0), "w1"), reply(""), 1.0, 0)
     assert "Nothing was asked" in showing.conversation(model, None, [])
 
 
 def test_tiles_have_levels_but_no_grid(model):
     tiles = Reply("w1", tuple(Decision(i, scores=SCORES, tokens=2, of=4) for i in (0, 1)), None)
-    text = words(showing.answer(model, Asked(picture(0), "w1"), tiles, 1.0, 0))
+    text = words(showing.answer(model, Asked(image(0), "w1"), tiles, 1.0, 0))
     assert "levels 0, 1 for the tiles" in text
     assert "no single grid is drawn" in text
     assert "Means over 2 tiles" in text
@@ -110,6 +110,6 @@ def test_scores_that_are_no_numbers_have_no_bar():
 
 
 def test_the_grid_that_is_shown_is_that_of_the_level(model):
-    asked = answering.ask(model, picture(1), "w1 w2")
+    asked = answering.ask(model, image(1), "w1 w2")
     drawings = {showing.grid(asked.image, one) for one in answering.at_every_level(model, asked)}
     assert len(drawings) == model.levels

@@ -88,7 +88,7 @@ def test_what_leads_nowhere_is_found():
     assert broken("docs/new.md", text) == ["nowhere.md", "use.md#nonsense"]
 
 
-def test_pictures_have_a_text():
+def test_images_have_a_text():
     for page in PAGES:
         for text, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", without_blocks(page)):
             assert len(text) > 20, (page, target)

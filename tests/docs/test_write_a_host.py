@@ -49,9 +49,9 @@ def test_padding_side_does_not_matter(page):
         assert torch.equal(expected, flex.generate(**right, level=level, max_new_tokens=4)[:, -4:])
 
 
-def test_several_pictures_and_text_only_rows(page):
-    flex, picture = page["flex"], page["picture"]
-    ids = torch.tensor([[*picture, 9, *picture], [*[page["PAD"]] * 30, 9, 10, 11]])
+def test_several_images_and_text_only_rows(page):
+    flex, image = page["flex"], page["image"]
+    ids = torch.tensor([[*image, 9, *image], [*[page["PAD"]] * 30, 9, 10, 11]])
     batch = {
         "input_ids": ids,
         "attention_mask": torch.cat([torch.ones(1, 33), torch.tensor([[0.0] * 30 + [1.0] * 3])]).long(),

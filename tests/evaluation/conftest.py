@@ -1,16 +1,16 @@
-"""A handful of questions about pictures, in every format, and a model to answer them."""
+"""A handful of questions about images, in every format, and a model to answer them."""
 
 import pytest
 import torch
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 
 ROWS = [
     {
         "id": f"q{i}",
-        "image": picture(i),
+        "image": image(i),
         "question": f"w{i} w{i + 1}",
         "answer": f"w{i + 20}",
         "kind": ("even", "odd")[i % 2],

@@ -6,13 +6,13 @@ from tokenflex.evaluation.questions import Question
 from tokenflex.evaluation.records import PartWriter, Record, Shown, begin
 
 
-def made(folder, settings, kinds=None, of=8, levels=None, pictures=None):
+def made(folder, settings, kinds=None, of=8, levels=None, images=None):
     """A finished evaluation.
 
     Args:
         settings: name -> (scores, tokens, levels); the levels, a list per sample, are optional.
         levels: of the model; default: as many as there are ``level:N``.
-        pictures: encoded, by place.
+        images: encoded, by place.
     """
     count = len(next(iter(settings.values()))[0])
     kinds = kinds or [""] * count
@@ -20,7 +20,7 @@ def made(folder, settings, kinds=None, of=8, levels=None, pictures=None):
     known = levels or sum(name.startswith("level:") for name in settings)
     finger = {"host": {"model_type": "tiny"}, "metric": "exact-match", "max_new_tokens": 4}
     manifest = {"model": "a model", "data": "some data", "levels": known, "fingerprint": finger}
-    shown = [Shown(question, (pictures or {}).get(question.place, ())) for question in questions]
+    shown = [Shown(question, (images or {}).get(question.place, ())) for question in questions]
     begin(folder, manifest, lambda: shown)
     records = []
     for name, (scores, tokens, *chosen) in settings.items():

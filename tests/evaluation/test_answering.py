@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex.contracts import Decision, Grid
 from tokenflex.evaluation.answering import Batch
 from tokenflex.evaluation.questions import Questions
@@ -12,8 +12,8 @@ from tokenflex.evaluation.settings import Setting
 from tokenflex.testing.tiny_hosts import TEMPLATE, tiny_llava_next_processor
 
 ROWS = [
-    {"image": picture(0), "question": "w1", "answer": "w2"},
-    {"images": [picture(1), picture(2)], "question": "w3 w4 w5", "answer": "w2"},
+    {"image": image(0), "question": "w1", "answer": "w2"},
+    {"images": [image(1), image(2)], "question": "w3 w4 w5", "answer": "w2"},
     {"question": "w6", "answer": "w2"},
 ]
 
@@ -63,7 +63,7 @@ def test_a_template_s_beginning_of_sequence_is_not_doubled(still):
 
 
 def test_tiles_routed_one_by_one_stay_with_their_question(processor, still):
-    """An adapter that routes every tile: two for each picture of a made-up host."""
+    """An adapter that routes every tile: two for each image of a made-up host."""
 
     def generate(**given):
         images = len(given["image_sizes"])

@@ -2,21 +2,21 @@
 
 import pytest
 
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex.evaluation.order import batches
 from tokenflex.evaluation.questions import Questions
 from tokenflex.testing.tiny_hosts import tiny_llava_next_processor
 
 
 def row(i, words, size=None):
-    shown = {"image": picture(i).resize(size)} if size else {"images": []}
+    shown = {"image": image(i).resize(size)} if size else {"images": []}
     return {"id": f"q{i}", **shown, "question": " ".join(f"w{j}" for j in range(words)), "answer": "w1"}
 
 
 ROWS = [row(0, 2, (56, 56)), row(1, 9), row(2, 2, (56, 112)), row(3, 3), row(4, 8, (56, 56)), row(5, 9)]
 
 
-def test_longest_first_and_pictures_apart():
+def test_longest_first_and_images_apart():
     made, questions = tiny_llava_next_processor(), Questions(ROWS)
     places = [place for some in batches(made, questions, 2) for place in some]
     pictured = [place for place in places if questions.sample(place).images]
@@ -45,6 +45,6 @@ def test_equal_lengths_keep_their_order():
     assert batches(tiny_llava_next_processor(), Questions(rows), 2) == [[0, 1], [2, 3], [4]]
 
 
-def test_a_picture_that_cannot_be_read_is_told_of_later():
+def test_a_image_that_cannot_be_read_is_told_of_later():
     rows = [{**ROWS[0], "image": b"no image"}, *ROWS[1:]]
     assert len(batches(tiny_llava_next_processor(), Questions(rows), 6)) == 1

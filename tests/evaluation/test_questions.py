@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import picture
+from tests.conftest import image as drawn
 from tests.evaluation.conftest import ROWS
 from tests.training.test_data import KEYS, ODD
 from tokenflex.errors import ConfigError, DataError
@@ -16,7 +16,7 @@ from tokenflex.evaluation.questions import Question, Questions, read
 
 
 def one(**row):
-    return Questions([{"image": picture(0), "question": "w1", "answer": "w2", **row}])
+    return Questions([{"image": drawn(0), "question": "w1", "answer": "w2", **row}])
 
 
 def texts(sample):
@@ -25,10 +25,10 @@ def texts(sample):
 
 def as_file(kind, folder):
     """The rows in a format; returns the path."""
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     plain = []
     for i, row in enumerate(ROWS):
-        row["image"].save(folder / "pictures" / f"{i}.png")
+        row["image"].save(folder / "images" / f"{i}.png")
         plain.append({**row, "image": f"pictures/{i}.png"})
     path = folder / f"rows.{kind}"
     if kind == "json":
@@ -64,12 +64,12 @@ def test_every_format_says_the_same(kind, tmp_path):
     assert len(read(tmp_path / f"rows.{kind}", image_folder=tmp_path, limit=2)) == 2
 
 
-def test_pictures_are_decoded_only_when_asked_for(tmp_path, monkeypatch):
+def test_images_are_decoded_only_when_asked_for(tmp_path, monkeypatch):
     path = as_file("parquet", tmp_path)
     monkeypatch.setattr(datasets.Image, "decode_example", lambda *a, **k: pytest.fail("decoded"))
     assert len(read(path)) == len(ROWS)
     missing = Questions([{"image": "not/there.png", "question": "w1", "answer": "w2"}])
-    with pytest.raises(DataError, match=r"row 0: picture 'not/there.png' can't be read"):
+    with pytest.raises(DataError, match=r"row 0: image 'not/there.png' can't be read"):
         missing.sample(0)
 
 
@@ -94,7 +94,7 @@ def test_reference_answers(answer, references):
 
 
 def test_choices_and_suffix_are_written_under_the_question():
-    row = {"image": picture(0), "question": "w1", "answer": 0, "choices": ["w2", "w3"]}
+    row = {"image": drawn(0), "question": "w1", "answer": 0, "choices": ["w2", "w3"]}
     made = Questions([row], suffix="w9")
     assert texts(made.sample(0)) == ["<image>", "w1\nA. w2\nB. w3\nw9"]
     assert made.questions[0].text == "w1\nA. w2\nB. w3"
@@ -105,38 +105,38 @@ def test_choices_and_suffix_are_written_under_the_question():
 def test_conversations_are_asked_up_to_the_last_answer():
     chat = [("user", "w1 <image>"), ("assistant", "w2"), ("user", "<image> w3"), ("assistant", "w4")]
     messages = [{"role": role, "content": text} for role, text in chat]
-    made = Questions([{"images": [picture(0), picture(1)], "messages": messages, "category": "two"}])
+    made = Questions([{"images": [drawn(0), drawn(1)], "messages": messages, "category": "two"}])
     assert made.questions == [Question(0, "0", "two", "w3", ("w4",))]
     assert texts(made.sample(0)) == ["w1", "<image>", "w2", "<image>", "w3"]
     assert len(made.sample(0).images) == 2
-    open_end = Questions([{"images": [picture(0), picture(1)], "messages": messages[:-1], "answers": ["w5"]}])
+    open_end = Questions([{"images": [drawn(0), drawn(1)], "messages": messages[:-1], "answers": ["w5"]}])
     assert open_end.questions[0].references == ("w5",)
     assert texts(open_end.sample(0)) == texts(made.sample(0))
 
 
-def test_pictures_inside_messages_are_seen():
-    parts = [{"type": "text", "text": "w1"}, {"type": "image", "image": picture(0)}, {"type": "image"}]
+def test_images_inside_messages_are_seen():
+    parts = [{"type": "text", "text": "w1"}, {"type": "image", "image": drawn(0)}, {"type": "image"}]
     chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "w2"}]
-    sample = Questions([{"image": picture(1), "messages": chat}], suffix="w9").sample(0)
+    sample = Questions([{"image": drawn(1), "messages": chat}], suffix="w9").sample(0)
     assert texts(sample) == ["w1", "<image>", "<image>", "\nw9"]
-    assert [image.tobytes() for image in sample.images] == [picture(0).tobytes(), picture(1).tobytes()]
+    assert [image.tobytes() for image in sample.images] == [drawn(0).tobytes(), drawn(1).tobytes()]
 
 
 def test_names_lead_out_of_no_image_folder(tmp_path):
     (tmp_path / "images").mkdir()
-    picture(0).save(tmp_path / "a.png")
+    drawn(0).save(tmp_path / "a.png")
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "a.png")
     for name in ("../a.png", "link.png", str(tmp_path / "a.png")):
         asked = Questions([{"image": name, "question": "w1", "answer": "w2"}], image_folder=tmp_path / "images")
-        with pytest.raises(DataError, match=r"row 0: picture .* can't be read \(.* inside the folder"):
+        with pytest.raises(DataError, match=r"row 0: image .* can't be read \(.* inside the folder"):
             asked.sample(0)
     assert len(Questions([{"image": str(tmp_path / "a.png"), "question": "w1", "answer": "w2"}]).sample(0).images) == 1
 
 
-def test_pictures_that_datasets_cannot_open():
+def test_images_that_datasets_cannot_open():
     stored = [{"image": {"bytes": b"no picture", "path": None}, "question": "w1", "answer": "w2"}]
     asked = Questions(datasets.Dataset.from_list(stored).cast_column("image", datasets.Image()))
-    with pytest.raises(DataError, match=r"row 0: picture 'bytes' can't be read"):
+    with pytest.raises(DataError, match=r"row 0: image 'bytes' can't be read"):
         asked.sample(0)
 
 

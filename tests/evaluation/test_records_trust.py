@@ -114,9 +114,9 @@ def test_questions_are_all_there_in_order(folder, message):
         Evaluation(folder)
 
 
-def test_a_broken_picture_names_its_question(folder):
-    rewritten(folder / SAMPLES, put(1, pictures=[b"\x89PNG"]), keep=False)
-    with pytest.raises(DataError, match="question 1: picture 'bytes' can't be read"):
+def test_a_broken_image_names_its_question(folder):
+    rewritten(folder / SAMPLES, put(1, images=[b"\x89PNG"]), keep=False)
+    with pytest.raises(DataError, match="question 1: image 'bytes' can't be read"):
         report(folder, resamples=20)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tests.evaluation.conftest import ROWS
 from tests.evaluation.tables import made
 from tokenflex.errors import DataError
@@ -77,7 +77,7 @@ def test_the_page_refers_to_nothing_outside(evaluated):
     assert text.count("<svg") == 1
 
 
-def test_the_page_shows_settings_and_pictures_and_escapes_what_it_is_given(evaluated):
+def test_the_page_shows_settings_and_images_and_escapes_what_it_is_given(evaluated):
     folder, summary = evaluated
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "<b>even</b>" not in text
@@ -108,7 +108,7 @@ def test_writing_it_again_changes_nothing(evaluated):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_no_kinds_no_pictures_no_router(tmp_path):
+def test_no_kinds_no_images_no_router(tmp_path):
     summary = report(made(tmp_path, {"level:0": ([1, 0], [1, 1])}, levels=3), resamples=5)
     assert [line.name for line in lines(summary)] == ["level:0"]
     text = (tmp_path / "report.html").read_text()
@@ -142,7 +142,7 @@ def test_unfinished_evaluations_get_no_report(tmp_path):
 
 
 def test_cells_are_what_the_scaler_does(still, processor):
-    inputs = dict(processor(images=[picture(0)], text="w1 <image>", return_tensors="pt"))
+    inputs = dict(processor(images=[image(0)], text="w1 <image>", return_tensors="pt"))
     for level, window in enumerate(((4, 4), (2, 4), (2, 2), (1, 2), (1, 1))):
         (found,) = drawing.cells(still, inputs, [level])
         assert (found.rows, found.cols) == (8, 8)
@@ -172,7 +172,7 @@ def test_thumbnails_are_small_and_small_ones_exact():
     small = drawing.drawn(drawing.thumbnail(large), None)
     assert small.size == (480, 360)
     assert len(drawing.thumbnail(large)) < 200_000
-    tiny = picture(0)
+    tiny = image(0)
     factor = 480 // max(tiny.size)
     assert drawing.drawn(drawing.thumbnail(tiny), None).resize(tiny.size, Image.Resampling.NEAREST).size == tiny.size
     assert drawing.drawn(drawing.thumbnail(tiny), None).size == (factor * tiny.width, factor * tiny.height)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tests.evaluation.conftest import ROWS
 from tests.evaluation.test_questions import as_file
 from tokenflex.errors import ConfigError, DataError
@@ -235,14 +235,14 @@ def test_every_format_gives_the_same_answers(still, processor, tmp_path, kind):
 
 
 MIXED = [
-    {"images": [picture(0), picture(1)], "question": "w1 <image> w2 <image>", "answer": "w3"},
+    {"images": [image(0), image(1)], "question": "w1 <image> w2 <image>", "answer": "w3"},
     {"question": "w4 w5", "answer": "w6"},
-    {"image": picture(2), "question": "w7", "answer": ["w8"]},
+    {"image": image(2), "question": "w7", "answer": ["w8"]},
     {"images": [], "question": "w9 w10 w11", "answers": ["w12"]},
 ]
 
 
-def test_several_pictures_and_none(still, processor, tmp_path):
+def test_several_images_and_none(still, processor, tmp_path):
     found = answered(still, processor, tmp_path, questions=Questions(MIXED), batch_size=4)
     one, none, single, empty = (found.records["level:1"][i] for i in range(4))
     assert (one.levels, none.levels, single.levels, empty.levels) == ([1, 1], [], [1], [])

@@ -100,7 +100,7 @@ def test_what_needs_every_level_is_left_out_without_them(tmp_path):
     assert "minus_finest" not in found["settings"]["router"]
 
 
-def test_several_pictures_at_several_levels_are_not_shuffled(tmp_path):
+def test_several_images_at_several_levels_are_not_shuffled(tmp_path):
     mixed = {"router": ([1, 0, 1, 0], [4, 1, 2, 4], [[2, 0], [0], [1], [2]])}
     found = summary(tmp_path, {**FIXED, **mixed})
     assert found["shuffled"] == {}
@@ -108,7 +108,7 @@ def test_several_pictures_at_several_levels_are_not_shuffled(tmp_path):
     assert found["settings"]["router"]["regret"] == 0.25
 
 
-def test_questions_without_pictures_are_not_part_of_the_deal(tmp_path):
+def test_questions_without_images_are_not_part_of_the_deal(tmp_path):
     without = {"router": ([1, 0, 1, 0], [4, 1, 2, 0], [*CHOSEN[:3], []])}
     shuffled = summary(tmp_path, {**FIXED, **without})["shuffled"]["router"]
     assert shuffled["score"] == pytest.approx(np.mean([1 / 3, 2 / 3, 1.0, 0.0]), abs=1e-6)

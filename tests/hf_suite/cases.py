@@ -16,11 +16,11 @@ import tokenflex
 from tests.hf_suite.sources import PACKAGE
 from tokenflex.model import FlexConfig
 from tokenflex.testing.zoo.hosts import ZOO
-from tokenflex.testing.zoo.recipe import IMAGE, PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE, IMAGE
 
 VARIANTS = ("host", "flex")
-ROWS: tuple[tuple[int | str, ...], ...] = tuple((n, 2, PICTURE, 3, n + 1) for n in range(7))
-"""Words and pictures of the batch: rows of one length, and as many as any test takes, since tests cut batches."""
+ROWS: tuple[tuple[int | str, ...], ...] = tuple((n, 2, AN_IMAGE, 3, n + 1) for n in range(7))
+"""Words and images of the batch: rows of one length, and as many as any test takes, since tests cut batches."""
 
 
 ORIGINAL_FORMAT = ("test_reverse_loading_mapping",)
@@ -80,7 +80,7 @@ class ModelTester:
         return host if self.variant == "host" else FlexConfig(host=host, parts=copy.deepcopy(parts(self.name)))
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """A batch in which every row has one picture; all pictures have the same size and pixels of their own."""
+        """A batch in which every row has one image; all images have the same size and pixels of their own."""
         tiny, config = ZOO[self.name], built(self.name).config
         rows = [tiny.batch(config, [row]) for row in ROWS]
         batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

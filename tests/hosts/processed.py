@@ -1,4 +1,4 @@
-"""Pictures, transformers' own image processors at toy size, and the batches they make for tiny hosts."""
+"""Images, transformers' own image processors at toy size, and the batches they make for tiny hosts."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ ANY = {"shortest_edge": 1, "longest_edge": 10**7}
 GEMMA = {"max_soft_tokens": 70}
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     """Slopes, a disc and a bar: smooth enough to survive resampling, with edges."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     turn = np.random.default_rng(seed).uniform(0, 3, 3)
@@ -33,7 +33,7 @@ def lines(unit):
 
 
 def patches(kind, **settings):
-    """Makes the processor of a tiny host whose pictures are cut into patches."""
+    """Makes the processor of a tiny host whose images are cut into patches."""
 
     def make(config):
         vision = config.vision_config
@@ -85,15 +85,15 @@ PROCESSORS = {
 WRITTEN = {"mistral3": lines, "mistral_large4": lines}
 
 
-def batch(tiny, adapter, processor, pictures, **told):
-    """A row of words and one picture for each, padded left."""
+def batch(tiny, adapter, processor, images, **told):
+    """A row of words and one image for each, padded left."""
     config, modality = adapter.host.config, adapter.architecture.modalities[0]
-    seen = dict(processor([*pictures], return_tensors="pt", **told))
+    seen = dict(processor([*images], return_tensors="pt", **told))
     seen = {name: seen[name] for name in ("pixel_values", *modality.inputs, modality.grids) if name in seen}
     cpu = {name: torch.as_tensor(value) for name, value in seen.items()}
     write = WRITTEN.get(tiny.model_type, flat)
     if tiny.model_type in ("internvl", "qianfan_ocr", "got_ocr2"):
-        counts = processor([*pictures], return_tensors="pt", **told)["num_patches"]
+        counts = processor([*images], return_tensors="pt", **told)["num_patches"]
         units = [modality.units(config, {}, torch.ones(1, 16 * int(n), dtype=torch.bool))[0] for n in counts]
     else:
         units = modality.units(config, cpu, torch.ones(1, 1, dtype=torch.bool))

@@ -15,7 +15,7 @@ from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing import hosts_table
 from tokenflex.testing.host_bench import ROWS, HostBench
 from tokenflex.testing.host_checks import CHECKS, same_ids
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text()
 OF_PAGE = PAGE.partition("\ntransformers ")[2].split(":")[0]
@@ -94,10 +94,10 @@ def test_a_whole_model(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["internvl", "qwen2_vl", "mistral3"])
-def test_pictures_without_a_place_are_refused(name):
+def test_images_without_a_place_are_refused(name):
     tiny = served(name)
     flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
-    inputs = tiny.batch(flex.host.config, ((1, PICTURE, 2),))
+    inputs = tiny.batch(flex.host.config, ((1, AN_IMAGE, 2),))
     shown = (inputs["input_ids"][0] == flex.host.config.image_token_id).nonzero().flatten()
     inputs["input_ids"][0, shown[0]] = 20
     with pytest.raises(InputError, match=r"placeholder|visual tokens"):
@@ -107,7 +107,7 @@ def test_pictures_without_a_place_are_refused(name):
 def test_inputs_that_are_not_served_are_refused():
     tiny = served("internvl")
     flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
-    inputs = tiny.batch(flex.host.config, ((1, PICTURE, 2),))
+    inputs = tiny.batch(flex.host.config, ((1, AN_IMAGE, 2),))
     with pytest.raises(InputError, match=r"pixel_values_videos.*doesn't serve"):
         flex(**inputs, pixel_values_videos=inputs["pixel_values"])
 

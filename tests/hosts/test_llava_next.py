@@ -240,7 +240,7 @@ def test_parameter_groups_are_disjoint_and_complete(flex, host):
 
 def test_missing_images_are_refused(flex, batch):
     inputs = batch("w1 <image> w2")
-    with pytest.raises(InputError, match=r"row 0 has \d+ image placeholder tokens, and no picture came with them"):
+    with pytest.raises(InputError, match=r"row 0 has \d+ image placeholder tokens, and no image came with them"):
         flex(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
 
 

@@ -117,8 +117,8 @@ def test_runs_shrink_one_by_one_and_words_behind_an_empty_run_go_with_it():
 
 def test_images_of_two_kinds_keep_their_places():
     ids = torch.tensor([[1, IMAGE, IMAGE, 5, 98, 98, 98, IMAGE, 2]])
-    pictures, clips = placeholders.locate(ids == IMAGE, [2, 1]), placeholders.locate(ids == 98, [3])
-    batch = read(ids, [*pictures, *clips])
+    images, videos = placeholders.locate(ids == IMAGE, [2, 1]), placeholders.locate(ids == 98, [3])
+    batch = read(ids, [*images, *videos])
     plan = placeholders.plan(batch, [(1,), (1,), (2,)], None)
     assert placeholders.apply(plan, batch, PAD)["input_ids"].tolist() == [[1, IMAGE, 5, 98, 98, IMAGE, 2]]
     assert plan.visual.tolist() == [[False, True, False, True, True, True, False]]

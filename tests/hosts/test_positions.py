@@ -1,4 +1,4 @@
-"""M-RoPE positions of shortened pictures: ``span`` by hand, ``compact`` against a smaller picture."""
+"""M-RoPE positions of shortened images: ``span`` by hand, ``compact`` against a smaller image."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tokenflex.hosts.grid import GridAdapter
 from tokenflex.hosts.positions import full_positions
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.scalers.stride import StrideScaler
-from tokenflex.testing.zoo.recipe import IMAGE, PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE, IMAGE
 
 ROTARY = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "paddleocr_vl", "ernie4_5_vl_moe", "cosmos3_edge"]
 HALVES = ((2, 2), (1, 1))
@@ -30,7 +30,7 @@ def prepared(name, rows, positions, level=0, scaler=None):
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_span_keeps_the_place_of_every_word_and_centres_every_token(name):
-    flex, inputs, short = prepared(name, ((1, 2, PICTURE, 3, 4),), "span")
+    flex, inputs, short = prepared(name, ((1, 2, AN_IMAGE, 3, 4),), "span")
     full = full_positions(flex.host, inputs)[-3:, 0].float()
     found = short["position_ids"][-3:, 0].float()
     ids = inputs["input_ids"][0]
@@ -42,8 +42,8 @@ def test_span_keeps_the_place_of_every_word_and_centres_every_token(name):
 
 @pytest.mark.parametrize("name", ROTARY)
 @torch.no_grad()
-def test_compact_is_what_the_host_does_with_a_picture_of_the_kept_grid(name):
-    flex, inputs, short = prepared(name, ((1, 2, PICTURE, 3, 4),), "compact")
+def test_compact_is_what_the_host_does_with_a_image_of_the_kept_grid(name):
+    flex, inputs, short = prepared(name, ((1, 2, AN_IMAGE, 3, 4),), "compact")
     assert "position_ids" not in short
     (image,) = flex.adapter.encode(flex.adapter.read(inputs))
     assert image.grid == Grid(4, 4)
@@ -57,14 +57,14 @@ def test_compact_is_what_the_host_does_with_a_picture_of_the_kept_grid(name):
     expected = flex.host(**smaller, mm_encoder_outputs=short["mm_encoder_outputs"]).logits
     assert torch.equal(flex(**inputs, level=0).logits, expected)
     new = flex.generate(**inputs, level=0, max_new_tokens=4)[:, -4:]
-    again = prepared(name, ((1, 2, PICTURE, 3, 4),), "compact")[2]["mm_encoder_outputs"]
+    again = prepared(name, ((1, 2, AN_IMAGE, 3, 4),), "compact")[2]["mm_encoder_outputs"]
     assert torch.equal(new, flex.host.generate(**smaller, mm_encoder_outputs=again, max_new_tokens=4)[:, -4:])
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
 @torch.no_grad()
 def test_span_and_compact_differ_when_shortened_and_agree_with_the_host_when_not(name):
-    rows = ((1, PICTURE, 3), (PICTURE, 5, PICTURE))
+    rows = ((1, AN_IMAGE, 3), (AN_IMAGE, 5, AN_IMAGE))
     logits = {}
     for positions in ("span", "compact"):
         flex, inputs, _ = prepared(name, rows, positions)
@@ -76,7 +76,7 @@ def test_span_and_compact_differ_when_shortened_and_agree_with_the_host_when_not
 
 
 def test_kept_tokens_keep_their_own_place_when_others_are_dropped():
-    flex, inputs, short = prepared("qwen2_vl", ((1, PICTURE, 2),), "span", scaler=StrideScaler.Config())
+    flex, inputs, short = prepared("qwen2_vl", ((1, AN_IMAGE, 2),), "span", scaler=StrideScaler.Config())
     full = full_positions(flex.host, inputs)
     pictured = full[:, 0, inputs["input_ids"][0] == IMAGE].T.tolist()
     kept = short["position_ids"][-3:, 0, short["input_ids"][0] == IMAGE].T.tolist()
@@ -85,14 +85,14 @@ def test_kept_tokens_keep_their_own_place_when_others_are_dropped():
 
 
 def test_token_types_are_made_where_they_are_missing():
-    flex, inputs, short = prepared("qwen2_5_vl", ((1, PICTURE, 2),), "span")
+    flex, inputs, short = prepared("qwen2_5_vl", ((1, AN_IMAGE, 2),), "span")
     without = {key: value for key, value in inputs.items() if key != "mm_token_type_ids"}
     found = flex.prepare(without, 0)[0].inputs
     assert torch.equal(found["position_ids"], short["position_ids"])
 
 
 def test_the_callers_own_positions_are_moved_along():
-    flex, inputs, short = prepared("qwen2_vl", ((1, PICTURE, 2),), "span")
+    flex, inputs, short = prepared("qwen2_vl", ((1, AN_IMAGE, 2),), "span")
     own = full_positions(flex.host, inputs) + 7
     found = flex.prepare({**inputs, "position_ids": own}, 0)[0].inputs
     assert torch.equal(found["position_ids"], short["position_ids"] + 7)
@@ -100,7 +100,7 @@ def test_the_callers_own_positions_are_moved_along():
 
 def test_compact_needs_a_grid():
     with pytest.raises(ConfigError, match="form a grid"):
-        prepared("qwen2_vl", ((1, PICTURE, 2),), "compact", scaler="random")
+        prepared("qwen2_vl", ((1, AN_IMAGE, 2),), "compact", scaler="random")
 
 
 def test_bad_options_are_refused():

@@ -1,4 +1,4 @@
-"""Smaller pictures on hosts as people load them: half precision, adapters of PEFT, positions of their own."""
+"""Smaller images on hosts as people load them: half precision, adapters of PEFT, positions of their own."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_hosts_inside_peft(name):
 def test_positions_of_the_callers_own():
     tiny = served("qwen2_vl")
     adapter = hosts.get("qwen2_vl")(tiny.build())
-    inputs = tiny.batch(adapter.host.config, ((1, "picture", 2),))
+    inputs = tiny.batch(adapter.host.config, ((1, "image", 2),))
     length = inputs["input_ids"].shape[1]
     batch = adapter.read({**inputs, "position_ids": torch.arange(length).expand(3, 1, -1)})
     with pytest.raises(InputError, match="caller's own"):
@@ -65,7 +65,7 @@ def test_positions_of_the_callers_own():
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "glm4v"])
 @torch.no_grad()
-def test_positions_are_the_smaller_pictures(name):
+def test_positions_are_the_smaller_images(name):
     """As the host computes them from the smaller grid, whether left to it or spanned."""
     tiny = served(name)
     adapter = hosts.get(name)(tiny.build())
@@ -104,8 +104,8 @@ def test_patches_are_put_together_and_cut_again(order, numbers, data):
 
 
 def test_resampling_keeps_what_has_its_size():
-    picture = torch.randn(1, 3, 4, 6)
-    assert pixels.resampled(picture, (4, 6)) is picture
+    image = torch.randn(1, 3, 4, 6)
+    assert pixels.resampled(image, (4, 6)) is image
     flat = torch.full((1, 3, 8, 8), 0.5, dtype=torch.bfloat16)
     small = pixels.resampled(flat, (3, 5))
     assert (small.dtype, tuple(small.shape)) == (torch.bfloat16, (1, 3, 3, 5))

@@ -1,11 +1,11 @@
-"""Smaller pictures are what transformers' own processors make of smaller pictures: text exactly, pixels nearly."""
+"""Smaller images are what transformers' own processors make of smaller images: text exactly, pixels nearly."""
 
 import pytest
 import torch
 import transformers
 from PIL import Image
 
-from tests.hosts.processed import PROCESSORS, batch, picture
+from tests.hosts.processed import PROCESSORS, batch, image
 from tests.hosts.served import served
 from tokenflex.contracts import Grid
 from tokenflex.hosts.resized_canvas import arrangement, nearest
@@ -16,7 +16,7 @@ TILED = ("internvl", "qianfan_ocr", "got_ocr2")
 SIZED = [name for name in PROCESSORS if name not in TILED]
 TOLERANCE = 0.02
 """Mean difference of normalised pixels: a processor rounds to 256 shades before it normalises."""
-PICTURES = ((64, 96), (48, 48))
+IMAGES = ((64, 96), (48, 48))
 SHARES = (0.25, 0.5)
 
 
@@ -27,9 +27,9 @@ def opened(name):
 
 
 def encoder_inputs(adapter, batch, shares):
-    """What the encoder is given for all pictures of the batch, in one call."""
+    """What the encoder is given for all images of the batch, in one call."""
     (call,) = adapter._resizing.calls(
-        adapter.host.config, adapter.architecture.modalities[0], batch, adapter._pictures(batch, shares)
+        adapter.host.config, adapter.architecture.modalities[0], batch, adapter._images(batch, shares)
     )
     return call.inputs
 
@@ -41,13 +41,13 @@ def spliced(adapter, batch, shares):
 
 @pytest.mark.parametrize("name", SIZED)
 @torch.no_grad()
-def test_a_level_is_the_picture_made_smaller(name):
+def test_a_level_is_the_image_made_smaller(name):
     tiny, adapter = opened(name)
     processor = PROCESSORS[name](adapter.host.config)
-    full = [picture(*size, seed) for seed, size in enumerate(PICTURES)]
+    full = [image(*size, seed) for seed, size in enumerate(IMAGES)]
     read = adapter.read(batch(tiny, adapter, processor, full))
     small = adapter.resized(read, SHARES)
-    cell = PICTURES[0][0] // read.grids[0].rows
+    cell = IMAGES[0][0] // read.grids[0].rows
     made = [one.resize((g.cols * cell, g.rows * cell), Image.BICUBIC) for one, g in zip(full, small.grids, strict=True)]
     expected = batch(tiny, adapter, processor, made)
     for key in {"input_ids", "attention_mask", tiny.token_types, *small.cpu} - {None}:
@@ -56,22 +56,22 @@ def test_a_level_is_the_picture_made_smaller(name):
     assert given["pixel_values"].shape == expected["pixel_values"].shape
     assert (given["pixel_values"] - expected["pixel_values"]).abs().mean() < TOLERANCE
     found = adapter.host(**spliced(adapter, read, SHARES).inputs).logits
-    close(found, adapter.host(**{**expected, **given}).logits, "the plain host on smaller pictures")
+    close(found, adapter.host(**{**expected, **given}).logits, "the plain host on smaller images")
 
 
 @pytest.mark.parametrize("name", SIZED)
 def test_settings_give_the_processor_a_level(name):
-    """For every size of a picture that fills its grid, and for one that was rounded to it."""
+    """For every size of an image that fills its grid, and for one that was rounded to it."""
     tiny, adapter = opened(name)
     processor = PROCESSORS[name](adapter.host.config)
-    for size in (PICTURES[0], (PICTURES[0][0] + 1, PICTURES[0][1] - 1)):
-        read = adapter.read(batch(tiny, adapter, processor, [picture(*size)]))
+    for size in (IMAGES[0], (IMAGES[0][0] + 1, IMAGES[0][1] - 1)):
+        read = adapter.read(batch(tiny, adapter, processor, [image(*size)]))
         for share in (1 / 16, 1 / 4, 1 / 2):
             wanted = adapter.resized(read, [share]).items[0][1].placeholders
             told = adapter.processor_kwargs(read, 0, wanted)
-            tokens = adapter.read(batch(tiny, adapter, processor, [picture(*size)], **told)).items[0][1].placeholders
+            tokens = adapter.read(batch(tiny, adapter, processor, [image(*size)], **told)).items[0][1].placeholders
             by_edge = "shortest_edge" not in told["size"]  # which rounds the other side up
-            assert tokens == wanted if size == PICTURES[0] and not by_edge else abs(tokens - wanted) <= 0.5 * wanted + 1
+            assert tokens == wanted if size == IMAGES[0] and not by_edge else abs(tokens - wanted) <= 0.5 * wanted + 1
 
 
 @pytest.mark.parametrize("share", [1 / 9, 0.4, 0.5, 0.75])
@@ -80,7 +80,7 @@ def test_settings_give_the_processor_a_level(name):
 @torch.no_grad()
 def test_a_level_of_tiles_is_what_fewer_tiles_give(name, size, share):
     tiny, adapter = opened(name)
-    processor, seen = PROCESSORS[name](adapter.host.config), [picture(*size)]
+    processor, seen = PROCESSORS[name](adapter.host.config), [image(*size)]
     read = adapter.read(batch(tiny, adapter, processor, seen))
     most = max(int(share * (read.items[0][1].views - 1)), 1)
     expected = batch(tiny, adapter, processor, seen, max_patches=most)
@@ -110,7 +110,7 @@ def test_arrangements_are_seen():
         processor = transformers.GotOcr2ImageProcessor(
             size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=rows * cols, max_patches=rows * cols
         )
-        tiles = processor([picture(rows * 40, cols * 40)], return_tensors="pt")["pixel_values"]
+        tiles = processor([image(rows * 40, cols * 40)], return_tensors="pt")["pixel_values"]
         tiles = tiles if len(tiles) > 1 else tiles.repeat(2, 1, 1, 1)
         assert arrangement(tiles) == Grid(rows, cols)
 
@@ -122,7 +122,7 @@ def test_gemma4_levels_are_its_budgets(name):
     vision = adapter.host.config.vision_config
     kind = transformers.Gemma4ImageProcessor if name == "gemma4" else transformers.Gemma4UnifiedImageProcessor
     processor = kind(patch_size=vision.patch_size, pooling_kernel_size=vision.pooling_kernel_size)
-    seen = [picture(50, 50), picture(60, 40)]
+    seen = [image(50, 50), image(60, 40)]
     read = adapter.read(batch(tiny, adapter, processor, seen, max_soft_tokens=280))
     expected = batch(tiny, adapter, processor, seen, max_soft_tokens=70)
     small = adapter.resized(read, [0.25, 0.25])
@@ -133,7 +133,7 @@ def test_gemma4_levels_are_its_budgets(name):
     assert off.abs().mean() < TOLERANCE
     assert torch.equal(given["image_position_ids"][:, :count], expected["image_position_ids"][:, :count])
     found = adapter.host(**spliced(adapter, read, [0.25, 0.25]).inputs).logits
-    close(found, adapter.host(**{**expected, **given}).logits, "the plain host on smaller pictures")
+    close(found, adapter.host(**{**expected, **given}).logits, "the plain host on smaller images")
     told = [adapter.processor_kwargs(read, i, small.items[i][1].placeholders) for i in range(2)]
     assert told == [{"max_soft_tokens": 70}] * 2
     assert adapter.processor_kwargs(read, 0, 1) == {"max_soft_tokens": 70}
@@ -148,7 +148,7 @@ def test_nemotron_levels():
 
     vision = adapter.host.config.vision_config
     processor = Processor(patch_size=vision.patch_size, min_num_patches=4, max_num_patches=4096)
-    full = picture(32, 48)
+    full = image(32, 48)
     read = adapter.read(batch(tiny, adapter, processor, [full]))
     grid = adapter.resized(read, [0.25]).grids[0]
     side = 32 // read.grids[0].rows
@@ -162,7 +162,7 @@ def test_nemotron_levels():
 @torch.no_grad()
 def test_squares_are_seen_with_interpolated_positions(name):
     tiny, adapter = opened(name)
-    inputs = tiny.batch(adapter.host.config, ((1, "picture", 2), (3, "picture", 4, 5)))
+    inputs = tiny.batch(adapter.host.config, ((1, "image", 2), (3, "image", 4, 5)))
     read = adapter.read(inputs)
     small = adapter.resized(read, [0.25, 0.25])
     given = encoder_inputs(adapter, read, [0.25, 0.25])
@@ -173,4 +173,4 @@ def test_squares_are_seen_with_interpolated_positions(name):
     torch.testing.assert_close(torch.cat([one.features for one in images]), torch.stack(list(expected)))
     if name == "llava":  # whose forward hands the setting on
         found = adapter.host(**spliced(adapter, read, [0.25, 0.25]).inputs).logits
-        close(found, adapter.host(**{**small.inputs, **given}).logits, "the plain host on smaller pictures")
+        close(found, adapter.host(**{**small.inputs, **given}).logits, "the plain host on smaller images")

@@ -1,4 +1,4 @@
-"""Smaller pictures of hosts that cut pictures into tiles: coarser canvases, down to the whole view alone."""
+"""Smaller images of hosts that cut images into tiles: coarser canvases, down to the whole view alone."""
 
 import pytest
 import torch
@@ -6,18 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.hosts.processed import picture
+from tests.hosts.processed import image
 from tests.hosts.served import served
 from tokenflex.contracts import Grid
 from tokenflex.errors import InputError, UnsupportedHostError
 from tokenflex.hosts import anyres, resized_tiles
 from tokenflex.hosts.llava_next import LlavaNextAdapter
-from tokenflex.hosts.stretches import Strip, Tiled
+from tokenflex.hosts.runs import Strip, Tiled
 from tokenflex.ops import pixels
 from tokenflex.registry import hosts
 from tokenflex.testing.host_bench import FINEST, SCALER, close
 from tokenflex.testing.tiny_hosts import SIDE, tiny_llava_next, tiny_llava_next_processor
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 
 TOLERANCE = 0.03
 
@@ -37,31 +37,31 @@ def spliced(adapter, batch, shares):
     return adapter.splice(adapter.resized(batch, shares), images, [SCALER.scale(image, FINEST) for image in images])
 
 
-def processed(processor, *pictures):
-    return processor(images=[*pictures], text=["w1 <image> w2"] * len(pictures), return_tensors="pt", padding=True)
+def processed(processor, *images):
+    return processor(images=[*images], text=["w1 <image> w2"] * len(images), return_tensors="pt", padding=True)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (90, 100), (50, 60), (200, 120)])
 @torch.no_grad()
-def test_a_coarser_canvas_is_the_picture_made_smaller(adapter, processor, size):
-    full = picture(*size)
+def test_a_coarser_canvas_is_the_image_made_smaller(adapter, processor, size):
+    full = image(*size)
     batch = adapter.read(processed(processor, full))
-    assert batch.items[0].stretch.tiles == Grid(2, 2)
+    assert batch.items[0].run.tiles == Grid(2, 2)
     small = adapter.resized(batch, [0.5])
-    stretch = small.items[0].stretch
-    assert stretch.tiles.tokens == 2
-    expected = processed(processor, full.resize(stretch.size[::-1], Image.BICUBIC))
+    run = small.items[0].run
+    assert run.tiles.tokens == 2
+    expected = processed(processor, full.resize(run.size[::-1], Image.BICUBIC))
     assert torch.equal(small.inputs["input_ids"], expected["input_ids"])
-    made = resized_tiles._views(adapter.host.config, batch, [stretch], [0])[0]
+    made = resized_tiles._views(adapter.host.config, batch, [run], [0])[0]
     assert made.shape == expected["pixel_values"][0].shape
-    canvas = (stretch.tiles.rows * SIDE, stretch.tiles.cols * SIDE)
-    top, left, height, width = resized_tiles._place(stretch.size, canvas)
+    canvas = (run.tiles.rows * SIDE, run.tiles.cols * SIDE)
+    top, left, height, width = resized_tiles._place(run.size, canvas)
     one, other = (
-        pixels.untiled(tiles[None, 1:], stretch.tiles.rows)[0, :, top : top + height, left : left + width]
+        pixels.untiled(tiles[None, 1:], run.tiles.rows)[0, :, top : top + height, left : left + width]
         for tiles in (made, expected["pixel_values"][0])
     )
     assert (one - other).abs().mean() < TOLERANCE
-    inputs = {**small.inputs, "pixel_values": made[None], "image_sizes": torch.tensor([stretch.size])}
+    inputs = {**small.inputs, "pixel_values": made[None], "image_sizes": torch.tensor([run.size])}
     found = adapter.host(**spliced(adapter, batch, [0.5]).inputs).logits
     close(found, adapter.host(**inputs).logits, "the plain host on a coarser canvas")
 
@@ -69,10 +69,10 @@ def test_a_coarser_canvas_is_the_picture_made_smaller(adapter, processor, size):
 @torch.no_grad()
 def test_padding_is_that_of_the_full_canvas(adapter, processor):
     """A canvas that has padding passes it on: nothing of it is guessed."""
-    full = picture(52, 64)
+    full = image(52, 64)
     batch = adapter.read(processed(processor, full))
-    assert batch.items[0].stretch.tiles == Grid(2, 2)
-    small = adapter.resized(batch, [0.5]).items[0].stretch
+    assert batch.items[0].run.tiles == Grid(2, 2)
+    small = adapter.resized(batch, [0.5]).items[0].run
     expected = processed(processor, full.resize(small.size[::-1], Image.BICUBIC))["pixel_values"][0, 1:]
     made = resized_tiles._views(adapter.host.config, batch, [small], [0])[0][1:]
     assert (made - expected).abs().mean() < TOLERANCE
@@ -80,9 +80,9 @@ def test_padding_is_that_of_the_full_canvas(adapter, processor):
 
 @torch.no_grad()
 def test_the_whole_view_alone(adapter, processor):
-    batch = adapter.read(processed(processor, picture(64, 64), picture(40, 90)))
+    batch = adapter.read(processed(processor, image(64, 64), image(40, 90)))
     small = adapter.resized(batch, [0.25, 0.1])
-    assert [item.stretch for item in small.items] == [Strip(grid=Grid(8, 8), ends=1)] * 2
+    assert [item.run for item in small.items] == [Strip(grid=Grid(8, 8), ends=1)] * 2
     full, alone = adapter.encode(batch), adapter.encode_resized(batch, [0.25, 0.1], [0, 1])
     for one, whole in zip(alone, full, strict=True):
         torch.testing.assert_close(one.features, whole.features[:1])
@@ -90,8 +90,8 @@ def test_the_whole_view_alone(adapter, processor):
 
 
 @torch.no_grad()
-def test_as_the_host_packs_a_picture_of_one_view(adapter, processor):
-    batch = adapter.read(processed(processor, picture(64, 64)))
+def test_as_the_host_packs_a_image_of_one_view(adapter, processor):
+    batch = adapter.read(processed(processor, image(64, 64)))
     made = spliced(adapter, batch, [0.1]).inputs["mm_encoder_outputs"]["image"].pooler_output
     whole = adapter.encode(batch)[0].features[:1]
     model = adapter.host.model
@@ -120,23 +120,23 @@ def test_sizes_ascend_with_their_share(config, height, width, shares):
 
 
 @torch.no_grad()
-def test_clips_and_company_keep_their_size():
+def test_videos_and_company_keep_their_size():
     tiny = served("llava_onevision")
     adapter = hosts.get("llava_onevision")(tiny.build())
-    batch = adapter.read(tiny.batch(adapter.host.config, ((1, PICTURE, 2, PICTURE, 3), (4, PICTURE, 5))))
+    batch = adapter.read(tiny.batch(adapter.host.config, ((1, AN_IMAGE, 2, AN_IMAGE, 3), (4, AN_IMAGE, 5))))
     small = adapter.resized(batch, [0.1] * 3)
-    assert [one.stretch for one in small.items[:2]] == [one.stretch for one in batch.items[:2]]
-    assert small.items[2].stretch != batch.items[2].stretch
+    assert [one.run for one in small.items[:2]] == [one.run for one in batch.items[:2]]
+    assert small.items[2].run != batch.items[2].run
     tiny = served("llava_next_video")
     adapter = hosts.get("llava_next_video")(tiny.build())
-    batch = adapter.read(tiny.batch(adapter.host.config, ((1, "video", 2), (3, PICTURE, 4, "video"))))
+    batch = adapter.read(tiny.batch(adapter.host.config, ((1, "video", 2), (3, AN_IMAGE, 4, "video"))))
     images, full = adapter.encode_resized(batch, [0.1] * 3, [1, 2]), adapter.encode(batch)
     for one, other in zip(images, full[1:], strict=True):
         torch.testing.assert_close(one.features, other.features)
 
 
 def test_wrong_shares_and_numbers_are_refused(adapter, processor):
-    batch = adapter.read(processed(processor, picture(64, 64), picture(40, 90)))
+    batch = adapter.read(processed(processor, image(64, 64), image(40, 90)))
     for shares, told in (([0.5], "1 shares for a batch of 2"), ([0.5, 0.0], "share 0.0"), ([1.5, 0.5], "share 1.5")):
         with pytest.raises(InputError, match=told):
             adapter.resized(batch, shares)
@@ -150,12 +150,12 @@ def test_wrong_shares_and_numbers_are_refused(adapter, processor):
 def test_hosts_that_cannot_say_so():
     tiny = served("granite4_vision")
     adapter = hosts.get("granite4_vision")(tiny.build())
-    batch = adapter.read(tiny.batch(adapter.host.config, ((1, PICTURE, 2),)))
+    batch = adapter.read(tiny.batch(adapter.host.config, ((1, AN_IMAGE, 2),)))
     with pytest.raises(UnsupportedHostError, match="several layers"):
         adapter.resized(batch, [0.5])
     tiny = served("idefics3")
     adapter = hosts.get("idefics3")(tiny.build())
-    batch = adapter.read(tiny.batch(adapter.host.config, ((1, PICTURE, 2),)))
+    batch = adapter.read(tiny.batch(adapter.host.config, ((1, AN_IMAGE, 2),)))
     with pytest.raises(UnsupportedHostError, match="words around every tile"):
         adapter.resized(batch, [0.5] * len(batch.spans))
     assert adapter.processor_kwargs(batch, 0, 4) == {}

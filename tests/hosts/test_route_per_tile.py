@@ -23,9 +23,9 @@ def adapters(name):
 
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
 def test_every_tile_is_a_unit(name):
-    (stretches, tiles), tiny = adapters(name)
-    inputs = HostBench(stretches, tiny).batch()
-    whole, single = stretches.encode(stretches.read(inputs)), tiles.encode(tiles.read(inputs))
+    (runs, tiles), tiny = adapters(name)
+    inputs = HostBench(runs, tiny).batch()
+    whole, single = runs.encode(runs.read(inputs)), tiles.encode(tiles.read(inputs))
     assert len(single) == sum(len(image.features) for image in whole) > len(whole)
     assert all(len(image.features) == 1 for image in single)
     torch.testing.assert_close(
@@ -43,7 +43,7 @@ def test_the_laws_hold_tile_by_tile(name):
     assert len(report.named("passed")) >= len(CHECKS) - 3
 
 
-def test_tiles_of_one_picture_get_levels_of_their_own():
+def test_tiles_of_one_image_get_levels_of_their_own():
     (_, tiles), tiny = adapters("internvl")
     flex = tokenflex.wrap(tiles.host, adapter=tiles, router="constant", voter="mean")
     inputs = HostBench(tiles, tiny).batch()
@@ -62,9 +62,9 @@ def test_the_setting_is_saved(tmp_path):
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "llava"])
 def test_where_nothing_lies_side_by_side_nothing_changes(name):
-    (stretches, tiles), tiny = adapters(name)
-    inputs = HostBench(stretches, tiny).batch()
-    assert len(tiles.encode(tiles.read(inputs))) == len(stretches.encode(stretches.read(inputs)))
+    (runs, tiles), tiny = adapters(name)
+    inputs = HostBench(runs, tiny).batch()
+    assert len(tiles.encode(tiles.read(inputs))) == len(runs.encode(runs.read(inputs)))
 
 
 def test_unknown_units_are_refused():

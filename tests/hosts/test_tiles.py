@@ -1,4 +1,4 @@
-"""The host laws on tiny random hosts that cut pictures into tiles: LLaVA-NeXT and its kin."""
+"""The host laws on tiny random hosts that cut images into tiles: LLaVA-NeXT and its kin."""
 
 import copy
 
@@ -16,16 +16,16 @@ from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.scalers.random import RandomScaler
 from tokenflex.testing.host_bench import labels_of
 from tokenflex.testing.zoo.anyres import HOSTS
-from tokenflex.testing.zoo.recipe import IMAGE, PICTURE, VIDEO, VIDEO_CLIP
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE, IMAGE, VIDEO
 
 WINDOWS = ((2, 2), (1, 2), (1, 1))
 FINEST = len(WINDOWS) - 1
 TINY = {tiny.model_type: tiny for tiny in HOSTS}
-PICTURES = ([1, PICTURE, 2], [PICTURE, 3, PICTURE, 4, 5, 6, 7], [8, 9], [PICTURE])
-CLIPS = ([1, VIDEO_CLIP, 2, PICTURE], [3, 4], [VIDEO_CLIP, PICTURE, 5, PICTURE, VIDEO_CLIP, 6, 7], [VIDEO_CLIP])
-LONELY = ([1, PICTURE, 2], [8, 9], [3, 4, 5, PICTURE])
-SEEN = [(name, rows) for name, tiny in TINY.items() for rows in ((PICTURES, CLIPS) if tiny.videos else (PICTURES,))]
-IDS = [f"{name}-{'clips' if rows is CLIPS else 'pictures'}" for name, rows in SEEN]
+IMAGES = ([1, AN_IMAGE, 2], [AN_IMAGE, 3, AN_IMAGE, 4, 5, 6, 7], [8, 9], [AN_IMAGE])
+VIDEOS = ([1, A_VIDEO, 2, AN_IMAGE], [3, 4], [A_VIDEO, AN_IMAGE, 5, AN_IMAGE, A_VIDEO, 6, 7], [A_VIDEO])
+LONELY = ([1, AN_IMAGE, 2], [8, 9], [3, 4, 5, AN_IMAGE])
+SEEN = [(name, rows) for name, tiny in TINY.items() for rows in ((IMAGES, VIDEOS) if tiny.videos else (IMAGES,))]
+IDS = [f"{name}-{'clips' if rows is VIDEOS else 'pictures'}" for name, rows in SEEN]
 
 made = {}
 
@@ -66,7 +66,7 @@ def alone(batch, row):
 
 
 def number_of_runs(ids, batch, token):
-    """Pictures or clips of a row: words always stand between them, or placeholders of the other kind."""
+    """Images or videos of a row: words always stand between them, or placeholders of the other kind."""
     here = (ids == token).int()
     return int(here[0]) + int((here.diff() == 1).sum())
 
@@ -100,14 +100,14 @@ def test_identity_generate(seen, way):
     host, flex, batch = seen
     inputs = batch()
     if "num_beams" in GENERATION[way] and host.config.model_type == "granite4_vision":
-        inputs = TINY["granite4_vision"].batch(host.config, LONELY)  # its own beams mix up pictures of a row
+        inputs = TINY["granite4_vision"].batch(host.config, LONELY)  # its own beams mix up images of a row
     options = {"max_new_tokens": 6, **GENERATION[way]}
     assert torch.equal(host.generate(**inputs, **options), flex.generate(**inputs, level=FINEST, **options))
 
 
-def test_beams_of_granite_keep_the_pictures_of_a_row_apart():
+def test_beams_of_granite_keep_the_images_of_a_row_apart():
     host, flex = tiles("granite4_vision")
-    inputs = TINY["granite4_vision"].batch(host.config, [[PICTURE, 3, PICTURE, 4]])
+    inputs = TINY["granite4_vision"].batch(host.config, [[AN_IMAGE, 3, AN_IMAGE, 4]])
     given = host.get_image_features(inputs["pixel_values"], inputs["image_sizes"], return_dict=True)
     given.deepstack_features = [(layer, [torch.cat(packed)]) for layer, packed in given.deepstack_features]
     text = {key: inputs[key] for key in ("input_ids", "attention_mask")}
@@ -185,7 +185,7 @@ def test_placeholders_are_no_words(seen):
 
 def test_host_is_untouched(name):
     host = served(name).build()
-    inputs = TINY[name].batch(host.config, PICTURES)
+    inputs = TINY[name].batch(host.config, IMAGES)
     expected = host.generate(**inputs, max_new_tokens=4)
     host(**inputs)  # transformers installs its own recording hooks on first use
     before = snapshot(host)
@@ -202,7 +202,7 @@ def test_vision_tower_runs_once(name):
     host, flex = tiles(name)
     calls = []
     handle = host.model.vision_tower.register_forward_hook(lambda *a: calls.append(1))
-    flex.generate(**TINY[name].batch(host.config, PICTURES), max_new_tokens=3)
+    flex.generate(**TINY[name].batch(host.config, IMAGES), max_new_tokens=3)
     handle.remove()
     assert calls == [1]
 
@@ -221,7 +221,7 @@ def test_gradients_reach_the_tower_at_every_level(seen):
 
 def test_parts_are_saved_and_loaded(name, tmp_path):
     host, flex = tiles(name)
-    inputs = TINY[name].batch(host.config, PICTURES)
+    inputs = TINY[name].batch(host.config, IMAGES)
     flex.save_parts(tmp_path)
     again = tokenflex.load_parts(tmp_path, host=host)
     pairs = zip(flex.decide(**inputs), again.decide(**inputs), strict=True)
@@ -245,7 +245,7 @@ def test_parameter_groups_are_disjoint_and_complete(name):
 def test_half_precision_is_identity(name):
     host = copy.deepcopy(tiles(name)[0]).to(torch.bfloat16)
     flex = tokenflex.wrap(host, scaler=AveragePoolScaler.Config(windows=WINDOWS))
-    inputs = TINY[name].batch(host.config, PICTURES)
+    inputs = TINY[name].batch(host.config, IMAGES)
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
     assert torch.equal(host(**inputs).logits, flex(**inputs, level=FINEST).logits)
     assert torch.isfinite(flex(**inputs, level=0).logits).all()
@@ -262,12 +262,12 @@ def test_scaler_without_grid_goes_through(seen):
     assert torch.isfinite(flex(**inputs, level=0).logits).all()
 
 
-def test_onevision_shrinks_the_canvas_and_not_the_whole_picture():
+def test_onevision_shrinks_the_canvas_and_not_the_whole_image():
     host, flex = tiles("llava_onevision")
-    inputs = TINY["llava_onevision"].batch(host.config, [[PICTURE]] * 3)
+    inputs = TINY["llava_onevision"].batch(host.config, [[AN_IMAGE]] * 3)
     encoded = flex.encode(inputs)
     host, unshrunk = tiles("llava_next")
-    others = unshrunk.encode(TINY["llava_next"].batch(host.config, [[PICTURE]] * 3)).counts
+    others = unshrunk.encode(TINY["llava_next"].batch(host.config, [[AN_IMAGE]] * 3)).counts
     assert (encoded.counts[:, FINEST] < others[:, FINEST]).all()
     spliced = flex.at_levels(inputs, encoded, [FINEST] * 3).inputs["mm_encoder_outputs"]["image"].pooler_output
     for image, packed in zip(encoded.images, spliced, strict=True):
@@ -275,33 +275,33 @@ def test_onevision_shrinks_the_canvas_and_not_the_whole_picture():
 
 
 @torch.no_grad()
-def test_onevision_without_numbers_takes_every_picture_as_alone():
+def test_onevision_without_numbers_takes_every_image_as_alone():
     host, flex = tiles("llava_onevision")
     inputs = TINY["llava_onevision"].batch(host.config, LONELY)
     del inputs["batch_num_images"]
     assert torch.equal(host(**inputs).logits, flex(**inputs, level=FINEST).logits)
 
 
-def test_clips_are_frames_on_the_pooled_grid():
+def test_videos_are_frames_on_the_pooled_grid():
     for name, ends in (("llava_onevision", 1), ("llava_next_video", 0)):
         host, flex = tiles(name)
-        inputs = TINY[name].batch(host.config, [[1, VIDEO_CLIP]])
-        (clip,) = flex.encode(inputs).images
-        assert clip.grid == Grid(2, 2)
-        assert clip.features.shape == (3, 4, 32)
+        inputs = TINY[name].batch(host.config, [[1, A_VIDEO]])
+        (video,) = flex.encode(inputs).images
+        assert video.grid == Grid(2, 2)
+        assert video.features.shape == (3, 4, 32)
         assert [d.tokens for d in flex.decide(**inputs, level=0)] == [3 + ends]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "ends"), [("llava_onevision", 1), ("llava_next_video", 0)])
-def test_frames_of_clips_are_merged_at_temporal_levels(name, ends):
-    """Three frames of 2 x 2 tokens: the first two become one, the third stays; pictures have no time."""
+def test_frames_of_videos_are_merged_at_temporal_levels(name, ends):
+    """Three frames of 2 x 2 tokens: the first two become one, the third stays; images have no time."""
     host, _ = tiles(name)
     in_time = AveragePoolScaler.Config(windows=((2, 2, 2), (2, 1, 1), (1, 1, 1)))
     flex = tokenflex.wrap(host, scaler=in_time, router="constant", voter="mean")
-    inputs = TINY[name].batch(host.config, CLIPS)
+    inputs = TINY[name].batch(host.config, VIDEOS)
     encoded = flex.encode(inputs)
-    assert [image.clip for image in encoded.images] == [False] * 3 + [True] * 4
+    assert [image.video for image in encoded.images] == [False] * 3 + [True] * 4
     assert encoded.counts[3:].tolist() == [[2 + ends, 8 + ends, 12 + ends]] * 4
     assert torch.equal(encoded.counts[:3, 1], encoded.counts[:3, 2])
     for level in range(3):
@@ -316,7 +316,7 @@ def test_frames_of_clips_are_merged_at_temporal_levels(name, ends):
 
 def test_planes_of_granite_are_averaged_like_the_features():
     host, flex = tiles("granite4_vision")
-    inputs = TINY["granite4_vision"].batch(host.config, [[PICTURE]])
+    inputs = TINY["granite4_vision"].batch(host.config, [[AN_IMAGE]])
     encoded = flex.encode(inputs)
     (image,) = encoded.images
     assert len(image.planes) == 3
@@ -327,18 +327,18 @@ def test_planes_of_granite_are_averaged_like_the_features():
         torch.testing.assert_close(packed[:4], whole)
 
 
-def test_wrong_number_of_pictures_is_refused():
+def test_wrong_number_of_images_is_refused():
     host, flex = tiles("llava_onevision")
-    inputs = TINY["llava_onevision"].batch(host.config, PICTURES)
+    inputs = TINY["llava_onevision"].batch(host.config, IMAGES)
     inputs["batch_num_images"] = torch.tensor([1, 2])
-    with pytest.raises(InputError, match=r"adds up to 3 pictures, pixel_values holds 4"):
+    with pytest.raises(InputError, match=r"adds up to 3 images, pixel_values holds 4"):
         flex(**inputs)
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", "llava_next_video"])
-def test_clips_that_do_not_fit_are_refused(name):
+def test_videos_that_do_not_fit_are_refused(name):
     host, flex = tiles(name)
-    inputs = TINY[name].batch(host.config, [[1, VIDEO_CLIP]])
+    inputs = TINY[name].batch(host.config, [[1, A_VIDEO]])
     with pytest.raises(InputError, match="pixel_values_videos has 4 axes"):
         flex(**inputs | {"pixel_values_videos": inputs["pixel_values_videos"][0]})
     with pytest.raises(InputError, match="placeholder"):

@@ -18,7 +18,7 @@ from tokenflex.model import wrap
 from tokenflex.registry import hosts
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing.host_bench import ROWS, HostBench
-from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE
 
 READ = [*READABLE, "llava_next", "llava_next_video", "llava_onevision"]
 
@@ -74,7 +74,7 @@ def test_it_is_the_towers_own_row(name):
 
 
 @pytest.mark.parametrize("name", ["llava_next", "internvl", "llava"])
-def test_a_picture_is_attended_to_alike_alone_and_in_a_batch(name):
+def test_a_image_is_attended_to_alike_alone_and_in_a_batch(name):
     bench = bench_of(name)
     with torch.no_grad():
         together = bench.adapter.encode(bench.adapter.read(bench.batch()), attention=True)
@@ -122,12 +122,12 @@ def test_towers_without_projections_of_their_own_are_refused():
     assert "query and a key projection" in tower_attention.unreadable(model, ["tower"])
 
 
-def test_frames_of_clips_are_attended_to_on_their_pooled_grid():
+def test_frames_of_videos_are_attended_to_on_their_pooled_grid():
     tiny = served("llava_next_video")
     adapter = hosts.get("llava_next_video")(tiny.build())
-    inputs = tiny.batch(adapter.host.config, [[1, VIDEO_CLIP, 2, PICTURE], [VIDEO_CLIP, 3]])
+    inputs = tiny.batch(adapter.host.config, [[1, A_VIDEO, 2, AN_IMAGE], [A_VIDEO, 3]])
     with torch.no_grad():
         images = adapter.encode(adapter.read(inputs), attention=True)
-    clip = next(image for image in images if image.clip)
-    assert clip.attention.shape == clip.features.shape[:-1]
-    assert clip.keys.shape[:-1] == clip.features.shape[:-1]
+    video = next(image for image in images if image.video)
+    assert video.attention.shape == video.features.shape[:-1]
+    assert video.keys.shape[:-1] == video.features.shape[:-1]

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 import tokenflex
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import turns
+from tokenflex.hosts.instruction import instruction_mask, markers
 from tokenflex.hosts.llava_next import LlavaNextAdapter
 from tokenflex.hosts.turns import turn_markers
-from tokenflex.hosts.words import instruction_mask, markers
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 
 PARTS = (
@@ -90,10 +90,10 @@ def test_templates_that_do_not_tell_give_no_marker():
 
 
 def two_turns(processor, second):
-    from tests.conftest import picture
+    from tests.conftest import image
 
     text = f"user : <image> w1 w2 w3 assistant : w4 </s> user : {second} assistant :"
-    return dict(processor(images=[picture(0)], text=[text], return_tensors="pt"))
+    return dict(processor(images=[image(0)], text=[text], return_tensors="pt"))
 
 
 def words_read(flex, inputs):

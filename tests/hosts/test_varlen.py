@@ -8,8 +8,8 @@ from tests.hosts.served import served
 from tests.training.test_levels import gradients, same
 from tokenflex.errors import InputError
 from tokenflex.hosts import varlen
-from tokenflex.hosts.answers import answer_logits, shifted
 from tokenflex.hosts.packed import pack
+from tokenflex.hosts.targets import shifted, target_logits
 from tokenflex.testing.host_bench import ROWS, labels_of
 from tokenflex.training import STAGES
 from tokenflex.training.levels import at_level
@@ -38,17 +38,17 @@ def test_packed_rows_and_padded_ones(model, monkeypatch):
     rows = []
     original = varlen._row
     monkeypatch.setattr(varlen, "_row", lambda *args: (rows.append(args[0].shape[2]), original(*args))[1])
-    found = answer_logits(flex.host, packed, targets != -100)
+    found = target_logits(flex.host, packed, targets != -100)
     layers = flex.host.config.get_text_config().num_hidden_layers
     assert len(rows) == layers * len(batches) * len(ROWS)
     expected = []
     for one in batches:
         aims = shifted(one.pop("labels"))
-        expected.append(answer_logits(flex.host, one, aims != -100))
+        expected.append(target_logits(flex.host, one, aims != -100))
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-4)
     assert len(rows) == layers * len(batches) * len(ROWS)
     flex.host.set_attn_implementation("sdpa")
-    torch.testing.assert_close(found, answer_logits(flex.host, packed, targets != -100), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, target_logits(flex.host, packed, targets != -100), rtol=1e-4, atol=1e-4)
 
 
 def test_same_gradients(model):

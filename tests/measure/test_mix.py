@@ -1,4 +1,4 @@
-"""Batches whose pictures have different levels."""
+"""Batches whose images have different levels."""
 
 from statistics import fmean
 
@@ -23,13 +23,13 @@ def test_a_batch_meets_the_share_with_two_neighbours():
 
 
 @given(st.floats(0.0625, 1.0), st.integers(1, 40))
-def test_the_mean_is_as_near_as_one_picture_allows(share, pictures):
-    levels = levels_for(share, SHARES, pictures)
-    assert len(levels) == pictures
+def test_the_mean_is_as_near_as_one_image_allows(share, images):
+    levels = levels_for(share, SHARES, images)
+    assert len(levels) == images
     assert levels == tuple(sorted(levels))
     assert levels[-1] - levels[0] <= 1
     step = SHARES[min(levels[0] + 1, 4)] - SHARES[levels[0]] or SHARES[4] - SHARES[3]
-    assert abs(fmean(SHARES[level] for level in levels) - share) <= step / pictures / 2 + 1e-9
+    assert abs(fmean(SHARES[level] for level in levels) - share) <= step / images / 2 + 1e-9
 
 
 def test_mixes_by_name_or_share():

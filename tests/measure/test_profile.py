@@ -44,7 +44,7 @@ def found(flex, batches, ticks):
 
 
 def test_every_setting_is_there_with_its_stages(found):
-    assert [(one.rows, one.pictures) for one in found.batches] == [(2, 2)]
+    assert [(one.rows, one.images) for one in found.batches] == [(2, 2)]
     for one in found.batches:
         assert [setting.name for setting in one.settings] == NAMES
         for setting in one.settings:
@@ -58,7 +58,7 @@ def test_every_setting_is_there_with_its_stages(found):
 
 
 def test_a_mix_keeps_its_share_of_the_batch_and_runs_the_router(found, flex, batches):
-    """Levels differ within the batch; a single picture gets the level next to the share."""
+    """Levels differ within the batch; a single image gets the level next to the share."""
     setting = found.batches[0].settings[-1]
     with torch.no_grad():
         totals = flex.encode(batches[0]).counts.sum(0)
@@ -193,7 +193,7 @@ def test_with_a_clock_that_stands_still_nothing_is_gained(host, batch):
 
 
 def test_another_answer_at_the_finest_level_is_warned_of(host, batch, monkeypatch):
-    """A scaler whose finest level isn't the picture itself compares two different models."""
+    """A scaler whose finest level isn't the image itself compares two different models."""
     from tokenflex.scalers.average_pool import AveragePoolScaler
 
     flex = tokenflex.wrap(host)
@@ -248,7 +248,7 @@ def test_training_models_go_on_training(host, batch):
 
 
 def test_refusals(flex, batch):
-    with pytest.raises(InputError, match="the batch has no pictures, so there is nothing to compare"):
+    with pytest.raises(InputError, match="the batch has no images, so there is nothing to compare"):
         profile(flex, batch("w1 w2 w3"), PLAN)
     with pytest.raises(ConfigError, match=r"level 7: this scaler has levels 0 \(fewest tokens\) to 4"):
         profile(flex, batch(TEXT), Plan(levels=[7]))

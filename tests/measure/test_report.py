@@ -86,7 +86,7 @@ def test_gains_losses_and_warnings_are_said():
     console = Console(file=io.StringIO(), width=200)
     report.show(console, made())
     text = " ".join(console.file.getvalue().split())
-    assert "Batch of 2 (2 pictures), prompts of 620 tokens" in text
+    assert "Batch of 2 (2 images), prompts of 620 tokens" in text
     assert "1 token per answer: Routing pays when it drops more than 9 of 576 visual tokens" in text
     assert "64 tokens per answer, routed is faster than the vanilla host: 0.80 times its time" in text
     assert "WARNING: Mind the gap." in text

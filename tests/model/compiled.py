@@ -20,17 +20,17 @@ from tokenflex.contracts import Grid, Instruction, VisualTokens
 from tokenflex.errors import InputError
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing.zoo.hosts import ZOO
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 
 TINY = ZOO["llava_next"]
 BATCHES = (
-    ((1, 2, PICTURE, 3, 4),),
-    ((PICTURE, 9, 10, PICTURE, 11, 12),),
-    ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12)),
-    ((1, 2, 3, 4, 5, PICTURE, 3), (PICTURE, 9)),
-    ((5, PICTURE, 6), (PICTURE, 1, 2, PICTURE, 3, PICTURE, 4)),
+    ((1, 2, AN_IMAGE, 3, 4),),
+    ((AN_IMAGE, 9, 10, AN_IMAGE, 11, 12),),
+    ((1, 2, AN_IMAGE, 3), (4, 5, 6, 7, 8), (AN_IMAGE, 9, 10, AN_IMAGE, 11, 12)),
+    ((1, 2, 3, 4, 5, AN_IMAGE, 3), (AN_IMAGE, 9)),
+    ((5, AN_IMAGE, 6), (AN_IMAGE, 1, 2, AN_IMAGE, 3, AN_IMAGE, 4)),
 )
-"""Pictures of one and more tiles, one and more of them, with words more and fewer."""
+"""Images of one and more tiles, one and more of them, with words more and fewer."""
 
 
 def model(seed=0):

@@ -1,4 +1,4 @@
-"""Tiny hosts with the scaler of smaller pictures, and what their vision towers are called with."""
+"""Tiny hosts with the scaler of smaller images, and what their vision towers are called with."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from tokenflex.testing.zoo.hosts import ZOO
 
 HOSTS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "exaone4_5")
 LEVELS = (0, 4, 2)
-"""Of the pictures of `ROWS`."""
+"""Of the images of `ROWS`."""
 
 
 def assembled(name="qwen2_5_vl", *, host=None, **parts):
@@ -70,7 +70,7 @@ def watched(flex):
 
 
 def plain_inputs(flex, inputs, levels):
-    """What the host would be given of smaller pictures without this library: their text, sizes and pixels.
+    """What the host would be given of smaller images without this library: their text, sizes and pixels.
 
     The text is the adapter's, held to processors in tests/hosts; pixels are those that the tower was called with.
     """

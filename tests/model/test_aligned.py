@@ -18,7 +18,7 @@ from tokenflex.model import columns
 from tokenflex.policies.constant import ConstantPolicy
 from tokenflex.testing.host_bench import ROWS
 from tokenflex.testing.tiny_hosts import tiny_llava_next
-from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE
 
 LEVELS = (0, 2, 1)
 
@@ -93,10 +93,10 @@ def test_columns_of_positions(flex, batch, data, side):
 @pytest.mark.parametrize("name", ["qwen3_vl", "internvl", "idefics3", "pixtral", "llava_onevision", "minicpm_ocr"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_columns_of_other_hosts(name, side):
-    """Also of clips, whose frames have words between them, and where rows of an image have words behind them."""
+    """Also of videos, whose frames have words between them, and where rows of an image have words behind them."""
     tiny = served("mistral3" if name == "pixtral" else name)
     flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
-    rows = (*ROWS, (7, VIDEO_CLIP, 8, PICTURE)) if name == "qwen3_vl" else ROWS
+    rows = (*ROWS, (7, A_VIDEO, 8, AN_IMAGE)) if name == "qwen3_vl" else ROWS
     inputs = tiny.batch(flex.host.config, rows, side=side)
     spans = len(flex.adapter.read(inputs).spans)
     check_columns(flex, inputs, [(0, 3, 1)[i % 3] for i in range(spans)])

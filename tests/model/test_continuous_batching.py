@@ -1,4 +1,4 @@
-"""transformers' continuous batching: text gives what ``generate`` gives, pictures are refused instead of left out."""
+"""transformers' continuous batching: text gives what ``generate`` gives, images are refused instead of left out."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 import tokenflex
 from tests.hosts.served import served
 from tokenflex.errors import InputError, UnsupportedHostError
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 
 PROMPTS = [[20, 21, 22], [23, 24, 25, 26, 27, 28], [29]]
 NEW = 5
@@ -25,7 +25,7 @@ def prepared(name):
     torch.manual_seed(0)
     flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean").eval()
     flex.generation_config.update(eos_token_id=None, pad_token_id=0)
-    return flex, tiny.batch(flex.host.config, ((1, 2, PICTURE, 3),))
+    return flex, tiny.batch(flex.host.config, ((1, 2, AN_IMAGE, 3),))
 
 
 @pytest.fixture
@@ -112,18 +112,18 @@ def test_levels_and_budgets_are_refused(flex, small, extra):
 
 
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl"])
-def test_pictures_are_refused(name, small):
+def test_images_are_refused(name, small):
     flex, batch = prepared(name)
     pixels = {"pixel_values": batch["pixel_values"]}
     with pytest.raises(InputError, match=r"generate_batch got pixel_values: .*flex\.generate.*tokenflex serve"):
         flex.generate_batch(PROMPTS, continuous_batching_config=small, **pixels)
     prompt = batch["input_ids"][0].tolist()
-    with pytest.raises(InputError, match="placeholders of pictures"):
+    with pytest.raises(InputError, match="placeholders of images"):
         flex.generate_batch([PROMPTS[0], prompt], continuous_batching_config=small)
     manager = flex.init_continuous_batching(continuous_batching_config=small)
-    with pytest.raises(InputError, match="placeholders of pictures"):
+    with pytest.raises(InputError, match="placeholders of images"):
         manager.add_request(prompt, max_new_tokens=NEW)
-    with pytest.raises(InputError, match="placeholders of pictures"):
+    with pytest.raises(InputError, match="placeholders of images"):
         manager.add_requests([PROMPTS[0], prompt], max_new_tokens=NEW)
     assert manager.input_queue.empty()
     with pytest.raises(InputError, match=r"cache_implementation='paged' came with pixel_values.*flex\.generate"):

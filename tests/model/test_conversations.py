@@ -9,12 +9,12 @@ from transformers import DynamicCache
 import tokenflex
 from tests.hosts.served import served
 from tokenflex.errors import InputError
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 
 HOSTS = ["llava_next", "internvl", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "mistral3"]
 NEW = 4
 TURN = torch.tensor([[20, 21, 22], [23, 24, 25]])
-ROWS = ((1, 2, PICTURE, 3), (4, PICTURE, 5, 6, PICTURE, 7, 8))
+ROWS = ((1, 2, AN_IMAGE, 3), (4, AN_IMAGE, 5, 6, AN_IMAGE, 7, 8))
 
 
 def prepared(name, positions="span"):
@@ -89,7 +89,7 @@ def test_nothing_called_in_between_changes_a_conversation(name, positions):
     kept = copy.deepcopy(out)
     expected = second_turn(flex, out)
     tiny = served(name)
-    other = tiny.batch(flex.host.config, ((9, PICTURE, PICTURE, PICTURE, 10),))
+    other = tiny.batch(flex.host.config, ((9, AN_IMAGE, AN_IMAGE, AN_IMAGE, 10),))
     flex.host.generate(**other, max_new_tokens=2)
     flex.host(**other)
     tokenflex.wrap(flex.host, router="constant", voter="mean").generate(**other, level=1, max_new_tokens=2)
@@ -121,7 +121,7 @@ def test_a_loop_over_forward_goes_on_from_its_cache(name):
     inputs = served(name).batch(flex.host.config, ROWS[:1])
     out = flex(**inputs, level=0, use_cache=True)
     (cache,) = filled(out).values()
-    served_other = served(name).batch(flex.host.config, ((9, PICTURE, PICTURE, 10),))
+    served_other = served(name).batch(flex.host.config, ((9, AN_IMAGE, AN_IMAGE, 10),))
     flex.host(**served_other)
     turn = TURN[:1]
     stepped = flex(input_ids=turn, past_key_values=cache, use_cache=True).logits
@@ -149,7 +149,7 @@ def test_the_usual_way_is_refused_and_the_right_one_named(name, key):
 @torch.no_grad()
 def test_the_usual_way_is_refused_where_no_placeholder_is_left_over():
     flex, _ = prepared("internvl")
-    inputs = served("internvl").batch(flex.host.config, ((PICTURE, *range(1, 20), *range(1, 20)),))
+    inputs = served("internvl").batch(flex.host.config, ((AN_IMAGE, *range(1, 20), *range(1, 20)),))
     out = first_turn(flex, inputs, 3)
     with pytest.raises(InputError, match=r"don't begin with the .* tokens that the cache holds"):
         flex.generate(input_ids=torch.cat([out.sequences, TURN[:1]], dim=1), **filled(out), max_new_tokens=2)

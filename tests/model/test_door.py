@@ -7,7 +7,7 @@ import tokenflex
 from tests.hosts.served import served
 from tokenflex.errors import InputError
 from tokenflex.testing.host_bench import labels_of
-from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE
 
 FULL = "full sequence"
 
@@ -137,7 +137,7 @@ def test_positions_that_count_the_attended_tokens_count_the_kept_ones(flex, inpu
 def test_own_positions_on_axes_are_used_or_refused():
     tiny = served("qwen2_5_vl")
     host = tiny.build()
-    inputs = tiny.batch(host.config, ((1, 2, PICTURE, 3),))
+    inputs = tiny.batch(host.config, ((1, 2, AN_IMAGE, 3),))
     flex = tokenflex.wrap(host, router="constant", voter="mean")
     own = flex.adapter.position_ids(inputs)
     expected = flex(**inputs, level=1).logits
@@ -179,7 +179,7 @@ def test_the_last_logits_of_right_padded_rows_are_refused(flex, right):
 def test_videos_without_ids_are_refused():
     tiny = served("qwen2_5_vl")
     flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
-    inputs = tiny.batch(flex.host.config, ((1, VIDEO_CLIP, 2),))
+    inputs = tiny.batch(flex.host.config, ((1, A_VIDEO, 2),))
     embeds = flex.get_input_embeddings()(inputs.pop("input_ids"))
     with pytest.raises(InputError, match=r"pixel_values_videos.* came without input_ids"):
         flex(**inputs, inputs_embeds=embeds, level=0)

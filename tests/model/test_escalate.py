@@ -16,9 +16,9 @@ from tests.hosts.served import served
 from tokenflex import Budget, Escalate
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
 from tokenflex.model.escalation import climbing
-from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE
 
-ROWS = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12), (3, 4, 5), (3, 7, 2, PICTURE, 5, 7))
+ROWS = ((1, 2, AN_IMAGE, 3), (4, 5, 6, 7, 8), (AN_IMAGE, 9, 10, AN_IMAGE, 11, 12), (3, 4, 5), (3, 7, 2, AN_IMAGE, 5, 7))
 TURN = (20, 21, 22)
 NEW = 4
 LEVELS = (0, 2, 4)
@@ -141,11 +141,11 @@ def test_the_tower_runs_once_and_sure_rows_are_not_read_again():
 
 
 LONG = tuple(range(1, 9))
-HEADED = ((*LONG, PICTURE, 3),)
+HEADED = ((*LONG, AN_IMAGE, 3),)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_words_in_front_of_pictures_cost_once(measure):
+def test_words_in_front_of_images_cost_once(measure):
     flex, inputs = model(rows=HEADED)
     escalate = Escalate(threshold=1e9, measure=measure, levels=(0,))
     flex.batching = "grouped"
@@ -182,7 +182,7 @@ def test_the_ends_of_the_scale(measure):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("rows", [((1, 2, 3), (4, 5)), ((PICTURE, 1, 2),)])
+@pytest.mark.parametrize("rows", [((1, 2, 3), (4, 5)), ((AN_IMAGE, 1, 2),)])
 def test_words_alone_and_single_rows(rows, measure):
     flex, inputs = model(rows=rows)
     out = answers(flex, inputs, Escalate(threshold=1e9, measure=measure), return_dict_in_generate=True)
@@ -190,8 +190,8 @@ def test_words_alone_and_single_rows(rows, measure):
     assert torch.equal(answers(flex, inputs, Escalate(threshold=1e9, measure=measure)), out.sequences)
 
 
-def test_clips():
-    flex, inputs = model("qwen2_5_vl", ((1, VIDEO_CLIP, 2), (3, 4, PICTURE, 5), (6, VIDEO_CLIP, VIDEO_CLIP)))
+def test_videos():
+    flex, inputs = model("qwen2_5_vl", ((1, A_VIDEO, 2), (3, 4, AN_IMAGE, 5), (6, A_VIDEO, A_VIDEO)))
     escalate = mixed(flex, inputs, "first-margin")
     out = answers(flex, inputs, escalate, return_dict_in_generate=True)
     same_as_plain(flex, inputs, out)
@@ -228,7 +228,7 @@ def test_the_batch_does_not_matter():
     for i, row in enumerate(ROWS):
         _, tiny = made("llava_next")
         one = tiny.batch(flex.host.config, [row], first=first)
-        first += sum(item == PICTURE for item in row)
+        first += sum(item == AN_IMAGE for item in row)
         alone = answers(flex, one, escalate)[0, one["input_ids"].shape[1] :]
         assert torch.equal(together[i, inputs["input_ids"].shape[1] :][: len(alone)], alone)
 
@@ -356,7 +356,7 @@ class Collector(BaseStreamer):
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_streamers_get_the_answer_once(measure):
-    flex, inputs = model(rows=((1, PICTURE, 2, 3),))
+    flex, inputs = model(rows=((1, AN_IMAGE, 2, 3),))
     collector = Collector()
     out = answers(flex, inputs, Escalate(threshold=1e9, measure=measure), streamer=collector)
     assert collector.values.pop() is None
@@ -494,7 +494,7 @@ def test_ladders():
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_levels_that_are_smaller_pictures(measure):
+def test_levels_that_are_smaller_images(measure):
     """Every size is encoded when it is tried, and only of rows that get there."""
     tiny = served("qwen2_5_vl")
     torch.manual_seed(0)

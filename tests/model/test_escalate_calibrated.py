@@ -13,9 +13,9 @@ from tests.hosts.served import served
 from tokenflex import Budget, Escalate
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.ops.risk import rows_needed
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 
-ROWS = ((1, 2, PICTURE, 3), (4, 5, 6), (PICTURE, 9, PICTURE, 11), (3, PICTURE, 5, 7), (PICTURE, 2, 5))
+ROWS = ((1, 2, AN_IMAGE, 3), (4, 5, 6), (AN_IMAGE, 9, AN_IMAGE, 11), (3, AN_IMAGE, 5, 7), (AN_IMAGE, 2, 5))
 WITH_IMAGES = 4
 LOOSE = {"risk": 0.5, "confidence": 0.5}
 """A promise that few rows are enough for."""

@@ -6,7 +6,7 @@ import torch
 from tests.hosts.test_every_host import SERVED
 from tests.model.test_escalate import MEASURES, answers, mixed, model, same_as_plain
 from tokenflex import Escalate
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 
 HOSTS = [
     "llava_next", "llava_onevision", "llava", "internvl", "gemma3", "paligemma", "idefics3", "qwen2_5_vl", "qwen3_vl",
@@ -28,16 +28,16 @@ def test_answers_are_those_of_the_last_level(name, measure, side):
 
 LONG = tuple(range(1, 9))
 HEADED = (
-    (*LONG, PICTURE, 3),
+    (*LONG, AN_IMAGE, 3),
     (4, 5, 6, 7, 8),
-    (*LONG, 9, PICTURE, 9, 10, PICTURE, 11),
-    (PICTURE, 2),
-    (*LONG, 1, PICTURE),
+    (*LONG, 9, AN_IMAGE, 9, 10, AN_IMAGE, 11),
+    (AN_IMAGE, 2),
+    (*LONG, 1, AN_IMAGE),
 )
 
 
 def first_confidences(flex, inputs, way):
-    """Of every pass of every picture."""
+    """Of every pass of every image."""
     flex.batching = way
     escalate = Escalate(threshold=1e9, levels=(0, 2))
     try:
@@ -48,14 +48,14 @@ def first_confidences(flex, inputs, way):
 
 
 def require_the_same_whether_read_again(name, rows):
-    """Rows in groups go on from the words in front of their first picture; padded, all is read again."""
+    """Rows in groups go on from the words in front of their first image; padded, all is read again."""
     flex, inputs = model(name, rows)
     grouped, padded = (first_confidences(flex, inputs, way) for way in ("grouped", "padded"))
     assert grouped == [pytest.approx(one, abs=1e-4) for one in padded]
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_words_in_front_of_pictures_are_not_read_again(name):
+def test_words_in_front_of_images_are_not_read_again(name):
     require_the_same_whether_read_again(name, HEADED)
 
 

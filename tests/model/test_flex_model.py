@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, pipeline
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex.errors import ConfigError, UnknownComponentError
 from tokenflex.model import FlexModel
 from tokenflex.policies.constant import ConstantPolicy
@@ -144,8 +144,8 @@ def test_pipeline(flex, host, processor, tmp_path):
     prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     pipe = pipeline("image-text-to-text", model=str(tmp_path))
     assert type(pipe.model) is FlexModel
-    got = pipe(images=picture(0), text=prompt, max_new_tokens=4, return_full_text=False)
-    inputs = processor(images=picture(0), text=prompt, return_tensors="pt")
+    got = pipe(images=image(0), text=prompt, max_new_tokens=4, return_full_text=False)
+    inputs = processor(images=image(0), text=prompt, return_tensors="pt")
     new = host.generate(**inputs, max_new_tokens=4)[:, inputs["input_ids"].shape[1] :]
     assert got[0]["generated_text"].strip() == processor.decode(new[0], skip_special_tokens=True).strip()
 

@@ -11,9 +11,9 @@ from tests.torture.faulty import FAULTS, Requests
 from tests.torture.outcome import Counts
 from tokenflex.errors import InputError
 from tokenflex.testing.zoo.hosts import ZOO
-from tokenflex.testing.zoo.recipe import IMAGE, PICTURE, WORD
+from tokenflex.testing.zoo.recipe import AN_IMAGE, IMAGE, WORD
 
-ROWS = ((1, 2, PICTURE, 3), (4, PICTURE, 5, 6))
+ROWS = ((1, 2, AN_IMAGE, 3), (4, AN_IMAGE, 5, 6))
 HOSTS = requests.served()
 few = settings(max_examples=15, deadline=None)
 
@@ -46,7 +46,7 @@ def test_hosts_of_every_family_are_tried():
 
 @pytest.mark.parametrize("name", ["llava", "internvl", "llava_next", "qwen2_5_vl", "glm4v", "mistral3"])
 def test_a_typed_placeholder_is_refused_with_its_row(name):
-    flex, inputs = asked(name, ((1, 2, PICTURE, 3), (4, 5, 6)))
+    flex, inputs = asked(name, ((1, 2, AN_IMAGE, 3), (4, 5, 6)))
     inputs["input_ids"][1, -2] = IMAGE
     refused(
         flex,
@@ -70,11 +70,11 @@ def test_a_typed_placeholder_is_refused_with_its_row(name):
         ("lfm2_vl", "spatial_shapes", 1, 0),
     ],
 )
-def test_sizes_are_refused_with_picture_and_value(name, key, number, value):
+def test_sizes_are_refused_with_image_and_value(name, key, number, value):
     flex, inputs = asked(name)
     inputs[key] = inputs[key].long().clone()
     inputs[key][number, -1] = value
-    refused(flex, inputs, rf"{key} says .*{value}\] of picture {number}; expected integers from 1 to")
+    refused(flex, inputs, rf"{key} says .*{value}\] of image {number}; expected integers from 1 to")
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "gemma3"])
@@ -92,12 +92,12 @@ def test_sizes_of_other_kinds_are_refused():
     flex, inputs = asked("qwen2_5_vl")
     grids = inputs["image_grid_thw"]
     refused(flex, {**inputs, "image_grid_thw": grids.float()}, r"image_grid_thw is torch.float32; expected integers")
-    refused(flex, {**inputs, "image_grid_thw": grids[:, :2]}, r"has the shape \(2, 2\); expected \(pictures, 3\)")
+    refused(flex, {**inputs, "image_grid_thw": grids[:, :2]}, r"has the shape \(2, 2\); expected \(images, 3\)")
     without = {key: value for key, value in inputs.items() if key != "image_grid_thw"}
     refused(flex, without, "image_grid_thw is missing")
     flex, inputs = asked("video_llama_3")
     fewer = {**inputs, "image_merge_sizes": inputs["image_merge_sizes"][:1]}
-    refused(flex, fewer, "image_grid_thw of 2, image_merge_sizes of 1 pictures")
+    refused(flex, fewer, "image_grid_thw of 2, image_merge_sizes of 1 images")
 
 
 def test_sizes_may_be_lists():
@@ -130,7 +130,7 @@ def test_labels_outside_the_vocabulary_are_refused():
 
 
 def test_masks_that_hide_a_row_or_say_more_than_yes_and_no_are_refused():
-    flex, inputs = asked("llava", ((1, 2, PICTURE, 3), (4, 5, 6)))
+    flex, inputs = asked("llava", ((1, 2, AN_IMAGE, 3), (4, 5, 6)))
     mask = inputs["attention_mask"]
     hidden = mask.clone()
     hidden[1] = 0
@@ -171,7 +171,7 @@ def test_errors_of_memory_and_device_stay_what_they_are(monkeypatch):
         assert caught.value is error
 
 
-def test_pictures_without_a_place_in_the_text_are_refused():
+def test_images_without_a_place_in_the_text_are_refused():
     flex, inputs = asked("internvl")
     _, text = asked("internvl", ((1, 2, 3), (4, 5, 6)))
     refused(flex, {**text, "pixel_values": inputs["pixel_values"]}, "came with a text that has no placeholder")
@@ -205,8 +205,8 @@ def test_a_row_is_what_it_is_alone_whatever_stands_beside_it(name, kind, level, 
     assert found[0] <= requests.allowed(found[1])
 
 
-def test_a_spoilt_picture_changes_no_decision_of_another_row():
-    flex, inputs = asked("llava", (*ROWS, (7, PICTURE, 8)))
+def test_a_spoilt_image_changes_no_decision_of_another_row():
+    flex, inputs = asked("llava", (*ROWS, (7, AN_IMAGE, 8)))
     plain = flex.decide(**inputs)
     spoilt = inputs["pixel_values"].clone()
     spoilt[-1, 0, 0, 0] = torch.nan

@@ -1,4 +1,4 @@
-"""``pinned()``: a picture keeps its level while a client scores one sample several times."""
+"""``pinned()``: an image keeps its level while a client scores one sample several times."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tests.hosts.served import served
 from tokenflex.contracts import ComponentConfig, Policy
 from tokenflex.errors import ConfigError
@@ -68,7 +68,7 @@ def test_a_prompt_keeps_its_level_with_an_answer_behind_it(fickle, batch):
     assert len({tuple(levels(fickle, prompts)) for _ in range(8)}) > 1
 
 
-def test_other_prompts_and_pictures_are_others(fickle, batch):
+def test_other_prompts_and_images_are_others(fickle, batch):
     with tokenflex.pinned() as pins:
         levels(fickle, batch(PROMPT))
         levels(fickle, batch("user : <image> w5 assistant :"))
@@ -77,7 +77,7 @@ def test_other_prompts_and_pictures_are_others(fickle, batch):
 
 
 def test_one_sample_twice_in_a_batch(fickle, processor):
-    inputs = processor(images=[picture(0)] * 6, text=[PROMPT] * 6, padding=True, return_tensors="pt")
+    inputs = processor(images=[image(0)] * 6, text=[PROMPT] * 6, padding=True, return_tensors="pt")
     with tokenflex.pinned():
         assert len(set(levels(fickle, inputs))) == 1
 
@@ -133,17 +133,17 @@ def test_memory_is_bounded():
 
 def test_the_longest_prompt_counts():
     pins = Pins()
-    short, long = (Pinned(("picture",), bytes(8 * tokens)) for tokens in (2, 4))
+    short, long = (Pinned(("image",), bytes(8 * tokens)) for tokens in (2, 4))
     pins.keep(short, 1)
     assert pins.level(long) == 1
     pins.keep(long, 3)
     assert (pins.level(short), pins.level(long)) == (1, 3)
-    assert pins.level(Pinned(("picture",), bytes(8))) is None
+    assert pins.level(Pinned(("image",), bytes(8))) is None
     assert pins.level(Pinned(("another",), bytes(16))) is None
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl", "idefics3", "mistral3"])
-def test_pictures_are_told_apart_on_other_hosts(name):
+def test_images_are_told_apart_on_other_hosts(name):
     """By patches, tiles, rows and padded stacks."""
     tiny = served(name)
     flex = fickle_on(tiny.build())

@@ -15,7 +15,7 @@ from tests.hosts.served import served
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import continuing, grouped
 from tokenflex.testing.host_bench import labels_of
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 from tokenflex.training.levels import level_feedback
 
 HOSTS = [
@@ -28,7 +28,7 @@ HOSTS = [
     ("internvl", "span"),
     ("qwen3_5", "span"),
 ]
-ROWS = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12), (3, 4, 5), (3, PICTURE, 5, 7))
+ROWS = ((1, 2, AN_IMAGE, 3), (4, 5, 6, 7, 8), (AN_IMAGE, 9, 10, AN_IMAGE, 11, 12), (3, 4, 5), (3, AN_IMAGE, 5, 7))
 LEVELS = [1, 3, 0, 2]
 NEW = 4
 
@@ -312,9 +312,9 @@ def test_options_of_generate_that_stay_padded(option):
 
 
 @torch.no_grad()
-def test_a_row_that_ends_with_a_picture_stays_padded():
+def test_a_row_that_ends_with_a_image_stays_padded():
     flex, _ = model("internvl")
-    inputs = served("internvl").batch(flex.host.config, ((1, 2, PICTURE), (3, 4, 5, PICTURE, 6)))
+    inputs = served("internvl").batch(flex.host.config, ((1, 2, AN_IMAGE), (3, 4, 5, AN_IMAGE, 6)))
     inputs["input_ids"][0, -1] = flex.host.config.image_token_id
     tail = inputs["input_ids"][0] == flex.host.config.image_token_id
     inputs["input_ids"][0, tail.nonzero()[0]] = 20
@@ -375,9 +375,9 @@ MIXES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 120)), min_size=2, 
 def test_auto_never_costs_more_than_padded(name, mix, chosen, call):
     """In FLOPs, for whole answers and for single passes."""
     flex = kept(name)
-    rows = [((PICTURE,) * pictures + tuple(i % 40 for i in range(size))) for pictures, size in mix]
+    rows = [((AN_IMAGE,) * images + tuple(i % 40 for i in range(size))) for images, size in mix]
     inputs = served(name).batch(flex.host.config, rows)
-    level = chosen[: sum(pictures for pictures, _ in mix)] or None
+    level = chosen[: sum(images for images, _ in mix)] or None
     before, grouped.CALL = grouped.CALL, call
     try:
         for run in (flex, lambda **given: flex.generate(**given, max_new_tokens=2, min_new_tokens=2)):
@@ -396,7 +396,7 @@ def test_auto_never_costs_more_than_padded(name, mix, chosen, call):
 def test_auto_groups_what_is_worth_it():
     flex, _ = model("llava_next")
     short, long = tuple(range(1, 30)), tuple(i % 40 for i in range(400))
-    inputs = served("llava_next").batch(flex.host.config, (short, (*long, PICTURE, 1), short, short))
+    inputs = served("llava_next").batch(flex.host.config, (short, (*long, AN_IMAGE, 1), short, short))
     shapes, size = [], flex.prepare(inputs, 0)[0].inputs["input_ids"].shape[1]
     flex.host.register_forward_pre_hook(
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -430,7 +430,7 @@ def test_feedback_at_every_level(name):
 def test_groups_that_save_little_are_not_worth_joining_their_caches(levels, apart, monkeypatch):
     tiny = served("llava_next")
     flex = tokenflex.wrap(tiny.build(), router="constant", voter="mean")
-    row = tiny.batch(flex.host.config, ((1, 2, PICTURE, 3),))
+    row = tiny.batch(flex.host.config, ((1, 2, AN_IMAGE, 3),))
     inputs = {key: torch.cat([value] * 8) for key, value in row.items()}
     monkeypatch.setattr(grouped, "CALL", 0)
     monkeypatch.setattr(grouped, "HEAD", 0)

@@ -12,11 +12,11 @@ from tests.model.transfers import Transfers
 from tokenflex.hosts import grid, placeholders
 from tokenflex.policies.constant import ConstantPolicy
 from tokenflex.scalers.average_pool import AveragePoolScaler
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
 
 HOSTS = ["llava_next", "llava_onevision", "qwen2_5_vl"]
-ROW = (1, 2, PICTURE, 3, 4)
+ROW = (1, 2, AN_IMAGE, 3, 4)
 LEVEL0 = {"budget": ConstantPolicy.Config(level=0)}
 BEFORE = {
     "llava_next": {"finest": 111, "level 0": 155},

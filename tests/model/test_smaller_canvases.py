@@ -1,4 +1,4 @@
-"""Hosts of tiles: a level is a smaller canvas, down to the view of the whole picture alone."""
+"""Hosts of tiles: a level is a smaller canvas, down to the view of the whole image alone."""
 
 import pytest
 import torch
@@ -57,14 +57,14 @@ def test_rows_in_groups_give_what_padded_rows_give(flex):
 
 
 @torch.no_grad()
-def test_routed_pictures_that_stay_coarse_keep_what_was_looked_at(flex):
+def test_routed_images_that_stay_coarse_keep_what_was_looked_at(flex):
     inputs = batch_of(flex)
     encoded = flex.encode(inputs)
     coarse = flex.at_levels(inputs, encoded, [0] * len(encoded.images))
     forced = flex.at_levels(inputs, flex.encode(inputs, look=False), [0] * len(encoded.images))
     for one, other in zip(flattened(coarse), flattened(forced), strict=True):
         torch.testing.assert_close(one, other)
-    assert all(known is image for known, image in zip(encoded.made["pictures"].values(), encoded.images, strict=True))
+    assert all(known is image for known, image in zip(encoded.made["images"].values(), encoded.images, strict=True))
 
 
 def flattened(spliced):

@@ -64,7 +64,7 @@ def test_every_token_at_most_once_and_the_whole_image_first(tiles, size, window,
 
 
 @given(TILES, SIZES, LEVELS)
-def test_geometric_keeps_every_cell_that_shows_the_picture(tiles, size, window):
+def test_geometric_keeps_every_cell_that_shows_the_image(tiles, size, window):
     kept = pooled_grid(CLIP, window)
     rows, cols = kept_spans(tiles, CLIP, kept, size, "geometric")
     fine = visible_span(Grid(tiles.rows * 24, tiles.cols * 24), size)
@@ -114,7 +114,7 @@ def test_a_canvas_is_shrunk_only_where_it_is_clearly_too_large():
 
 
 @given(st.integers(1, 30), st.integers(1, 6), st.integers(1, 3), st.data())
-def test_no_cell_that_shows_the_picture_is_lost_whatever_the_side(side, window, tiles, data):
+def test_no_cell_that_shows_the_image_is_lost_whatever_the_side(side, window, tiles, data):
     """Sides the window doesn't divide keep a partial cell at each tile's edge."""
     kept = pooled_grid(Grid(side, side), (window, window)).rows
     assume(side % kept or side == kept * window)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tests.parity.golden import DATA
 from tokenflex import released
 from tokenflex.cli.main import main
@@ -343,7 +343,7 @@ def test_processor_and_conversation_wording(source, tmp_path):
     text = processor.apply_chat_template(TURNS, add_generation_prompt=True)
     assert text == f"{SYSTEM} USER: <image>\nw1 w2 ASSISTANT: w3</s>USER: w4 ASSISTANT:"
     assert processor.apply_chat_template([{"role": "system", "content": "w9"}, TURNS[2]]) == "w9 USER: w4 "
-    inputs = processor(images=picture(0), text=text, return_tensors="pt")
+    inputs = processor(images=image(0), text=text, return_tensors="pt")
     flex = tokenflex.load_parts(out, host=AutoModelForImageTextToText.from_pretrained(out))
     (decision,) = flex.decide(**inputs)
     assert int((inputs["input_ids"] == 64).sum()) == decision.of
@@ -365,7 +365,7 @@ def test_a_sentencepiece_tokenizer(source, tmp_path):
     """Released folders hold ``tokenizer.model``."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="comes with the extra [test]")
     text = tmp_path / "text.txt"
-    text.write_text("\n".join(f"the picture {i} shows what a person sees in it" for i in range(200)))
+    text.write_text("\n".join(f"the image {i} shows what a person sees in it" for i in range(200)))
     sentencepiece.SentencePieceTrainer.train(
         input=str(text), model_prefix=str(source / "tokenizer"), vocab_size=64, model_type="bpe", byte_fallback=False,
         bos_id=1, eos_id=2, unk_id=0, minloglevel=2,
@@ -376,8 +376,8 @@ def test_a_sentencepiece_tokenizer(source, tmp_path):
     out = tmp_path / "out"
     released.convert(source, out)
     processor = AutoProcessor.from_pretrained(out)
-    ids = processor.tokenizer("<image>\nthe picture")["input_ids"]
-    expected = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model")).encode("the picture")
+    ids = processor.tokenizer("<image>\nthe image")["input_ids"]
+    expected = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model")).encode("the image")
     assert 64 in ids
     assert ids[-len(expected) + 1 :] == expected[1:]
 

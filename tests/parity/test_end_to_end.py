@@ -279,13 +279,13 @@ def test_pixels_of_the_converted_processor(converted, record):
     stored += [("preprocess", key) for key in cases("e2e_g8/preprocess")] if golden == "e2e_g8" else []
     for file, key in stored:
         data = case(f"{golden}/{file}", key)
-        picture = Image.fromarray(data["image_u8"].numpy())
+        image = Image.fromarray(data["image_u8"].numpy())
         expected = data["pixel_values"].float()
-        exact, fast = pillow(picture, return_tensors="pt"), torchvision(picture, return_tensors="pt")
+        exact, fast = pillow(image, return_tensors="pt"), torchvision(image, return_tensors="pt")
         # Golden pixels were made by Pillow 12.3; other versions may round a resized pixel to its 8-bit neighbour.
         ours = exact["pixel_values"][0].to(data["pixel_values"].dtype).float()
         assert (ours == expected).float().mean() > 0.9
         close(ours, expected, 0.016, record, f"{golden} {file} pixels (pillow)")
         rounding = 0.0 if file == "preprocess" else expected.abs().max().item() / 256  # stored in bf16
         close(fast["pixel_values"][0], expected, 0.016 + rounding, record, f"{golden} {file} pixels (torchvision)")
-        assert exact["image_sizes"].tolist() == fast["image_sizes"].tolist() == [list(picture.size[::-1])]
+        assert exact["image_sizes"].tolist() == fast["image_sizes"].tolist() == [list(image.size[::-1])]

@@ -1,4 +1,4 @@
-"""Where tokens go in the prompt, for many picture sizes and for whole batches, against the published code."""
+"""Where tokens go in the prompt, for many image sizes and for whole batches, against the published code."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from transformers.image_processing_utils import select_best_resolution
 from tests.parity.golden import case, cases, extra, tensors
 from tokenflex.contracts import Grid, ScaledTokens, VisualTokens
 from tokenflex.errors import ConfigError
+from tokenflex.hosts.instruction import published_words
 from tokenflex.hosts.llava_next import LlavaNextAdapter
 from tokenflex.hosts.placeholders import IGNORE
-from tokenflex.hosts.words import published_words
 from tokenflex.ops.packing import NEWLINE, anyres_count, anyres_order, kept_spans
 from tokenflex.released import layout
 from tokenflex.testing.tiny_hosts import tiny_llava_next
@@ -18,13 +18,13 @@ IMAGE_SLOT, IMAGE = -200, 30
 VISUAL, SEPARATOR, TEXT, PADDING = 1, 2, 3, 0
 
 
-def pictures():
-    """(set of pinpoints, picture) for every picture of the golden file."""
+def images():
+    """(set of pinpoints, image) for every image of the golden file."""
     return [(key, image) for key, info in cases("packing").items() for image in info["images"]]
 
 
 def geometry(key, image):
-    """(tiles down and across, grid of a tile, (height, width) of the picture)."""
+    """(tiles down and across, grid of a tile, (height, width) of the image)."""
     side = cases("packing")[key]["tile_grid"]
     across, down = image["grid_wh"]
     width, height = image["size_wh"]
@@ -38,7 +38,7 @@ def levels(image):
 
 def test_no_case_is_left_out():
     assert [len(info["images"]) for info in cases("packing").values()] == [36, 36]
-    assert all(len(image["per_granularity"]) == 5 for _, image in pictures())
+    assert all(len(image["per_granularity"]) == 5 for _, image in images())
     assert sum("/order_" in name for name in tensors("packing")) == 40
     assert len(extra("packing", "sequence_cases")) == 13
     assert len(extra("packing", "pure_text_cases")) == 10
@@ -83,7 +83,7 @@ def named(order, kept):
 
 def test_released_order_token_for_token():
     compared = 0
-    for key, image in pictures():
+    for key, image in images():
         tiles, grid, size = geometry(key, image)
         width, height = image["size_wh"]
         found = case("packing", f"{key}/{width}x{height}")
@@ -96,9 +96,9 @@ def test_released_order_token_for_token():
 
 
 def test_geometric_unpadding_differs_where_the_published_one_is_wrong_and_nowhere_else():
-    """Equal at the finest level; within a cell at square windows; at 1:2 windows nothing of the picture is cut."""
+    """Equal at the finest level; within a cell at square windows; at 1:2 windows nothing of the image is cut."""
     differs = {"square": 0, "oblong": 0}
-    for key, image in pictures():
+    for key, image in images():
         tiles, grid, size = geometry(key, image)
         finest = kept_spans(tiles, grid, grid, size, "geometric")
         for tokens, kept, said in levels(image):
@@ -123,7 +123,7 @@ def test_geometric_unpadding_differs_where_the_published_one_is_wrong_and_nowher
     assert differs["oblong"] >= 100 > 60 >= differs["square"], differs
 
 
-def test_the_published_cut_loses_half_of_a_square_picture():
+def test_the_published_cut_loses_half_of_a_square_image():
     """672 x 672 has no padding at all; at 288 and 72 tokens per tile the released unpadding keeps half of it."""
     image = next(i for i in cases("packing")["real_unpad"]["images"] if i["size_wh"] == [672, 672])
     tiles, grid, size = geometry("real_unpad", image)
@@ -160,9 +160,9 @@ def written_out(adapter, info):
     for i, ids in enumerate(info["input_ids"]):
         repeats = [next(full) if token == IMAGE_SLOT else 1 for token in ids]
         owners += [i for token in ids if token == IMAGE_SLOT]
-        rows.append(stretch([IMAGE if token == IMAGE_SLOT else token for token in ids], repeats))
+        rows.append(run([IMAGE if token == IMAGE_SLOT else token for token in ids], repeats))
         for key, value in extras.items():
-            spread[key].append(stretch(value[i], repeats))
+            spread[key].append(run(value[i], repeats))
     left = info["config"].get("tokenizer_padding_side") == "left"
     fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE}
     batch = {key: padded(value, fill[key], left) for key, value in {"input_ids": rows, **spread}.items()}
@@ -180,7 +180,7 @@ def written_out(adapter, info):
     return batch, images, scaled
 
 
-def stretch(values, repeats):
+def run(values, repeats):
     return [value for value, times in zip(values, repeats, strict=True) for _ in range(times)]
 
 
@@ -222,7 +222,7 @@ def test_whole_batches(adapter, key):
     limit = info["config"].get("tokenizer_model_max_length")
     assert places.shape[1] == info["length"] or limit
     theirs = expected["sequence"].long()
-    # The published code cuts the packed sequence at the end; here texts are cut before, never pictures.
+    # The published code cuts the packed sequence at the end; here texts are cut before, never images.
     length = theirs.shape[1]
     assert torch.equal(places[:, :length], theirs)
     assert places.shape[1] == length or length == limit
@@ -234,7 +234,7 @@ def test_whole_batches(adapter, key):
 
 @pytest.mark.parametrize("key", OTHER_MODELS)
 def test_what_stock_llava_next_never_packs_is_refused(key):
-    """One-tile pictures come from square-padding models; ``spatial`` and ``flat`` are other merges."""
+    """One-tile images come from square-padding models; ``spatial`` and ``flat`` are other merges."""
     assert (case("packing", f"seq/{key}")["sequence"] >= 0).all()
     config = {
         "model_type": "llava_llama", "mm_projector_type": "mlp2x_gelu", "mm_patch_merge_type": "spatial_unpad",

@@ -26,8 +26,8 @@ def g8(tmp_path_factory):
     return tokenflex.load_parts(out, host=AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)).eval()
 
 
-def test_every_picture_is_judged_by_the_words_of_its_own_row(g8):
-    """The published code looks the words up by the picture's number: the third picture would get the third row's."""
+def test_every_image_is_judged_by_the_words_of_its_own_row(g8):
+    """The published code looks the words up by the image's number: the third image would get the third row's."""
     ids = torch.tensor([[1, 9, -200, 8, -200, 7, 7, 6, 5], [1, -200, 30, 31, 32, 33, 34, 35, 36]])
     together = inputs_for(g8, "e2e_g8", [0, 1, 2], ids)
     decisions = g8.decide(**together)
@@ -77,7 +77,7 @@ def test_right_padded_batches_continue_like_left_padded_ones(g8):
     assert torch.equal(*made)
 
 
-def test_a_prompt_that_is_only_a_picture(g8):
+def test_a_prompt_that_is_only_a_image(g8):
     """The published code takes it for a decoding step."""
     inputs = inputs_for(g8, "e2e_g8", [0], torch.tensor([[-200]]))
     (decision,) = g8.decide(**inputs)
@@ -85,7 +85,7 @@ def test_a_prompt_that_is_only_a_picture(g8):
     assert g8.generate(**inputs, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
 
 
-def test_pictures_as_thin_as_a_line_keep_local_tokens():
+def test_images_as_thin_as_a_line_keep_local_tokens():
     """At 36 and 72 tokens per tile the published cut leaves nothing of 1000 x 50 but the whole view."""
     image = next(i for i in cases("packing")["real_unpad"]["images"] if i["size_wh"] == [1000, 50])
     across, down = image["grid_wh"]

@@ -1,4 +1,4 @@
-"""Scaler, router and voter compile as one graph, whatever number of tiles, words and pictures comes along.
+"""Scaler, router and voter compile as one graph, whatever number of tiles, words and images comes along.
 
 In a process of its own: shape checks, on while testing, are no part of the graph.
 """

@@ -94,7 +94,7 @@ def test_avg_router_reads_the_instruction():
 
 def test_constant_and_random_routers():
     bench = Bench(ConstantRouter.Config(level=2))
-    ballots = bench.build()(bench.pyramid(bench.image()), bench.words())
+    ballots = bench.build()(bench.pyramid(bench.image()), bench.instruction())
     assert MeanVoter.Config().build()(ballots).argmax() == 2
     draws = []
     router = RandomRouter.Config(weights=(0.0, 1.0, 0.0, 3.0, 0.0)).build(num_levels=5)

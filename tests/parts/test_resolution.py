@@ -1,4 +1,4 @@
-"""The scaler of smaller pictures: its ladder, what it keeps, what it shows the router."""
+"""The scaler of smaller images: its ladder, what it keeps, what it shows the router."""
 
 import itertools
 
@@ -46,7 +46,7 @@ BAD = {
     "negative": ({"shares": (-0.5, 1.0)}, "share -0.5 is none of"),
     "above": ({"shares": (0.5, 1.5)}, "share 1.5 is none of"),
     "falling": ({"shares": (0.5, 0.25, 1.0)}, r"from coarse to fine, e.g. \(0.25, 0.5, 1.0\)"),
-    "no whole picture": ({"shares": (0.25, 0.5)}, "add 1.0 at the end"),
+    "no whole image": ({"shares": (0.25, 0.5)}, "add 1.0 at the end"),
     "not a number": ({"shares": ("a", 1.0)}, "shares"),
     "infinite": ({"shares": (float("nan"), 1.0)}, "shares"),
     "too few windows": ({"shares": (0.5, 1.0), "pooling": ((1, 1),)}, "1 windows for 2 shares"),
@@ -74,13 +74,13 @@ def test_numbers_of_tokens_rise_with_the_shares(found, grid):
     counts = made.granularities(grid)
     assert all(a <= b for a, b in itertools.pairwise(counts))
     assert counts[-1] == grid.tokens
-    for share, picture in zip(found, made.pictures(grid), strict=True):
-        for side, full in ((picture.rows, grid.rows), (picture.cols, grid.cols)):
+    for share, image in zip(found, made.image_grids(grid), strict=True):
+        for side, full in ((image.rows, grid.rows), (image.cols, grid.cols)):
             assert side == 1 or 0 <= full * share**0.5 - side + 1e-5 < 1 + 1e-5
 
 
 @given(strategies.images(leading=st.sampled_from(strategies.LEADING)))
-def test_every_level_keeps_its_picture_as_it_is(image):
+def test_every_level_keeps_its_image_as_it_is(image):
     made = scaler()
     for level in range(made.num_levels):
         scaled = made.scale(image, level)

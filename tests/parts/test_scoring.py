@@ -1,4 +1,4 @@
-"""Scores of several pictures: in their order, without the host waiting for the device, exact in half precision."""
+"""Scores of several images: in their order, without the host waiting for the device, exact in half precision."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def compressor():
 
 @pytest.fixture(scope="module")
 def requests():
-    """Pictures of three geometries, mixed, and instructions of several lengths."""
+    """Images of three geometries, mixed, and instructions of several lengths."""
     torch.manual_seed(1)
     images = [VisualTokens(torch.randn(views, grid.tokens, DIM), grid) for views, grid in GEOMETRIES]
     words = [Instruction(torch.randn(count, DIM), torch.ones(count, dtype=torch.bool)) for count in (3, 0, 6, 5, 2)]
@@ -43,7 +43,7 @@ def requests():
 
 
 @torch.no_grad()
-def test_scores_keep_the_order_of_the_pictures(compressor, requests):
+def test_scores_keep_the_order_of_the_images(compressor, requests):
     together = compressor.scores(*requests)
     assert together.shape == (len(GEOMETRIES), 5)
     for row, image, words in zip(together, *requests, strict=True):
@@ -58,8 +58,8 @@ def test_scoring_never_makes_the_host_wait(compressor, requests):
             scores.sum().item()
 
 
-def test_scaled_pictures_stay_averages(compressor, requests):
-    images = [*requests[0], VisualTokens(torch.randn(3, GRID.tokens, DIM), GRID, clip=True)]
+def test_scaled_images_stay_averages(compressor, requests):
+    images = [*requests[0], VisualTokens(torch.randn(3, GRID.tokens, DIM), GRID, video=True)]
     scaled = compressor.scale(images, [0, 1, 2, 3, 4, 0])
     assert all(item.averages for item in scaled)
     in_time = AveragePoolScaler.Config(windows=((2, 2, 2), (1, 1, 1))).build()

@@ -1,4 +1,4 @@
-"""Routers without training: by hand, against their definitions in loops, and what they make of pictures."""
+"""Routers without training: by hand, against their definitions in loops, and what they make of images."""
 
 from dataclasses import replace
 
@@ -23,8 +23,8 @@ NO_WORDS = Instruction(torch.zeros(0, 2), torch.zeros(0, dtype=torch.bool))
 WINDOWS = ((2, 2), (1, 2), (1, 1))
 
 
-def pyramid(features, grid, attention=None, clip=False, windows=WINDOWS, scaler=AveragePoolScaler):
-    levels = scaler(scaler.Config(windows=windows)).pyramid(VisualTokens(features, grid, clip=clip))
+def pyramid(features, grid, attention=None, video=False, windows=WINDOWS, scaler=AveragePoolScaler):
+    levels = scaler(scaler.Config(windows=windows)).pyramid(VisualTokens(features, grid, video=video))
     return [replace(level, attention=attention) for level in levels]
 
 
@@ -87,12 +87,12 @@ def test_merged_frames_are_put_back_in_place():
     windows = ((2, 1, 1), (1, 1, 1))
     moving = still + torch.tensor([0.0, 3.0, 0.0, 3.0])[:, None, None]
     router = ReconstructionRouter.Config(eps=0.01).build()
-    assert votes(router, pyramid(still, Grid(2, 2), clip=True, windows=windows)).abs().max() < 1e-3
-    assert votes(router, pyramid(moving, Grid(2, 2), clip=True, windows=windows))[:, 0].max() < -1
+    assert votes(router, pyramid(still, Grid(2, 2), video=True, windows=windows)).abs().max() < 1e-3
+    assert votes(router, pyramid(moving, Grid(2, 2), video=True, windows=windows))[:, 0].max() < -1
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0])
-def test_plain_pictures_get_the_coarsest_level(value):
+def test_plain_images_get_the_coarsest_level(value):
     parts = Compressor(
         AveragePoolScaler.Config().build(), ReconstructionRouter.Config().build(), MeanVoter.Config().build(),
         ArgmaxPolicy.Config().build(),

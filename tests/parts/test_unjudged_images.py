@@ -49,7 +49,7 @@ def parts(router="avg", voter="mean", policy=None):
     return build(*named, dim=DIM, grid=GRID).eval()
 
 
-def pictures(count=3):
+def odd_images(count=3):
     torch.manual_seed(1)
     images = [
         VisualTokens(torch.randn(2, GRID.tokens, DIM), GRID, row=i, attention=torch.rand(2, GRID.tokens))
@@ -68,7 +68,7 @@ def spoilt(image, value, field="features"):
 @pytest.mark.parametrize("voter", VOTERS)
 @torch.no_grad()
 def test_no_router_and_voter_judge_what_is_not_finite(router, voter):
-    compressor, (images, words) = parts(router, voter), pictures()
+    compressor, (images, words) = parts(router, voter), odd_images()
     plain = compressor.scores(images, words)
     assert is_judged(plain).all()
     for value in BAD:
@@ -80,7 +80,7 @@ def test_no_router_and_voter_judge_what_is_not_finite(router, voter):
 
 
 def test_what_is_not_finite_spoils_no_gradient():
-    compressor, (images, words) = parts(), pictures()
+    compressor, (images, words) = parts(), odd_images()
     scores = compressor.scores([images[0], spoilt(images[1], torch.nan)], words[:2])
     scores[0].sum().backward()
     assert all(p.grad.isfinite().all() for p in compressor.router.parameters() if p.grad is not None)
@@ -91,7 +91,7 @@ def test_what_is_not_finite_spoils_no_gradient():
 def test_ballots_that_are_nan_are_not_voted_away(voter):
     compressor, (images, words) = (
         parts(Doubtful.Config(), "mean" if voter == "position-weighted" else voter),
-        pictures(2),
+        odd_images(2),
     )
     images = [
         replace(images[0], features=images[0].features.abs()),
@@ -120,7 +120,7 @@ NEVER, MOST = -torch.inf, torch.inf
 @pytest.mark.parametrize("policy", ["argmax", "budget", "constant"])
 def test_what_scores_may_say(row, fine, policy):
     compressor = parts(policy=tokenflex.policies.get(policy).Config())
-    images, _ = pictures(2)
+    images, _ = odd_images(2)
     scores, tokens = torch.tensor([[0.0, 1.0, 0.5], row]), torch.tensor([[1, 2, 4]] * 2)
     if fine:
         levels = compressor.choose(scores, tokens, images)
@@ -133,14 +133,14 @@ def test_what_scores_may_say(row, fine, policy):
 
 
 def test_all_of_them_are_named():
-    compressor, (images, _) = parts(), pictures(4)
+    compressor, (images, _) = parts(), odd_images(4)
     scores = torch.tensor([[0.0, 1.0], [torch.nan, 0.0], [1.0, 0.0], [torch.nan, torch.nan]])
     with pytest.raises(InputError, match=r"image 1 \(row 1 of the batch\), image 3 \(row 3 of the batch\): "):
         compressor.choose(scores, torch.tensor([[1, 2]] * 4), images)
 
 
 def test_the_other_way_is_the_finest_level_allowed():
-    compressor, (images, _) = parts(), pictures(2)
+    compressor, (images, _) = parts(), odd_images(2)
     compressor.on_bad_scores = "finest"
     scores, tokens = torch.tensor([[0.5, 0.4, 0.3], [torch.nan] * 3]), torch.tensor([[10, 50, 100]] * 2)
 
@@ -157,7 +157,7 @@ def test_the_other_way_is_the_finest_level_allowed():
         compressor.on_bad_scores = "coarsest"
 
 
-FINEST, PICTURES = parts(), pictures(4)[0]
+FINEST, IMAGES = parts(), odd_images(4)[0]
 FINEST.on_bad_scores = "finest"
 TABLE = st.integers(2, 4).flatmap(
     lambda count: st.tuples(
@@ -172,7 +172,7 @@ TABLE = st.integers(2, 4).flatmap(
 @given(TABLE)
 def test_a_request_keeps_its_budget_whatever_cannot_be_judged(case):
     rows, costs, bad, cap = case
-    compressor, images = FINEST, PICTURES[: len(rows)]
+    compressor, images = FINEST, IMAGES[: len(rows)]
     images = [replace(image, row=0) for image in images]
     scores, tokens = torch.tensor(rows), torch.tensor(costs)
     scores[bad] = torch.nan
@@ -190,7 +190,7 @@ def test_a_request_keeps_its_budget_whatever_cannot_be_judged(case):
 
 @pytest.fixture
 def bad(batch):
-    """A request with three pictures, of which the second is NaN."""
+    """A request with three images, of which the second is NaN."""
     inputs = batch(ONE_BAD)
     pixels = inputs["pixel_values"].clone()
     pixels[1] = torch.nan

@@ -19,7 +19,7 @@ from tokenflex.errors import ConfigError
 from tokenflex.quickstart import evaluate
 from tokenflex.quickstart.evaluate import Answers, Results
 from tokenflex.quickstart.host import seeded
-from tokenflex.quickstart.pictures import COARSE_KINDS, FINE_KINDS, INKS, exam, pictures, words
+from tokenflex.quickstart.images import COARSE_KINDS, FINE_KINDS, INKS, exam, images, words
 from tokenflex.quickstart.recipe import Plan
 from tokenflex.quickstart.run import run
 from tokenflex.quickstart.tower import TowerWork
@@ -83,7 +83,7 @@ def test_a_composed_host_goes_through_the_same_recipe(composed):
     assert report["levels_per_step"] == "sandwich"
     assert [level["tokens_mean"] for level in report["levels"]] == [2, 4, 8, 16, 32]
     assert {"levels", "router", "random_router", "oracle", "seconds"} <= set(report)
-    assert "the cells of the picture" in (folder / "report.html").read_text()
+    assert "the cells of the image" in (folder / "report.html").read_text()
     flex = AutoModelForImageTextToText.from_pretrained(folder / "model")
     assert isinstance(flex, tokenflex.FlexModel)
     assert type(flex.host).__name__ == "ComposedForConditionalGeneration"
@@ -96,14 +96,14 @@ def test_unknown_hosts_are_refused(tmp_path):
         run(tmp_path, levels="some")
 
 
-def test_pictures_repeat_with_their_seed():
-    one, same, other = (next(pictures(seed, "train", 1)) for seed in (5, 5, 6))
+def test_images_repeat_with_their_seed():
+    one, same, other = (next(images(seed, "train", 1)) for seed in (5, 5, 6))
     assert one.image.tobytes() == same.image.tobytes() != other.image.tobytes()
     assert one.image.size == (128, 64)
 
 
 def test_splits_share_no_scan():
-    from tokenflex.quickstart.pictures import _digits
+    from tokenflex.quickstart.images import _digits
 
     train, test = _digits("train")[0], _digits("test")[0]
     assert len(train) + len(test) == 1797
@@ -112,9 +112,9 @@ def test_splits_share_no_scan():
 
 
 def test_answers_are_what_the_cells_show():
-    for picture in pictures(3, "train", 30):
-        shown = {int(digit): list(INKS)[ink] for digit, ink in picture.cells.reshape(-1, 2) if digit < 10}
-        for question in picture.questions:
+    for image in images(3, "train", 30):
+        shown = {int(digit): list(INKS)[ink] for digit, ink in image.cells.reshape(-1, 2) if digit < 10}
+        for question in image.questions:
             if question.kind == "count":
                 assert question.answer == ("none" if not shown else "one" if len(shown) == 1 else "many")
             if question.kind.startswith("ink"):
@@ -136,7 +136,7 @@ def test_the_host_is_stock_and_seeded():
     (one, processor), (same, _) = seeded(3), seeded(3)
     assert type(one).__name__ == "LlavaNextForConditionalGeneration"
     assert all((p == q).all() for p, q in zip(one.parameters(), same.parameters(), strict=True))
-    shape = processor.image_processor([next(pictures(0, "train", 1)).image], return_tensors="pt").pixel_values.shape
+    shape = processor.image_processor([next(images(0, "train", 1)).image], return_tensors="pt").pixel_values.shape
     assert tuple(shape) == (1, 3, 3, 64, 64)
 
 
@@ -154,8 +154,8 @@ def test_report_says_everything(result):
     for entry in escalated:
         assert 1 <= entry["passes_mean"] <= 2
         assert entry["escalate"]["risk"] == 0.2
-    assert report["smaller_picture"]["tokens_mean"] == 17  # the whole view alone, and a newline
-    assert report["smaller_picture"]["tower"] < 0.5
+    assert report["smaller_image"]["tokens_mean"] == 17  # the whole view alone, and a newline
+    assert report["smaller_image"]["tower"] < 0.5
     most = report["levels"][0]["tokens_mean"] + report["levels"][-1]["tokens_mean"]
     assert report["levels"][0]["tokens_mean"] <= report["escalate"]["tokens_mean"] <= most
     assert sum(sum(counts) for counts in report["router"]["choices_by_kind"].values()) == 36
@@ -174,7 +174,7 @@ def test_the_model_it_leaves_loads(result):
     assert flex.escalate.to_dict() == report["escalate"]["escalate"]
 
 
-def test_levels_can_be_sizes_of_the_picture(sized):
+def test_levels_can_be_sizes_of_the_image(sized):
     report, folder = sized
     assert report["host"] == "qwen2.5-vl"
     assert [level["tokens_mean"] for level in report["levels"]] == [2, 8, 18, 32]
@@ -182,7 +182,7 @@ def test_levels_can_be_sizes_of_the_picture(sized):
     assert towers == sorted(towers)
     assert towers[-1] == 1
     assert towers[0] < 0.1
-    assert not {"reconstruction_router", "smaller_picture"} & set(report)
+    assert not {"reconstruction_router", "smaller_image"} & set(report)
     assert report["router"]["tower"] >= report["random_router"]["tower"]
     assert "drawn as the vision tower saw them" in (folder / "report.html").read_text()
     flex = AutoModelForImageTextToText.from_pretrained(folder / "model")
@@ -190,7 +190,7 @@ def test_levels_can_be_sizes_of_the_picture(sized):
 
 
 def test_sizes_need_a_host_of_any_size(tmp_path):
-    with pytest.raises(ConfigError, match="pictures of any size; host 'llava-next' has one"):
+    with pytest.raises(ConfigError, match="images of any size; host 'llava-next' has one"):
         run(tmp_path, host="llava-next", levels="resolution")
 
 
@@ -232,7 +232,7 @@ def test_comparison_of_settings():
     assert [level["tower"] for level in found["levels"]] == [0.25, 1.0]
     assert found["router"]["tower"] == (0.75 * 2 + 0.25 * 5) / 4
     assert found["random_router"]["tower"] == (0.75 * 1 + 0.25 * 4) / 4
-    assert found["smaller_picture"] == found["levels"][0]
+    assert found["smaller_image"] == found["levels"][0]
     assert found["escalate"]["tokens_mean"] == 2 + 6 / 4
     assert found["escalate"]["passes_mean"] == 1.25
     assert found["escalate"]["differs_from_finest"] == 0.75

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex.chat import special_tokens, written
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.evaluation.questions import read_question
@@ -20,7 +20,7 @@ NEW = 4
 
 def encoded(index):
     written = io.BytesIO()
-    picture(index).save(written, format="PNG")
+    image(index).save(written, format="PNG")
     return {"bytes": written.getvalue(), "path": None}
 
 
@@ -127,7 +127,7 @@ def test_grids_travel_with_embeddings():
     assert told == made
 
 
-def test_pictures_and_conversations_are_not_passed_on_and_the_rest_is(model):
+def test_images_and_conversations_are_not_passed_on_and_the_rest_is(model):
     row = {"id": 7, "image": encoded(0), "messages": [{"role": "user", "content": "w1 w2"}], "note": "kept", "row": 3}
     (told,) = Answers(model[0], max_new_tokens=1)(pa.Table.from_pylist([row])).to_pylist()
     assert {"id", "note", "row"} < set(told)

@@ -178,7 +178,7 @@ def test_the_example_says_what_it_could_not_answer(model, source, tmp_path):
     script = str(ROOT / "examples" / "ray_batch.py")
     run = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
-    assert "first-00000.parquet, row 3: row 3 (id '3d'): picture" in run.stderr
+    assert "first-00000.parquet, row 3: row 3 (id '3d'): image" in run.stderr
     require_all_answered(answered(tmp_path / "out"), model)
 
 

@@ -11,9 +11,9 @@ import tokenflex
 from tests.hosts.served import served
 from tokenflex.errors import InputError
 from tokenflex.serving import chat_parts, prompt_embeds, vllm_prompt
-from tokenflex.testing.zoo.recipe import END, PICTURE, START, VIDEO_CLIP
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE, END, START
 
-ROWS = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12), (3, PICTURE, 5, 7))
+ROWS = ((1, 2, AN_IMAGE, 3), (4, 5, 6, 7, 8), (AN_IMAGE, 9, 10, AN_IMAGE, 11, 12), (3, AN_IMAGE, 5, 7))
 PLAIN = ["llava_next", "llava", "llava_onevision", "internvl", "mistral3"]
 GRID = ["qwen2_vl", "qwen2_5_vl"]
 LEVELS = [1, 3, 0, 2]
@@ -187,6 +187,6 @@ def test_what_cannot_travel_is_refused():
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision", "glm4v"])
 def test_videos_are_refused(name):
     flex, _ = model(name)
-    inputs = served(name).batch(flex.host.config, ((1, VIDEO_CLIP, 2),))
-    with pytest.raises(InputError, match="only pictures are exported"):
+    inputs = served(name).batch(flex.host.config, ((1, A_VIDEO, 2),))
+    with pytest.raises(InputError, match="only images are exported"):
         flex.export(**inputs, level=0)

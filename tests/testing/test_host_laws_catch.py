@@ -13,22 +13,22 @@ from tokenflex.testing.host_checks import CHECKS, check_host
 
 
 class Flipped(GridAdapter):
-    """Hands every picture's tokens over in reverse and negated."""
+    """Hands every image's tokens over in reverse and negated."""
 
     def encode(self, batch):
         return tuple(replace(image, features=-3 * image.features.flip(-2)) for image in super().encode(batch))
 
 
 class BackwardsInTime(GridAdapter):
-    """Puts the last frame of a clip first."""
+    """Puts the last frame of a video first."""
 
     def encode(self, batch):
         found = super().encode(batch)
-        return tuple(replace(image, features=image.features.flip(-3)) if image.clip else image for image in found)
+        return tuple(replace(image, features=image.features.flip(-3)) if image.video else image for image in found)
 
 
 class Centred(GridAdapter):
-    """Takes the batch's mean off, so that a picture depends on its neighbours."""
+    """Takes the batch's mean off, so that an image depends on its neighbours."""
 
     def encode(self, batch):
         found = super().encode(batch)
@@ -88,7 +88,7 @@ class Misplaced(GridAdapter):
 
 
 class Comparing(GridAdapter):
-    """Weighs a picture's attention against that of its neighbours."""
+    """Weighs an image's attention against that of its neighbours."""
 
     def encode(self, batch, attention=False):
         found = super().encode(batch, attention)
@@ -106,7 +106,7 @@ class Disordered(GridAdapter):
 
 
 class Lingering(GridAdapter):
-    """Leaves smaller pictures their pixels."""
+    """Leaves smaller images their pixels."""
 
     def resized(self, batch, shares):
         small = super().resized(batch, shares)

@@ -1,4 +1,4 @@
-"""Every part of the law of smaller pictures has an adapter that breaks it, and is shown to catch it."""
+"""Every part of the law of smaller images has an adapter that breaks it, and is shown to catch it."""
 
 from dataclasses import replace
 
@@ -14,14 +14,14 @@ from tokenflex.testing.resize_checks import PARTS
 
 
 class Copying(GridAdapter):
-    """Makes a new batch of full pictures."""
+    """Makes a new batch of full images."""
 
     def resized(self, batch, shares):
         return replace(super().resized(batch, shares))
 
 
 class Blurring(GridAdapter):
-    """Changes pictures that are to stay as they are, where not all are asked for."""
+    """Changes images that are to stay as they are, where not all are asked for."""
 
     def encode_resized(self, batch, shares, images):
         found = super().encode_resized(batch, shares, images)
@@ -117,7 +117,7 @@ class Detached(GridAdapter):
 
 
 class Copious(GridAdapter):
-    """Copies batches without pictures."""
+    """Copies batches without images."""
 
     def resized(self, batch, shares):
         small = super().resized(batch, shares)
@@ -156,7 +156,7 @@ def test_the_part_catches_it(name, broken, told):
 
 
 @torch.no_grad()
-def test_hosts_without_smaller_pictures_are_left_out():
+def test_hosts_without_smaller_images_are_left_out():
     tiny = served("idefics3")
     with pytest.raises(Skip, match="words around every tile"):
-        resize_checks.smaller_pictures_are_pictures(HostBench(GridAdapter(tiny.build()), tiny))
+        resize_checks.smaller_images_are_images(HostBench(GridAdapter(tiny.build()), tiny))

@@ -20,7 +20,7 @@ from tokenflex.voters.mean import MeanVoter
 BUILT_IN = ("average-pool", "random", "resize", "resolution", "stride")
 
 
-@given(images(leading=st.sampled_from(LEADING), needs=["attention", "keys", "instruction"], clip=st.booleans()))
+@given(images(leading=st.sampled_from(LEADING), needs=["attention", "keys", "instruction"], video=st.booleans()))
 def test_images_have_what_was_asked_for(image):
     places = image.features.shape[:-1]
     assert places[-1] == image.grid.tokens

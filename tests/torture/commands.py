@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tests.parity.golden import DATA
 from tokenflex.cli.main import main
 from tokenflex.errors import TokenFlexError
@@ -91,7 +91,7 @@ class Workshop:
     def _data(self) -> None:
         talks, asked = [], []
         for i in range(ROWS):
-            picture(i).save(self.folder / f"{i}.png")
+            image(i).save(self.folder / f"{i}.png")
             said = [{"from": "human", "value": f"<image>\nw{i + 1} w{i + 2}"}, {"from": "gpt", "value": f"w{i + 3}"}]
             talks.append({"id": i, "image": f"{i}.png", "conversations": said})
             asked.append({"id": str(i), "image": f"{i}.png", "question": f"w{i + 1}", "answer": "w2"})

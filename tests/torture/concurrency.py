@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tests.torture.outcome import Outcome
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 
@@ -69,9 +69,9 @@ class Bench:
         self._batches: dict[tuple[int, ...], dict[str, Any]] = {}
 
     def batch(self, rows: tuple[int, ...]) -> dict[str, Any]:
-        """Of rows of `TEXTS`, each with its own picture."""
+        """Of rows of `TEXTS`, each with its own image."""
         if rows not in self._batches:
-            images = [picture(row) for row in rows if "<image>" in TEXTS[row]]
+            images = [image(row) for row in rows if "<image>" in TEXTS[row]]
             texts = [TEXTS[row] for row in rows]
             made = self.processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
             self._batches[rows] = dict(made)
@@ -112,7 +112,7 @@ def calls(chance: random.Random, count: int, models: int) -> list[Call]:
         options = chance.choice([*OPTIONS, ESCALATE] if method == "generate" else OPTIONS)
         rows = tuple(sorted(chance.sample(range(len(TEXTS)), chance.randint(1, 2))))
         if rows == (3,):
-            rows = (0, 3)  # decisions need a picture
+            rows = (0, 3)  # decisions need an image
         found.append(Call(chance.randrange(models), method, rows, json.dumps(options)))
     return found
 

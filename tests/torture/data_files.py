@@ -1,9 +1,9 @@
-"""Damaged stores, evaluations, questions, training data and pictures: refused, harmless, or on the list here.
+"""Damaged stores, evaluations, questions, training data and images: refused, harmless, or on the list here.
 
 What an accepted change may be is written in each subject's ``allowed``: a place in what is read, and why another value
 there is legitimate. Stores and evaluations have digests of all they say, so nothing is on their lists. Of those that an
 older version wrote, and of files that people write themselves, nothing says what they said before: another text, number
-or picture of the same type, and fewer, more or reordered rows, are another data set.
+or image of the same type, and fewer, more or reordered rows, are another data set.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import LlamaConfig
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image as drawn
 from tests.evaluation import tables as evaluations
 from tests.torture import damage
 from tests.torture.cage import Subject, fuzz
@@ -54,7 +54,7 @@ EVALUATION = {
     r"manifest\.levels": "how many there are; with fewer, or more, an answer has a level beyond, or no oracle is told",
 }
 ROWS = {r"(?#any)rows(\..*)?": WRITTEN}
-PICTURES = {r"\w+\.\w+\.(size|pixels).*": "most formats have no digest of their pixels"}
+IMAGES = {r"\w+\.\w+\.(size|pixels).*": "most formats have no digest of their pixels"}
 
 
 def digest(content: bytes) -> str:
@@ -63,12 +63,12 @@ def digest(content: bytes) -> str:
 
 
 def pictured(image: Image.Image) -> dict[str, Any]:
-    """What is seen of a picture."""
+    """What is seen of an image."""
     return {"size": list(image.size), "pixels": digest(image.tobytes())}
 
 
 def file(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture's file."""
+    """An image's file."""
     target = io.BytesIO()
     image.save(target, kind, **options)
     return target.getvalue()
@@ -88,7 +88,7 @@ def seen_store(folder: Path) -> Any:
         of_tensors({"words": words.embeddings, "mask": words.mask, **{str(n): im.features for n, im in enumerate(ims)}})
         for ims, words in kept
     ]
-    grids = [[(im.grid.rows, im.grid.cols, im.clip) for im in ims] for ims, _ in kept]
+    grids = [[(im.grid.rows, im.grid.cols, im.video) for im in ims] for ims, _ in kept]
     weights = {
         "scaler": of_tensors(store.scaler_weights()),
         "projector": made and of_tensors(made.projector.state_dict()),
@@ -104,7 +104,7 @@ def store_subjects(root: Path) -> list[Subject]:
     wide = LlamaConfig(**{**text, "hidden_size": 2 * text["hidden_size"], "head_dim": text["hidden_size"] // 2})
     flex, collator = tokenflex.wrap(tiny_llava_next(text_config=wide)), FlexCollator(tiny_llava_next_processor())
     turns = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
-    data = ChatDataset([{"image": picture(i).resize((12, 10)), "messages": turns} for i in range(3)])
+    data = ChatDataset([{"image": drawn(i).resize((12, 10)), "messages": turns} for i in range(3)])
     for name in ("store", "old_store"):
         score(flex, data, collator, root / name, router_inputs="auto", router_inputs_at="tower", progress=False)
     files = sorted(path.name for path in (root / "store").iterdir())
@@ -134,7 +134,7 @@ def seen_evaluation(folder: Path) -> Any:
     summary = summarise(found, resamples=9)
     assert markdown(summary)
     assert html(summary, found)
-    samples = [[*dataclasses.asdict(one.question).values(), *map(digest, one.pictures)] for one in found.samples]
+    samples = [[*dataclasses.asdict(one.question).values(), *map(digest, one.images)] for one in found.samples]
     records = {name: [vars(rows[place]) for place in sorted(rows)] for name, rows in found.records.items()}
     return {"manifest": found.manifest, "samples": samples, "records": records}
 
@@ -146,8 +146,8 @@ def evaluation_subjects(root: Path) -> list[Subject]:
         "router": ([1, 1, 1], [2, 8, 2], [[0], [1], [0]]),
     }  # fmt: skip
     for name in ("evaluation", "old_evaluation"):
-        pictures = {0: (file(picture(0).resize((9, 8)), "PNG"),)}
-        evaluations.made(root / name, settings, kinds=["a", "b", "a"], pictures=pictures)
+        images = {0: (file(drawn(0).resize((9, 8)), "PNG"),)}
+        evaluations.made(root / name, settings, kinds=["a", "b", "a"], images=images)
     older(root / "old_evaluation")
     files = ("manifest.json", "samples.parquet", "part-00000-00000.parquet")
     return [
@@ -166,12 +166,12 @@ def asked(place: int, image: Any) -> dict[str, Any]:
 
 
 def seen_questions(path: Path) -> Any:
-    """Every question with its pictures."""
+    """Every question with its images."""
     found = read(path, image_folder=path.parent)
     told = [dataclasses.asdict(one) for one in found.questions]
     for place, one in enumerate(told):
         sample = found.sample(place)
-        one |= {"pictures": [pictured(image) for image in sample.images], "messages": list(sample.messages)}
+        one |= {"images": [pictured(image) for image in sample.images], "messages": list(sample.messages)}
         assert found.sizes(place) is not None
     return {"rows": told}
 
@@ -181,14 +181,14 @@ def seen_training(path: Path) -> Any:
     data = ChatDataset(read_rows(path), image_folder=path.parent)
     samples = [data[place] for place in range(len(data))]
     assert all(data.extent(place) for place in range(len(data)))
-    return {"rows": [{"messages": list(s.messages), "pictures": list(map(pictured, s.images))} for s in samples]}
+    return {"rows": [{"messages": list(s.messages), "images": list(map(pictured, s.images))} for s in samples]}
 
 
 def rows_subjects(root: Path) -> list[Subject]:
-    """Questions and training data in every format, pictures in them or beside them."""
+    """Questions and training data in every format, images in them or beside them."""
     import datasets
 
-    found, small = [], [file(picture(i).resize((9, 8)), "PNG") for i in range(3)]
+    found, small = [], [file(drawn(i).resize((9, 8)), "PNG") for i in range(3)]
     for kind in ("json", "jsonl"):
         folder = root / kind
         folder.mkdir()
@@ -223,14 +223,14 @@ def reader(seen: Any, name: str) -> Any:
     return lambda folder: seen(folder / name)
 
 
-# ---- pictures
+# ---- images
 
 
-def pictures_subject(root: Path) -> Subject:
+def images_subject(root: Path) -> Subject:
     """Files of every format that is read."""
-    folder = root / "pictures"
+    folder = root / "images"
     folder.mkdir()
-    image, exif = picture(0).resize((24, 18)), Image.Exif()
+    image, exif = drawn(0).resize((24, 18)), Image.Exif()
     exif[0x0112] = 6
     made = {
         "a.png": file(image, "PNG", exif=exif), "b.jpg": file(image, "JPEG", exif=exif), "c.gif": file(image, "GIF"),
@@ -246,7 +246,7 @@ def pictures_subject(root: Path) -> Subject:
     def load(where: Path) -> Any:
         return {name: pictured(decode(name, where)) for name in made}
 
-    return Subject("pictures of 11 formats", folder, sorted(made), load, PICTURES)
+    return Subject("images of 11 formats", folder, sorted(made), load, IMAGES)
 
 
 def subjects(root: Path) -> list[tuple[Subject, int]]:
@@ -256,7 +256,7 @@ def subjects(root: Path) -> list[tuple[Subject, int]]:
     times = (1500, 1000, 1500, 1000, 500, 500)
     return [
         (store, 1500), (old_store, 1000), (evaluation, 1000), (old_evaluation, 700),
-        *zip(rows_subjects(root), times, strict=True), (pictures_subject(root), 2000),
+        *zip(rows_subjects(root), times, strict=True), (images_subject(root), 2000),
     ]  # fmt: skip
 
 

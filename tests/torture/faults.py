@@ -141,8 +141,8 @@ def few(ground: Ground, scale: float, commands: Sequence[Command]) -> list[Outco
     """What takes little time of each kind, for the ordinary tests."""
     rows = [killed(ground, one, count(KILLS, scale)) for one in commands]
     rows += hardship.disks(ground, commands[2], count(DISKS, scale), Tally)
-    gone = Tally("a picture vanishes: feedback", "one line names its row")
-    rows.append(hardship.picture_gone(ground, commands[0], 1, gone))
+    gone = Tally("an image vanishes: feedback", "one line names its row")
+    rows.append(hardship.image_gone(ground, commands[0], 1, gone))
     return [*rows, interrupted(ground, commands[0], count(STOPS, scale)), pair(ground, commands[1], 1, waits=True)]
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from tokenflex.hosts.refusing import SIZES
-from tokenflex.testing.zoo.recipe import PICTURE, WORD, Row, TinyHost
+from tokenflex.testing.zoo.recipe import AN_IMAGE, WORD, Row, TinyHost
 
-TWO: tuple[Row, ...] = ((1, 2, PICTURE, 3, 4), (5, PICTURE, 6, 7))
-ONE: tuple[Row, ...] = ((1, 2, PICTURE, 3, 4),)
+TWO: tuple[Row, ...] = ((1, 2, AN_IMAGE, 3, 4), (5, AN_IMAGE, 6, 7))
+ONE: tuple[Row, ...] = ((1, 2, AN_IMAGE, 3, 4),)
 TEXT: tuple[Row, ...] = ((1, 2, 3), (4, 5, 6, 7))
-MIXED: tuple[Row, ...] = ((1, 2, PICTURE, 3, 4), (5, 6, 7, 8))
+MIXED: tuple[Row, ...] = ((1, 2, AN_IMAGE, 3, 4), (5, 6, 7, 8))
 BEYOND = (64, 65, 10**6, 2**40, -1, -5, -(2**40))
 """Ids that the zoo's vocabulary of 64 doesn't have."""
 ODD_SIZES = (0, -1, -(10**6), 3, 7, 10**6, 2**31, 2**40, 2**62, -(2**62))
@@ -40,12 +40,12 @@ class Requests:
         return dict(self.tiny.batch(self.config, rows, side=self.random.choice(("left", "right"))))
 
     def visual(self, batch: Batch) -> list[str]:
-        """Names of what belongs to pictures."""
+        """Names of what belongs to images."""
         shape = batch["input_ids"].shape
         return [name for name, value in batch.items() if value.shape != shape]
 
     def mixed(self, text: Batch, shown: Batch) -> Batch:
-        """The words of one batch with the pictures of another."""
+        """The words of one batch with the images of another."""
         words = {name: value for name, value in text.items() if name not in self.visual(text)}
         return words | {name: shown[name] for name in self.visual(shown)}
 
@@ -63,12 +63,12 @@ class Requests:
 
 
 def more_or_fewer(ask: Requests) -> Batch:
-    """Placeholders that don't fit the pictures, or pictures that don't fit the placeholders."""
+    """Placeholders that don't fit the images, or images that don't fit the placeholders."""
     batch, row, token = ask.good(), ask.random.randrange(2), ask.config.image_token_id
-    kind = ask.random.choice(("more", "fewer", "moved", "pictures lack", "pictures are left", "no placeholder"))
-    if kind in ("pictures lack", "pictures are left"):
+    kind = ask.random.choice(("more", "fewer", "moved", "images lack", "images are left", "no placeholder"))
+    if kind in ("images lack", "images are left"):
         few, many = ask.good(ONE), ask.good()
-        return ask.mixed(many, few) if kind == "pictures lack" else ask.mixed(few, many)
+        return ask.mixed(many, few) if kind == "images lack" else ask.mixed(few, many)
     if kind == "no placeholder":
         return ask.mixed(ask.good(TEXT), batch)
     if kind in ("fewer", "moved"):
@@ -80,16 +80,16 @@ def more_or_fewer(ask: Requests) -> Batch:
 
 
 def typed(ask: Requests) -> Batch:
-    """The placeholder as a word of a row without a picture."""
+    """The placeholder as a word of a row without an image."""
     batch = ask.good(ask.random.choice((TEXT, MIXED)))
     return ask.put(batch, "input_ids", 1, ask.random.choice(ask.places(batch, 1, False)), ask.config.image_token_id)
 
 
 def cut_or_empty(ask: Requests) -> Batch:
-    """Prompts cut inside a picture, of a picture alone, of one word, of nothing."""
-    kind = ask.random.choice(("cut behind", "cut in front", "picture alone", "one word", "no word", "no row"))
-    if kind in ("picture alone", "one word"):
-        return ask.good(((PICTURE,),) if kind == "picture alone" else ((1,),))
+    """Prompts cut inside an image, of an image alone, of one word, of nothing."""
+    kind = ask.random.choice(("cut behind", "cut in front", "image alone", "one word", "no word", "no row"))
+    if kind in ("image alone", "one word"):
+        return ask.good(((AN_IMAGE,),) if kind == "image alone" else ((1,),))
     batch = ask.good()
     words = [name for name in batch if name not in ask.visual(batch)]
     if kind.startswith("cut"):
@@ -138,7 +138,7 @@ def masks(ask: Requests) -> Batch:
 
 
 def sizes(ask: Requests) -> Batch:
-    """Sizes of pictures that are none, or of another count, shape or type; also token types."""
+    """Sizes of images that are none, or of another count, shape or type; also token types."""
     batch = ask.good()
     types = [name for name in batch if name.endswith("token_type_ids")]
     known = [name for name in ask.visual(batch) if name in SIZES or name == "image_position_ids"] + types
@@ -176,7 +176,7 @@ def floating(ask: Requests, batch: Batch) -> str:
 
 
 def not_finite(ask: Requests) -> Batch:
-    """Pixels that are NaN or infinite, in one picture."""
+    """Pixels that are NaN or infinite, in one image."""
     batch = ask.good()
     name = floating(ask, batch)
     changed = batch[name].clone().float()
@@ -204,7 +204,7 @@ def pixels(ask: Requests) -> Batch:
         "one channel": lambda: value.narrow(-3, 0, 1) if value.dim() > 2 else value[..., :3],
         "a list": value.tolist,
         "an array": value.numpy,
-        "a word": lambda: "picture",
+        "a word": lambda: "image",
         "missing": lambda: None,
     }
     made = forms[ask.random.choice(list(forms))]()
@@ -213,17 +213,17 @@ def pixels(ask: Requests) -> Batch:
 
 
 def text_alone(ask: Requests) -> Batch:
-    """No fault: rows without pictures."""
+    """No fault: rows without images."""
     return ask.good(ask.random.choice((TEXT, ((1,),), ((1, 2), (3, 4), (5, 6, 7, 8, 9)))))
 
 
 FAULTS: Mapping[str, Callable[[Requests], Batch]] = {
-    "more or fewer placeholders than pictures": more_or_fewer,
-    "a placeholder typed where no picture is": typed,
-    "prompts cut inside a picture, of a picture alone, or empty": cut_or_empty,
+    "more or fewer placeholders than images": more_or_fewer,
+    "a placeholder typed where no image is": typed,
+    "prompts cut inside an image, of an image alone, or empty": cut_or_empty,
     "ids and labels outside the vocabulary": beyond,
     "attention masks missing, zero, with holes, of other shapes, types and values": masks,
-    "sizes of pictures zero, negative, huge, of another count, shape or type": sizes,
+    "sizes of images zero, negative, huge, of another count, shape or type": sizes,
     "pixels NaN or infinite": not_finite,
     "pixels of another type, shape or kind": pixels,
     "text alone": text_alone,

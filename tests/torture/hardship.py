@@ -81,13 +81,13 @@ def refused(tally: Any, ground: Any, command: Command, out: Path) -> None:
 
 
 def vanishing(ground: Any, times: int, make: Callable[..., Any]) -> list[Any]:
-    """Pictures, readers of data and ranks that go in the middle of a run."""
+    """Images, readers of data and ranks that go in the middle of a run."""
     shop = ground.shop
     readers = {"dataloader_num_workers": 1}
     return [
-        picture_gone(ground, shop.feedback(), times, make("a picture vanishes: feedback", "one line names its row")),
-        picture_gone(ground, shop.train(4), times, make("a picture vanishes: train", "one line names its row")),
-        picture_gone(ground, shop.evaluate(), times, make("a picture vanishes: evaluate", "one line names its row")),
+        image_gone(ground, shop.feedback(), times, make("an image vanishes: feedback", "one line names its row")),
+        image_gone(ground, shop.train(4), times, make("an image vanishes: train", "one line names its row")),
+        image_gone(ground, shop.evaluate(), times, make("an image vanishes: evaluate", "one line names its row")),
         reader_gone(ground, shop.feedback(**readers), times, make("a reader of data is killed: feedback")),
         reader_gone(ground, shop.train(4, **readers), times, make("a reader of data is killed: train")),
         rank_gone(ground, times, make("one of two ranks is killed: feedback")),
@@ -95,7 +95,7 @@ def vanishing(ground: Any, times: int, make: Callable[..., Any]) -> list[Any]:
 
 
 def opened(number: int, then: Callable[[], None], wanted: Callable[[], bool] = lambda: True) -> Callable[[], None]:
-    """Makes a process do something when a picture of the data is opened for the n-th time."""
+    """Makes a process do something when an image of the data is opened for the n-th time."""
 
     def arm() -> None:
         seen = 0
@@ -112,8 +112,8 @@ def opened(number: int, then: Callable[[], None], wanted: Callable[[], bool] = l
     return arm
 
 
-def picture_gone(ground: Any, command: Command, times: int, tally: Any) -> Any:
-    """A picture is removed while the command is at its data."""
+def image_gone(ground: Any, command: Command, times: int, tally: Any) -> Any:
+    """An image is removed while the command is at its data."""
     ground.undisturbed(command)
     for _ in range(times):
         out, number = ground.fresh(command), ground.chance.randint(2, ROWS)

@@ -143,7 +143,7 @@ def recipe_subject(root: Path) -> Subject:
     def load(where: Path) -> Any:
         found, arguments = recipe.read(where / "recipe.yaml")
         made = choose(found, {})
-        told = {kind: checkpoint.told(kind, config) for kind, config in made.configs.items()}
+        told = {kind: checkpoint.described(kind, config) for kind, config in made.configs.items()}
         return [dataclasses.asdict(found), arguments.to_dict(), told]
 
     return Subject("recipe", folder, ("recipe.yaml",), load, RECIPE)

@@ -191,7 +191,7 @@ def names(kind: str) -> list[str]:
 
 
 def image(grid: Grid, fill: str, dtype: torch.dtype, views: int, random: torch.Generator) -> VisualTokens:
-    """A picture with all that parts may ask for."""
+    """An image with all that parts may ask for."""
     features = FILLS[fill](torch.randn(views, grid.tokens, DIM, generator=random)).to(dtype)
     attention = torch.rand(views, grid.tokens, generator=random) * (fill not in ("zero", "equal"))
     return VisualTokens(features, grid, attention=attention.to(dtype), keys=features)
@@ -219,7 +219,7 @@ def cases(random: Random, scale: float) -> Iterator[tuple[Grid, str, torch.dtype
 
 
 def scalers(random: Random, scale: float, seed: int) -> Outcome:
-    """Every scaler on every kind of picture."""
+    """Every scaler on every kind of image."""
     tally, generator = Tally(), torch.Generator().manual_seed(seed)
     for name in names("scaler"):
         for grid, fill, dtype, views in cases(random, scale):

@@ -14,33 +14,33 @@ import torch
 from torch import Tensor
 
 import tokenflex
-from tests.hosts.processed import PROCESSORS, batch, picture
+from tests.hosts.processed import PROCESSORS, batch, image
 from tests.torture.faulty import FAULTS, Batch, Requests
 from tests.torture.outcome import Counts, Outcome
 from tokenflex.errors import InputError, TokenFlexError
 from tokenflex.hosts.refusing import SIZES
 from tokenflex.testing import hosts_table
 from tokenflex.testing.zoo.hosts import ZOO
-from tokenflex.testing.zoo.recipe import PICTURE, Row
+from tokenflex.testing.zoo.recipe import AN_IMAGE, Row
 
 AREA = "Requests"
 TRIALS = 1500
-"""Of faults, at scale 1; of rows beside others a tenth, of thin pictures one per processor and shape."""
+"""Of faults, at scale 1; of rows beside others a tenth, of thin images one per processor and shape."""
 HOSTS = (
     "llava", "internvl", "gemma3", "idefics2", "idefics3", "paligemma", "ovis2", "aya_vision", "janus", "fast_vlm",
     "llava_next", "llava_next_video", "llava_onevision", "granite4_vision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
     "glm4v", "qwen3_5", "video_llama_3", "kimi_k25", "mistral3", "lfm2_vl", "gemma4", "molmo2", "minicpmv4_6",
 )  # fmt: skip
-"""Of every family, and of every way in which pictures are told of."""
+"""Of every family, and of every way in which images are told of."""
 THIN = ((1, 10_000), (10_000, 1), (1, 1), (3, 2_000))
-GOOD: tuple[Row, ...] = ((1, 2, PICTURE, 3), (4, PICTURE, 5, 6, 7))
+GOOD: tuple[Row, ...] = ((1, 2, AN_IMAGE, 3), (4, AN_IMAGE, 5, 6, 7))
 STRANGE: Mapping[str, Row] = {
     "text": (8, 9),
-    "a picture alone": (PICTURE,),
-    "two pictures": (PICTURE, 8, PICTURE, 9),
+    "an image alone": (AN_IMAGE,),
+    "two images": (AN_IMAGE, 8, AN_IMAGE, 9),
     "many words": tuple(range(1, 31)),
-    "NaN": (8, PICTURE, 9),
-    "a hole": (8, 9, 10, PICTURE, 11),
+    "NaN": (8, AN_IMAGE, 9),
+    "a hole": (8, 9, 10, AN_IMAGE, 11),
 }
 
 
@@ -116,7 +116,7 @@ def tried(name: str, given: Batch, random: Random, tally: Counts, fault: str) ->
 
 def _names_something(said: str, given: Batch) -> bool:
     """An input, or a row or image by its number."""
-    known = ("input_ids", "attention_mask", "row ", "picture ", "the batch has no images", *SIZES, *given)
+    known = ("input_ids", "attention_mask", "row ", "image ", "the batch has no images", *SIZES, *given)
     return any(name in said for name in known)
 
 
@@ -195,13 +195,13 @@ def neighbours(random: Random, times: int) -> Outcome:
             worst = max(worst, found[0])
     return tally.outcome(
         AREA,
-        "a row beside rows of another kind (text, one picture alone, two, many words, NaN, a hole in the mask)",
+        "a row beside rows of another kind (text, one image alone, two, many words, NaN, a hole in the mask)",
         f"{len(names)} hosts; good rows are at most {worst:.1g} of the largest logit off those alone",
     )
 
 
 def thin(random: Random, scale: float) -> Outcome:
-    """Pictures of one pixel by ten thousand, through the hosts' own processors."""
+    """Images of one pixel by ten thousand, through the hosts' own processors."""
     known = [name for name in PROCESSORS if name in ZOO and hosts_table.refusal(name) is None]
     trials = [(name, size) for name in known for size in THIN]
     random.shuffle(trials)
@@ -210,17 +210,17 @@ def thin(random: Random, scale: float) -> Outcome:
         flex = model(name)
         state, given = attempt(
             lambda name=name, size=size, flex=flex: batch(
-                ZOO[name], flex.adapter, PROCESSORS[name](flex.host.config), [picture(*size)]
+                ZOO[name], flex.adapter, PROCESSORS[name](flex.host.config), [image(*size)]
             )
         )
         if state == "ok":
             tried(name, given, random, tally, f"{size[0]} x {size[1]}")
-        else:  # the processor itself takes no such picture, so no request comes of it
+        else:  # the processor itself takes no such image, so no request comes of it
             tally.times += 1
             tally.refused += 1
     return tally.outcome(
         AREA,
-        "pictures of 1 x 10,000 and other thin ones, through the host's own processor",
+        "images of 1 x 10,000 and other thin ones, through the host's own processor",
         f"{len(known)} processors; refused: by the processor itself, or by the library",
     )
 

@@ -1,10 +1,10 @@
-"""A small data set as people have it: conversations with pictures, with several turns, without a picture."""
+"""A small data set as people have it: conversations with images, with several turns, without an image."""
 
 import pytest
 import torch
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 from tokenflex.training import ChatDataset, FlexCollator, FlexTrainingArguments
 
@@ -15,10 +15,10 @@ def turns(*texts):
 
 
 ROWS = [
-    {"id": "a", "image": picture(0), "messages": turns("w1 w2", "w3 w4")},
-    {"id": "b", "images": [picture(1)], "messages": turns("<image> w5", "w6", "w7 w8", "w9 w10 w11")},
+    {"id": "a", "image": image(0), "messages": turns("w1 w2", "w3 w4")},
+    {"id": "b", "images": [image(1)], "messages": turns("<image> w5", "w6", "w7 w8", "w9 w10 w11")},
     {"id": "c", "messages": turns("w12 w13", "w14")},
-    {"id": "d", "images": [picture(2), picture(3)], "messages": turns("<image> w1 <image> w2", "w15")},
+    {"id": "d", "images": [image(2), image(3)], "messages": turns("<image> w1 <image> w2", "w15")},
 ]
 
 

@@ -34,7 +34,7 @@ TEMPLATE = (
 OWN = {"cohere_compass": {"image_token": "<|IMAGE_PAD|>"}}
 """Special tokens that an architecture calls otherwise than the rest."""
 MARKS = {"hunyuan_vl": "<is><image><ie>"}
-"""What templates write for a picture, where it isn't the processor's token alone."""
+"""What templates write for an image, where it isn't the processor's token alone."""
 CLASSES = {
     "cosmos3_omni": "Qwen3VLProcessor", "fast_vlm": "LlavaProcessor", "glm_ocr": "Glm46VProcessor",
     "glmga": "Glm46VProcessor", "qwen2_5_omni_thinker": "Qwen2_5OmniProcessor",
@@ -45,7 +45,7 @@ LIKE = {
     "glm4v_moe": "glm4v", "qwen3_vl_moe": "qwen3_vl", "cosmos3_omni": "qwen3_vl", "glm_ocr": "glm46v",
     "glmga": "glm46v", "fast_vlm": "llava", "qwen2_5_omni_thinker": "qwen2_vl", "qwen3_omni_moe_thinker": "qwen2_vl",
 }  # fmt: skip
-"""Whose pictures and videos they take, where transformers doesn't say."""
+"""Whose images and videos they take, where transformers doesn't say."""
 SQUARE = {"size": {"height": 28, "width": 28}}
 SIZES = {
     "internvl": SQUARE, "qianfan_ocr": SQUARE, "aya_vision": {"size": {"height": 28, "width": 28}},
@@ -54,7 +54,7 @@ SIZES = {
     "smolvlm": {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 28}},
     "janus": SQUARE, "deepseek_vl": SQUARE, "got_ocr2": SQUARE,
 }  # fmt: skip
-"""Smaller pictures than those of the published ones, to be quick."""
+"""Smaller images than those of the published ones, to be quick."""
 SETTINGS = {
     "aya_vision": {"patch_size": 7, "img_size": 28, "downsample_factor": 2},
     "internvl": {"image_seq_length": 4}, "qianfan_ocr": {"image_seq_length": 4}, "ovis2": {"image_seq_length": 4},

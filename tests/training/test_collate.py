@@ -135,9 +135,9 @@ def test_processors_without_a_template_are_refused():
         FlexCollator(processor)
 
 
-def test_a_blank_picture_for_batches_without_any(processor, fresh):
+def test_a_blank_image_for_batches_without_any(processor, fresh):
     """Where parameters are sharded all processes must run the vision tower; the loss stays the same."""
-    collator = FlexCollator(processor, always_picture=True)
+    collator = FlexCollator(processor, always_image=True)
     dataset = ChatDataset(ROWS)
     text = collator([dataset[2]])
     assert len(text["input_ids"]) == 2

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import BatchFeature
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tests.hosts.served import served
 from tests.training.processors import NAMED, processor
 from tests.training.words import word_processor
@@ -17,9 +17,9 @@ from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.training import ChatDataset, FlexCollator, FlexTrainer, FlexTrainingArguments
 from tokenflex.training.expanded import cut
 
-NEEDS_PICTURES = ("got_ocr2", "paligemma", "pp_chart2table")
-"""Processors that refuse batches without pictures."""
-ONE_PICTURE = ("got_ocr2",)
+NEEDS_IMAGES = ("got_ocr2", "paligemma", "pp_chart2table")
+"""Processors that refuse batches without images."""
+ONE_IMAGE = ("got_ocr2",)
 IGNORES_TEXT = ("shieldgemma2",)
 """Their processor writes prompts of its own, whatever the text says."""
 IMAGE = {"type": "image"}
@@ -36,7 +36,7 @@ def turns(*pairs):
 
 
 def small(number):
-    return picture(number).resize((64, 48))
+    return image(number).resize((64, 48))
 
 
 def made(name):
@@ -69,21 +69,21 @@ def test_labels_are_the_answers(name):
         with pytest.raises(DataError, match="doesn't hand the conversations' texts to its tokenizer"):
             FlexCollator(made_of)([samples[0]])
         return
-    rows = [0] if name in ONE_PICTURE else [0, 2] if name in NEEDS_PICTURES else [0, 1, 2]
+    rows = [0] if name in ONE_IMAGE else [0, 2] if name in NEEDS_IMAGES else [0, 1, 2]
     batch = FlexCollator(made_of)([samples[row] for row in rows])
     labels, ids = batch["labels"], batch["input_ids"]
     for i, row in enumerate(rows):
         assert read(made_of, batch, i) == EXPECTED[row]
     assert (labels[labels != -100] == ids[labels != -100]).all()
     assert (batch["attention_mask"][labels != -100] == 1).all()
-    if name in NEEDS_PICTURES:
+    if name in NEEDS_IMAGES:
         with pytest.raises(DataError, match="refuses row 1"):
             FlexCollator(made_of)([samples[1]])
 
 
 @pytest.mark.parametrize("name", ["idefics3", "mistral3", "gemma3", "internvl", "qwen2_vl", "llava_onevision"])
 def test_inputs_are_those_of_apply_chat_template(name):
-    """With all that the processor makes of pictures: tiles, masks, types of tokens."""
+    """With all that the processor makes of images: tiles, masks, types of tokens."""
     made_of, sample = processor(name), ChatDataset(ROWS)[2]
     images = iter(sample.images)
     messages = [
@@ -110,14 +110,14 @@ ROUND = st.tuples(ASKED, TEXTS.map(lambda words: "a" + words))
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_labels_are_the_answers_whatever_they_say(name, data):
-    """Also words that processors write themselves, several pictures a turn, or none."""
+    """Also words that processors write themselves, several images a turn, or none."""
     made_of, rows = processor(name), []
     for _ in range(data.draw(st.integers(1, 2))):
         rounds, count, pairs = data.draw(st.lists(ROUND, min_size=1, max_size=3)), 0, []
-        for (pictures, words, before), answer in rounds:
-            shown = [IMAGE] * pictures
+        for (images, words, before), answer in rounds:
+            shown = [IMAGE] * images
             pairs.append(((*shown, text(words)) if before else (text(words), *shown), answer))
-            count += pictures
+            count += images
         rows.append({"images": [small(i).resize((32, 24)) for i in range(count)], "messages": turns(*pairs)})
     batch = FlexCollator(made_of)([ChatDataset(rows)[i] for i in range(len(rows))])
     for i, row in enumerate(rows):
@@ -129,7 +129,7 @@ def test_labels_are_the_answers_whatever_they_say(name, data):
 def test_placeholders_in_a_text_are_refused(name, mark):
     pairs = (([IMAGE, text("what?")], f"it says {mark}, a cat"),)
     row = {"id": "x", "image": small(0), "messages": turns(*pairs)}
-    with pytest.raises(DataError, match=rf"row 0 \(id 'x'\).*has '{mark}', which stands for a picture"):
+    with pytest.raises(DataError, match=rf"row 0 \(id 'x'\).*has '{mark}', which stands for an image"):
         FlexCollator(processor(name))([ChatDataset([row])[0]])
 
 
@@ -161,8 +161,8 @@ def test_slow_tokenizers_are_refused():
         FlexCollator(made_of)([ChatDataset(ROWS)[1]])
 
 
-def test_lists_of_pictures_in_the_form_the_processor_takes():
-    """Rows of pictures as apply_chat_template gives them; a flat list where only that is taken."""
+def test_lists_of_images_in_the_form_the_processor_takes():
+    """Rows of images as apply_chat_template gives them; a flat list where only that is taken."""
     made_of = processor("llava")
 
     class Flat(type(made_of)):
@@ -178,15 +178,15 @@ def test_lists_of_pictures_in_the_form_the_processor_takes():
     assert all(flat[key].equal(value) for key, value in nested.items())
 
 
-def test_cutting_never_takes_words_of_a_picture():
-    """Tags around placeholders count as well: without its end a picture is none."""
+def test_cutting_never_takes_words_of_a_image():
+    """Tags around placeholders count as well: without its end an image is none."""
     made_of = processor("internvl")
     row = {"image": small(0), "messages": turns(([text("a " * 3), IMAGE], "a cat"))}
     sample = ChatDataset([row])[0]
     whole = FlexCollator(made_of)([sample])
     end = int((whole["input_ids"][0] == made_of.tokenizer.convert_tokens_to_ids(NAMED["end_image_token"])).nonzero()[0])
     assert FlexCollator(made_of, max_length=end + 1)([sample])["input_ids"].shape[1] == end + 1
-    with pytest.raises(DataError, match="a picture's placeholders reach beyond"):
+    with pytest.raises(DataError, match="an image's placeholders reach beyond"):
         FlexCollator(made_of, max_length=end)([sample])
 
 

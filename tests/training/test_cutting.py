@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from tests.conftest import picture
+from tests.conftest import image
 from tests.training.conftest import ROWS, turns
 from tokenflex.training import ChatDataset, FeedbackStore, score
 from tokenflex.training.cutting import WINDOW, Batches, extent
@@ -15,7 +15,7 @@ from tokenflex.training.store import PartWriter
 
 MANY = [
     *ROWS,
-    *({"id": f"m{i}", "image": picture(i), "messages": turns(f"w{i} w2", f"w{i + 3} w4 " * i)} for i in range(4, 14)),
+    *({"id": f"m{i}", "image": image(i), "messages": turns(f"w{i} w2", f"w{i + 3} w4 " * i)} for i in range(4, 14)),
 ]
 
 
@@ -130,7 +130,7 @@ def test_complete_windows_are_not_read():
 
 
 def test_extents_need_no_decoding(tmp_path, monkeypatch):
-    picture(0).save(tmp_path / "0.png")
+    image(0).save(tmp_path / "0.png")
     data = ChatDataset([*ROWS, {"image": "0.png", "messages": turns("w1", "w2")}, {"messages": 3}], tmp_path)
 
     def read(place):

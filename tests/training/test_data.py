@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import picture
+from tests.conftest import image as drawn
 from tests.training.conftest import ROWS, turns
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.training import ChatDataset, read_rows
@@ -25,28 +25,28 @@ def texts(sample):
     return [[part.get("text", part["type"]) for part in message["content"]] for message in sample.messages]
 
 
-def test_a_picture_without_a_place_goes_first(rows):
+def test_a_image_without_a_place_goes_first(rows):
     sample = ChatDataset(rows)[0]
     assert sample.name == "row 0 (id 'a')"
     assert texts(sample) == [["image", "w1 w2"], ["w3 w4"]]
 
 
-def test_marks_give_each_picture_its_place(rows):
+def test_marks_give_each_image_its_place(rows):
     sample = ChatDataset(rows)[3]
     assert texts(sample) == [["image", "w1", "image", "w2"], ["w15"]]
-    assert [image.size for image in sample.images] == [picture(2).size, picture(3).size]
+    assert [image.size for image in sample.images] == [drawn(2).size, drawn(3).size]
 
 
 def test_text_only_rows_and_part_lists(rows):
     assert ChatDataset(rows)[2].images == ()
     content = [{"type": "image"}, {"type": "text", "text": "w1"}]
-    row = {"image": picture(0), "messages": [{"role": "user", "content": content}, *turns("", "w2")[1:]]}
+    row = {"image": drawn(0), "messages": [{"role": "user", "content": content}, *turns("", "w2")[1:]]}
     assert texts(ChatDataset([row])[0]) == [["image", "w1"], ["w2"]]
 
 
 def llava_rows(folder):
     for index in (0, 1):
-        picture(index).save(folder / f"{index}.png")
+        drawn(index).save(folder / f"{index}.png")
     talk = [{"from": "human", "value": "<image>\nw1 w2"}, {"from": "gpt", "value": "w3"}]
     return [
         {"id": "x1", "image": "0.png", "conversations": talk},
@@ -64,24 +64,24 @@ def test_llava_files(tmp_path, kind):
     assert [len(dataset[i].images) for i in range(3)] == [1, 2, 0]
     assert texts(dataset[0]) == [["image", "w1 w2"], ["w3"]]
     assert texts(dataset[1]) == [["image", "image", "w1"], ["w3"]]
-    assert dataset[0].images[0].tobytes() == picture(0).tobytes()
+    assert dataset[0].images[0].tobytes() == drawn(0).tobytes()
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 def test_datasets_rows(tmp_path, kind):
     datasets = pytest.importorskip("datasets")
     buffer = io.BytesIO()
-    picture(1).save(buffer, format="PNG")
+    drawn(1).save(buffer, format="PNG")
     saved = datasets.Dataset.from_list([{"images": [{"bytes": buffer.getvalue()}], "messages": turns("w1", "w2")}])
     path = tmp_path / ("rows.parquet" if kind == "parquet" else "rows")
     saved.to_parquet(str(path)) if kind == "parquet" else saved.save_to_disk(str(path))
     sample = ChatDataset(read_rows(path))[0]
-    assert sample.images[0].tobytes() == picture(1).tobytes()
+    assert sample.images[0].tobytes() == drawn(1).tobytes()
 
 
 def png(index):
     buffer = io.BytesIO()
-    picture(index).save(buffer, format="PNG")
+    drawn(index).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -96,7 +96,7 @@ WORD, PLACE = {"type": "text", "text": "w1"}, {"type": "image"}
 @pytest.mark.parametrize(
     "carried",
     [
-        {"image": picture(0)},
+        {"image": drawn(0)},
         {"image": png(0)},
         {"image": {"bytes": png(0), "path": None}},
         {"image": "0.png"},
@@ -109,31 +109,31 @@ WORD, PLACE = {"type": "text", "text": "w1"}, {"type": "image"}
         {"type": "image_url", "image_url": "0.png"},
     ],
 )
-def test_pictures_inside_messages(carried, tmp_path):
-    picture(0).save(tmp_path / "0.png")
+def test_images_inside_messages(carried, tmp_path):
+    drawn(0).save(tmp_path / "0.png")
     sample = ChatDataset([{"messages": asked(WORD, {**PLACE, **carried}, WORD)}], tmp_path)[0]
     assert texts(sample) == [["w1", "image", "w1"], ["w2"]]
-    assert [image.tobytes() for image in sample.images] == [picture(0).tobytes()]
+    assert [image.tobytes() for image in sample.images] == [drawn(0).tobytes()]
     assert sample.messages[0]["content"][1] == PLACE
 
 
-def test_pictures_inside_messages_beside_those_of_the_row():
-    one, two = {**PLACE, "image": picture(0)}, {**PLACE, "image": picture(2)}
+def test_images_inside_messages_beside_those_of_the_row():
+    one, two = {**PLACE, "image": drawn(0)}, {**PLACE, "image": drawn(2)}
     rows = [
-        {"image": picture(1), "messages": asked(one, WORD, PLACE, two)},
-        {"image": [], "images": [picture(1)], "messages": asked(PLACE, one)},
-        {"images": [], "image": picture(1), "messages": asked(one, PLACE)},
-        {"image": picture(1), "messages": asked(one, two)},
+        {"image": drawn(1), "messages": asked(one, WORD, PLACE, two)},
+        {"image": [], "images": [drawn(1)], "messages": asked(PLACE, one)},
+        {"images": [], "image": drawn(1), "messages": asked(one, PLACE)},
+        {"image": drawn(1), "messages": asked(one, two)},
     ]
     dataset = ChatDataset(rows)
-    assert [image.tobytes() for image in dataset[0].images] == [picture(i).tobytes() for i in (0, 1, 2)]
-    assert [image.tobytes() for image in dataset[1].images] == [picture(i).tobytes() for i in (1, 0)]
-    assert [image.tobytes() for image in dataset[2].images] == [picture(i).tobytes() for i in (0, 1)]
-    with pytest.raises(DataError, match=r"row 3 has 3 picture.s. and 2 place"):
+    assert [image.tobytes() for image in dataset[0].images] == [drawn(i).tobytes() for i in (0, 1, 2)]
+    assert [image.tobytes() for image in dataset[1].images] == [drawn(i).tobytes() for i in (1, 0)]
+    assert [image.tobytes() for image in dataset[2].images] == [drawn(i).tobytes() for i in (0, 1)]
+    with pytest.raises(DataError, match=r"row 3 has 3 image.s. and 2 place"):
         dataset[3]
 
 
-def test_pictures_are_upright_and_deep_greys_are_scaled(tmp_path):
+def test_images_are_upright_and_deep_greys_are_scaled(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (20, 60)).save(tmp_path / "turned.jpg", exif=exif)
@@ -146,8 +146,8 @@ def test_pictures_are_upright_and_deep_greys_are_scaled(tmp_path):
 
 def test_names_lead_out_of_no_image_folder(tmp_path):
     (tmp_path / "images").mkdir()
-    picture(0).save(tmp_path / "a.png")
-    picture(0).save(tmp_path / "images" / "a.png")
+    drawn(0).save(tmp_path / "a.png")
+    drawn(0).save(tmp_path / "images" / "a.png")
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "a.png")
     fine = turns("w1", "w2")
     names = ["../a.png", str(tmp_path / "a.png"), "link.png", {"bytes": None, "path": "../a.png"}, "a.png"]
@@ -157,7 +157,7 @@ def test_names_lead_out_of_no_image_folder(tmp_path):
     assert dataset[0].name == dataset[5].name == "row 4"
     assert sorted(dataset.skipped) == ["0", "1", "2", "3", "5"]
     assert all("inside the folder" in reason for reason in dataset.skipped.values())
-    assert ChatDataset(rows[1:2])[0].images[0].size == picture(0).size
+    assert ChatDataset(rows[1:2])[0].images[0].size == drawn(0).size
 
 
 def test_json_lines_end_at_line_feeds_only(tmp_path):
@@ -172,10 +172,10 @@ def test_json_lines_end_at_line_feeds_only(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["image", "images", "messages"])
-def test_datasets_whose_pictures_cannot_be_opened(tmp_path, place):
+def test_datasets_whose_images_cannot_be_opened(tmp_path, place):
     """`datasets` would open them, and fail, before a row is there; and it would look for paths anywhere."""
     datasets = pytest.importorskip("datasets")
-    picture(0).save(tmp_path / "outside.png")
+    drawn(0).save(tmp_path / "outside.png")
     stored = [{"bytes": content, "path": None} for content in (png(0), b"no picture", png(1))]
     stored.append({"bytes": None, "path": str(tmp_path / "outside.png")})
     text = datasets.Value("string")
@@ -184,17 +184,17 @@ def test_datasets_whose_pictures_cannot_be_opened(tmp_path, place):
     rows = [{"messages": asked(WORD)} for _ in stored]
     for row in rows:
         row["messages"][1]["content"] = [WORD]
-    for row, picture_of in zip(rows, stored, strict=True):
+    for row, image_of in zip(rows, stored, strict=True):
         if place == "messages":
-            row["messages"][0]["content"] = [{**PLACE, "image": picture_of}]
+            row["messages"][0]["content"] = [{**PLACE, "image": image_of}]
         else:
-            row[place] = picture_of if place == "image" else [picture_of]
+            row[place] = image_of if place == "image" else [image_of]
             features[place] = datasets.Image() if place == "image" else datasets.List(datasets.Image())
     made = datasets.Dataset.from_list(rows, features=datasets.Features(features))
     (tmp_path / "images").mkdir()
     dataset = ChatDataset(made.select([0, 1, 2, 3]), tmp_path / "images", on_bad_sample="skip")
     assert [dataset[i].name for i in range(4)] == ["row 0", "row 2", "row 2", "row 0"]
-    assert dataset[2].images[0].tobytes() == picture(1).tobytes()
+    assert dataset[2].images[0].tobytes() == drawn(1).tobytes()
     assert "can't be read" in dataset.skipped["1"]
     assert "inside the folder" in dataset.skipped["3"]
     assert len(of_data(dataset)) == 32
@@ -217,13 +217,13 @@ def test_fingerprints_see_what_is_seen():
     exif = Image.Exif()
     exif[0x0112] = 3
     buffer = io.BytesIO()
-    picture(0).save(buffer, "PNG", exif=exif)
-    assert of(picture(0)) == of(Image.open(io.BytesIO(png(0)))) != of(Image.open(buffer))
+    drawn(0).save(buffer, "PNG", exif=exif)
+    assert of(drawn(0)) == of(Image.open(io.BytesIO(png(0)))) != of(Image.open(buffer))
     one, other = (Image.new("P", (4, 4)) for _ in range(2))
     one.putpalette([1, 2, 3])
     other.putpalette([4, 5, 6])
     assert of(one) != of(other)
-    assert of(Image.open(io.BytesIO(png(0)[:500]))) != of(picture(0))
+    assert of(Image.open(io.BytesIO(png(0)[:500]))) != of(drawn(0))
 
 
 def test_a_row_beyond_the_last_is_an_index_error(rows):
@@ -278,22 +278,22 @@ def bomb():
 
 def bad_rows(folder):
     whole = io.BytesIO()
-    picture(0).resize((400, 400)).save(whole, format="JPEG")
+    drawn(0).resize((400, 400)).save(whole, format="JPEG")
     (folder / "truncated.jpg").write_bytes(whole.getvalue()[:2000])
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     fine = turns("w1", "w2")
     return {
         "truncated": ({"id": 7, "image": "truncated.jpg", "messages": fine}, r"\(id 7\).*truncated.jpg.*can't be read"),
-        "no picture": ({"image": "text.png", "messages": fine}, "text.png.*can't be read"),
+        "no image": ({"image": "text.png", "messages": fine}, "text.png.*can't be read"),
         "missing": ({"image": "gone.png", "messages": fine}, "gone.png.*can't be read"),
         "bytes": ({"image": {"bytes": b"zzz"}, "messages": fine}, "can't be read"),
-        "too few": ({"image": picture(0), "messages": turns("<image> <image>", "w2")}, "1 picture.* and 2 place"),
-        "no answer": ({"image": picture(0), "messages": turns("w1")}, "has no answer"),
-        "empty answer": ({"image": picture(0), "messages": turns("w1", "")}, "has no answer"),
+        "too few": ({"image": drawn(0), "messages": turns("<image> <image>", "w2")}, "1 image.* and 2 place"),
+        "no answer": ({"image": drawn(0), "messages": turns("w1")}, "has no answer"),
+        "empty answer": ({"image": drawn(0), "messages": turns("w1", "")}, "has no answer"),
         "role": ({"messages": [{"role": "narrator", "content": "x"}]}, "role 'narrator'; known are"),
         "part": ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "neither an image nor a text"),
         "content": ({"messages": [{"role": "user", "content": 3}]}, "expected text or a list"),
-        "keys": ({"image": picture(0), "text": "x"}, "neither 'messages' nor 'conversations'"),
+        "keys": ({"image": drawn(0), "text": "x"}, "neither 'messages' nor 'conversations'"),
         "row": (["x"], "is a list; expected a mapping"),
         "turns": ({"messages": "x"}, "'messages' is a str; expected a list of turns"),
         "turn": ({"messages": ["x"]}, "the turn 'x' is no mapping"),
@@ -304,8 +304,8 @@ def bad_rows(folder):
         "surrogate": ({"messages": turns("\ud800", "w2")}, "is no Unicode text"),
         "folder": ({"image": ".", "messages": fine}, "can't be read"),
         "zero": ({"image": "a\0b", "messages": fine}, "can't be read"),
-        "number": ({"image": 3, "messages": fine}, "a picture is int"),
-        "hole": ({"image": [None], "messages": fine}, "a picture is NoneType"),
+        "number": ({"image": 3, "messages": fine}, "an image is int"),
+        "hole": ({"image": [None], "messages": fine}, "an image is NoneType"),
         "url": ({"image": "https://localhost/a.png", "messages": fine}, "URLs aren't opened"),
         "base64": ({"messages": asked({**PLACE, "base64": 3})}, "'base64' can't be read"),
         "bomb": ({"image": {"bytes": bomb()}, "messages": fine}, "decompression bomb"),
@@ -313,7 +313,7 @@ def bad_rows(folder):
 
 
 BAD = (
-    *("truncated", "no picture", "missing", "bytes", "too few", "no answer", "empty answer", "role", "part", "content"),
+    *("truncated", "no image", "missing", "bytes", "too few", "no answer", "empty answer", "role", "part", "content"),
     *("keys", "row", "turns", "turn", "no turns", "null", "roles", "nothing", "surrogate", "folder", "zero", "number"),
     *("hole", "url", "base64", "bomb"),
 )
@@ -391,11 +391,11 @@ def saved(folder, rows=None):
     return folder / "rows", folder / "rows.parquet"
 
 
-def test_pictures_of_files_stay_as_they_are_stored(tmp_path):
+def test_images_of_files_stay_as_they_are_stored(tmp_path):
     for path in saved(tmp_path):
         rows = read_rows(path)
         assert rows[1]["image"] == {"bytes": png(1), "path": None}
-        assert ChatDataset(rows)[1].images[0].tobytes() == picture(1).tobytes()
+        assert ChatDataset(rows)[1].images[0].tobytes() == drawn(1).tobytes()
 
 
 @pytest.mark.parametrize("name", ["../outside.arrow", "/etc/hostname", "link.arrow", ""])
@@ -437,15 +437,15 @@ def test_saved_folders_with_splits_and_without_anything(tmp_path):
         read_rows(tmp_path)
 
 
-def test_pictures_that_are_all_gone_are_missed(tmp_path):
+def test_images_that_are_all_gone_are_missed(tmp_path):
     rows = [{"image": None, "messages": turns("w1", "w2")} for _ in range(3)]
     for path in saved(tmp_path, rows):
         with pytest.raises(DataError, match="image hold nulls in all 3 rows"):
             read_rows(path)
 
 
-def test_a_broken_picture_in_a_table_names_its_row(tmp_path):
+def test_a_broken_image_in_a_table_names_its_row(tmp_path):
     rows = [{"image": {"bytes": png(0)[:200], "path": None}, "messages": turns("w1", "w2")}]
     for path in saved(tmp_path, rows):
-        with pytest.raises(DataError, match="row 0: picture 'bytes' can't be read"):
+        with pytest.raises(DataError, match="row 0: image 'bytes' can't be read"):
             ChatDataset(read_rows(path))[0]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tests.training.conftest import ROWS, Forgetful, turns
 from tokenflex import routers, scalers
 from tokenflex.contracts import ComponentConfig, Grid, Router, Scaler
@@ -27,7 +27,7 @@ from tokenflex.training.store import PartWriter, Scored
 
 MANY = [
     *ROWS,
-    *({"id": f"m{i}", "image": picture(i), "messages": turns(f"w{i} w2", f"w{i + 3} w4")} for i in range(4, 11)),
+    *({"id": f"m{i}", "image": image(i), "messages": turns(f"w{i} w2", f"w{i + 3} w4")} for i in range(4, 11)),
 ]
 
 

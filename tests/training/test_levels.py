@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import tokenflex
 from tests.hosts.served import served
 from tokenflex.errors import ConfigError, InputError
-from tokenflex.hosts.answers import agrees_in_chunks, chunked_losses, shifted
 from tokenflex.hosts.packed import pack
+from tokenflex.hosts.targets import agrees_in_chunks, chunked_losses, shifted
 from tokenflex.testing.host_bench import ROWS, labels_of
 from tokenflex.training import STAGES, ChatDataset, FlexTrainer, MultiGranularityObjective
 from tokenflex.training.levels import at_level, level_feedback
@@ -218,7 +218,7 @@ def test_refusals(training_batch, fresh):
     with pytest.raises(ConfigError, match="levels='some'"):
         MultiGranularityObjective(levels="some")
     flex, batch = made("gemma3")
-    with pytest.raises(ConfigError, match="memory='packed' can't be had of gemma3: pictures attend"):
+    with pytest.raises(ConfigError, match="memory='packed' can't be had of gemma3: images attend"):
         flex(**batch, objective=MultiGranularityObjective("packed"))
     assert MultiGranularityObjective().resolve(flex) == "low"
     encoded = flex.encode(batch)

@@ -124,7 +124,7 @@ def test_scores_that_are_no_numbers_are_an_error_that_names_the_row(fresh, train
 
 
 @pytest.mark.parametrize("objective", [LanguageObjective(), MultiGranularityObjective()])
-def test_rows_without_pictures_train_a_projector_by_nothing(fresh, collator, objective):
+def test_rows_without_images_train_a_projector_by_nothing(fresh, collator, objective):
     """Their loss counts, and has a gradient: zero."""
     flex, batch = fresh(), collator([ChatDataset(ROWS)[2]])
     select(flex, STAGES[1])

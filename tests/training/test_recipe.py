@@ -9,7 +9,7 @@ import transformers
 import yaml
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tests.training.conftest import turns
 from tokenflex.cli.main import main
 from tokenflex.errors import ConfigError
@@ -28,7 +28,7 @@ def saved_host(tmp_path_factory):
 @pytest.fixture
 def written(tmp_path, saved_host):
     """Write a recipe over two rows of LLaVA data; returns its path."""
-    picture(0).save(tmp_path / "0.png")
+    image(0).save(tmp_path / "0.png")
     talk = [{"from": "human", "value": "<image>\nw1"}, {"from": "gpt", "value": "w2 w3"}]
     rows = [{"id": i, "image": "0.png", "conversations": talk} for i in range(2)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
@@ -150,7 +150,7 @@ LONG = [
         ({"parts": "gone"}, None, "gone"),
         ({}, [{**LONG[0], "image": "1.png"}], r"row 0: .*1\.png"),
         ({}, NO_ANSWER, "row 0 has no answer"),
-        ({"max_length": 8}, LONG, "row 0: a picture's placeholders reach beyond max_length=8"),
+        ({"max_length": 8}, LONG, "row 0: an image's placeholders reach beyond max_length=8"),
     ],
 )
 def test_paths_and_data_are_tried_before_a_host_is_loaded(

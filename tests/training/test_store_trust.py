@@ -215,7 +215,7 @@ INPUTS = {
     "layout of '0' is": lambda folder: resaved(folder, layout=lambda told: {**told, "0": [[1, -4, 0]]}),
     "expected F32 of shape": lambda folder: resaved(folder, layout=lambda told: {**told, "0": [[1, 4, 0]]}),
     "digest of row 0": lambda folder: resaved(
-        folder, layout=lambda told: {**told, "0": [[cols, rows, clip] for rows, cols, clip in told["0"]]}
+        folder, layout=lambda told: {**told, "0": [[cols, rows, video] for rows, cols, video in told["0"]]}
         if told["0"][0][0] != told["0"][0][1] else {**told, "0": [[r, c, 1] for r, c, _ in told["0"]]},
     ),
     "isn't safetensors": lambda folder: (folder / KEPT).write_bytes(b"\x80\x04]."),

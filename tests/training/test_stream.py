@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.conftest import picture
+from tests.conftest import image
 from tests.training.conftest import ROWS, turns
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.training import ChatDataset, ChatStream, FeedbackStore, FlexTrainer, RGLFTrainer
@@ -25,8 +25,8 @@ def encoded(image):
 
 @pytest.fixture
 def pictured():
-    """A saved-like data set with pictures of two kinds of rows: one, and two of them."""
-    rows = [{"images": [encoded(picture(i)), encoded(picture(i + 9))][: 1 + i % 2],
+    """A saved-like data set with images of two kinds of rows: one, and two of them."""
+    rows = [{"images": [encoded(image(i)), encoded(image(i + 9))][: 1 + i % 2],
              "messages": turns("<image> w1" + " <image>" * (i % 2), f"w{i}")} for i in range(4)]  # fmt: skip
     features = datasets.Features(
         {"images": datasets.List(datasets.Image()),
@@ -115,7 +115,7 @@ def test_the_epoch_reaches_rows_that_shuffle_by_it():
 
 
 def test_training_is_that_of_a_dataset(pictured, fresh, arguments, collator):
-    """Also without a `ChatDataset`, and above all, no picture is cut off where rows have several."""
+    """Also without a `ChatDataset`, and above all, no image is cut off where rows have several."""
     settings = {"train_sampling_strategy": "sequential", "max_steps": 1, "per_device_train_batch_size": 2}
     streams = ChatStream(pictured.to_iterable_dataset()), pictured.to_iterable_dataset()
     losses = []
@@ -161,7 +161,7 @@ def test_rows_go_to_the_collator_as_they_are(collator, processor, tmp_path):
     placed = ChatDataset(ROWS)
     expected = collator([placed[i] for i in range(4)])
     assert all(value.equal(expected[key]) for key, value in collator(list(ROWS)).items())
-    picture(0).save(tmp_path / "a.png")
+    image(0).save(tmp_path / "a.png")
     row = {"id": 7, "image": "a.png", "conversations": [
         {"from": "human", "value": "<image> w1"}, {"from": "gpt", "value": "w2"}]}  # fmt: skip
     within = type(collator)(processor, image_folder=tmp_path)

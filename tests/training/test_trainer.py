@@ -185,7 +185,7 @@ def test_accumulation_equals_one_big_batch(fresh, arguments, collator):
 @pytest.mark.parametrize("guard", [True, False])
 @pytest.mark.parametrize("source", ["live", "feedback", "alone"])
 def test_a_step_of_stage_four_is_a_mean_over_all_its_images(fresh, arguments, processor, tmp_path, source, guard):
-    """However it is cut: a row without a picture, one with two, and with ``guard`` one without an answer."""
+    """However it is cut: a row without an image, one with two, and with ``guard`` one without an answer."""
     collator = Forgetful(processor) if guard else FlexCollator(processor)
     config = tokenflex.routers.get("avg").Config(dropout=0.0)
     given = {"train_dataset": ChatDataset(ROWS), "data_collator": collator, "guard": guard}

@@ -59,7 +59,7 @@ def test_all_levels_count_in_stage_3(trained, collator):
 
 
 def test_a_router_is_told_of_in_stage_4(trained, collator):
-    """With accumulation: a log is of all pictures since the last one."""
+    """With accumulation: a log is of all images since the last one."""
     _, keep = trained(4, settings={"gradient_accumulation_steps": 2, "max_steps": 1, "learning_rate": 1e-3})
     (first,) = keep.of("loss")
     assert sum(first[name] for name in LEVELS) == pytest.approx(1)
@@ -98,7 +98,7 @@ def test_a_router_alone_is_told_of_alike(fresh, arguments, collator, tmp_path):
     one, other = live.evaluate(), stored.evaluate()
     for name in ("loss", "visual_tokens", "visual_tokens_share", "agreement", *LEVELS):
         assert one[f"eval_{name}"] == pytest.approx(other[f"eval_{name}"], rel=1e-4), name
-    # Two pictures of a row share its stored tokens, to the whole token.
+    # Two images of a row share its stored tokens, to the whole token.
     assert one["eval_regret"] == pytest.approx(other["eval_regret"], rel=0.05)
 
 
@@ -125,8 +125,8 @@ def test_the_best_metric_may_be_regret(trained):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=150), st.integers(1, 4))
-def test_windows_are_means_over_pictures(sizes, processes):
-    """However pictures are spread over batches and processes."""
+def test_windows_are_means_over_images(sizes, processes):
+    """However images are spread over batches and processes."""
     generator = torch.Generator().manual_seed(sum(sizes))
     watches, every, fine, picked = [Watch(3) for _ in range(processes)], [], [], []
     for i, size in enumerate(sizes):
@@ -152,7 +152,7 @@ def test_windows_are_means_over_pictures(sizes, processes):
     assert watches[0].figures(lambda vector: vector) == {}
 
 
-def test_rows_without_pictures_or_answers_count_for_nothing():
+def test_rows_without_images_or_answers_count_for_nothing():
     assert evaluated([judged_rows({}, 3, 2)], 2) == {}
     assert evaluated([], 2) == {}
     unanswered = {"tokens": torch.tensor([[1, 4]]), "chosen": torch.tensor([[1]]), "scores": torch.zeros(1, 2),

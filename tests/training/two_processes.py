@@ -14,7 +14,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch.distributed.tensor import DTensor
 
 import tokenflex
-from tests.conftest import picture
+from tests.conftest import image
 from tests.training.conftest import ROWS, turns
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 from tokenflex.training import (
@@ -32,13 +32,13 @@ from tokenflex.training.stages import select
 
 WAYS = ("joint", "low", "packed")
 SINGLES = [
-    {"image": picture(i), "messages": turns(f"w{i} w2 w{i + 1}", f"w{i + 3} w4")} for i in range(8)
-]  # one picture each
+    {"image": image(i), "messages": turns(f"w{i} w2 w{i + 1}", f"w{i + 3} w4")} for i in range(8)
+]  # one image each
 STAGE3 = STAGES[3].with_rates(vision_tower=1e-2, projector=1e-2, language_model=1e-2)
 
 
-SMALLER = ("smaller pictures, low", "smaller pictures, packed")
-"""Ways of stage 3 where every level encodes a picture of its own."""
+SMALLER = ("smaller images, low", "smaller images, packed")
+"""Ways of stage 3 where every level encodes an image of its own."""
 
 
 def made(seed=0, name=""):
@@ -89,7 +89,7 @@ def data_parallel(folder, processes):
     given = {"train_dataset": ChatDataset(SINGLES), "data_collator": collator}
     stage = STAGES[4].with_rates(router=1e-2)
     found["stage 4"] = trained(RGLFTrainer(made(), arguments(folder / "out", processes), stage=stage, **given))
-    given = {"train_dataset": ChatDataset(ROWS * 2), "data_collator": collator}  # unequal numbers of pictures
+    given = {"train_dataset": ChatDataset(ROWS * 2), "data_collator": collator}  # unequal numbers of images
     given["eval_dataset"] = ChatDataset([*ROWS, ROWS[3]])  # five rows: the last batch is filled up
     settings = arguments(folder / "out", processes, per_device_eval_batch_size=2)
     trainer = RGLFTrainer(made(), settings, stage=stage, **given)

@@ -1,4 +1,4 @@
-"""``tokenflex advise``: how large a picture has to be for a question, as settings for any other server."""
+"""``tokenflex advise``: how large an image has to be for a question, as settings for any other server."""
 
 import argparse
 import json
@@ -15,12 +15,12 @@ def register(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "advise",
-        help="how large a picture has to be for a question, as settings for another server",
-        description="Let a model's router choose a level for one picture and one question, without the layers of its "
+        help="how large an image has to be for a question, as settings for another server",
+        description="Let a model's router choose a level for one image and one question, without the layers of its "
         "language model, and print what a server needs to be told: mm_processor_kwargs for vLLM and for transformers' "
-        "processors, a size to shrink the picture to, and OpenAI's detail. Without MODEL, the quickstart's model.",
+        "processors, a size to shrink the image to, and OpenAI's detail. Without MODEL, the quickstart's model.",
     )
-    parser.add_argument("picture", metavar="PICTURE", help="an image file")
+    parser.add_argument("image", metavar="PICTURE", help="an image file")
     parser.add_argument("question", metavar="QUESTION", help="what is asked about it")
     parser.add_argument("--model", metavar="MODEL", help="folder or hub id that save_pretrained wrote")
     parser.add_argument("--host", help="folder or hub id of a plain model, with its processor, instead of MODEL")
@@ -41,25 +41,25 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     from tokenflex import images
 
-    seen = images.decode(Path(options.picture))  # before anything is loaded
+    seen = images.decode(Path(options.image))  # before anything is loaded
     _refuse_empty(options)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     front = _front(options)
     advice = advise(front, seen, options.question, level=options.level, budget=_budget(front.flex, options.budget))
     if options.json:
-        print(json.dumps({"picture": options.picture, **advice}))
+        print(json.dumps({"image": options.image, **advice}))
     else:
         _show(advice)
     return 0
 
 
-def advise(front: Any, picture: Any, question: str, *, level: int | None = None, budget: Any = None) -> dict[str, Any]:
-    """What was decided for one picture, as JSON-ready data.
+def advise(front: Any, image: Any, question: str, *, level: int | None = None, budget: Any = None) -> dict[str, Any]:
+    """What was decided for one image, as JSON-ready data.
 
     Args:
         front: a `tokenflex.serving.Front` with its processor.
-        picture: a PIL image.
+        image: a PIL image.
         level, budget: as for `FlexModel.decide`.
     """
     from tokenflex import chat
@@ -67,11 +67,11 @@ def advise(front: Any, picture: Any, question: str, *, level: int | None = None,
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = chat.written(front.processor, [{"role": "user", "content": content}], "the question", reply=True)
     inputs = front.processor(
-        images=[picture], text=[text], return_tensors="pt", **chat.special_tokens(front.processor, [text])
+        images=[image], text=[text], return_tensors="pt", **chat.special_tokens(front.processor, [text])
     )
     found = front.decide(level=level, budget=budget, **inputs.to(front.flex.device))
     tokens, of = sum(one.tokens for one in found), sum(one.of for one in found)
-    finest = max(found, key=lambda one: one.level)  # of a picture whose tiles are decided one by one
+    finest = max(found, key=lambda one: one.level)  # of an image whose tiles are decided one by one
     scale, last = min(math.sqrt(tokens / of), 1.0), front.flex.compressor.num_levels - 1
     return {
         "level": finest.level,
@@ -81,7 +81,7 @@ def advise(front: Any, picture: Any, question: str, *, level: int | None = None,
         "scores": None if finest.scores is None else [round(score, 4) for score in finest.scores.tolist()],
         "mm_processor_kwargs": dict(finest.processor) if len(found) == 1 else {},
         "resize": {
-            name: max(round(side * scale), 1) for name, side in zip(("width", "height"), picture.size, strict=True)
+            name: max(round(side * scale), 1) for name, side in zip(("width", "height"), image.size, strict=True)
         },
         "detail": {0: "low", last: "high"}.get(finest.level, "auto"),
     }
@@ -91,7 +91,7 @@ def _refuse_empty(options: argparse.Namespace) -> None:
     from tokenflex.errors import ConfigError
 
     if not options.question.strip():
-        raise ConfigError("the question is empty; write what is asked about the picture.")
+        raise ConfigError("the question is empty; write what is asked about the image.")
     if options.model and (options.host or options.parts):
         raise ConfigError("give either --model, or --host with --parts.")
     if bool(options.host) != bool(options.parts):
@@ -120,9 +120,9 @@ def _budget(flex: Any, text: str | None) -> Any:
 
 
 def _show(advice: dict[str, Any]) -> None:
-    told = {"mm_processor_kwargs": advice["mm_processor_kwargs"]}
+    export = {"mm_processor_kwargs": advice["mm_processor_kwargs"]}
     print(f"level      {advice['level']} of 0 to {advice['levels'] - 1}")
     print(f"tokens     {advice['tokens']} of {advice['of']} ({advice['tokens'] / advice['of']:.0%})")
-    print(f"processor  {json.dumps(told) if told['mm_processor_kwargs'] else 'takes no size per picture; resize it'}")
+    print(f"processor  {json.dumps(export) if export['mm_processor_kwargs'] else 'takes no size per image; resize it'}")
     print(f"resize     {advice['resize']['width']} x {advice['resize']['height']} pixels")
     print(f"detail     {advice['detail']}")

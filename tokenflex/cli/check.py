@@ -140,12 +140,12 @@ def _class(path: str) -> type:
     return found
 
 
-def _pairs(given: Sequence[str], form: str) -> Mapping[str, str]:
+def _pairs(items: Sequence[str], form: str) -> Mapping[str, str]:
 
-    wrong = [text for text in given if "=" not in text]
+    wrong = [text for text in items if "=" not in text]
     if wrong:
         raise ConfigError(f"{wrong[0]!r}: write {form}.")
-    return dict(text.split("=", 1) for text in given)
+    return dict(text.split("=", 1) for text in items)
 
 
 def _yaml(text: str) -> Any:

@@ -43,8 +43,8 @@ def recipe(path: str) -> None:
     """
     if Path(path).exists():
         return
-    beside = [found.name for found in Path(path).parent.glob("*.y*ml")] if Path(path).parent.is_dir() else []
-    hint = nearest(Path(path).name, beside)
+    siblings = [found.name for found in Path(path).parent.glob("*.y*ml")] if Path(path).parent.is_dir() else []
+    hint = nearest(Path(path).name, siblings)
     raise ConfigError(
         f"recipe {path!r} doesn't exist; give a YAML file.{hint} 'tokenflex train --help' lists its keys."
     )

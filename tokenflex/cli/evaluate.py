@@ -137,13 +137,13 @@ def _questions(options: argparse.Namespace, processor: Any) -> tuple[Any, str, s
     from tokenflex.errors import ConfigError
     from tokenflex.evaluation import Questions, read
 
-    given = {"image_folder": options.image_folder, "suffix": options.suffix, "limit": options.limit}
+    settings = {"image_folder": options.image_folder, "suffix": options.suffix, "limit": options.limit}
     if _is_quickstart(options.data):
         seed, rows = _exam(options.data or QUICKSTART, processor)
-        return Questions(rows, **given), f"{QUICKSTART}:{seed}:{len(rows)}", options.metric or "exact-match"
+        return Questions(rows, **settings), f"{QUICKSTART}:{seed}:{len(rows)}", options.metric or "exact-match"
     if options.metric is None:
         raise ConfigError("--metric is missing: exact-match, vqa, relaxed, anls, multiple-choice, or module:function.")
-    return read(options.data, **given), options.data, options.metric
+    return read(options.data, **settings), options.data, options.metric
 
 
 def _is_quickstart(data: str | None) -> bool:
@@ -157,7 +157,7 @@ def _exam(data: str, processor: Any) -> tuple[int, list[dict[str, Any]]]:
         data: ``quickstart``, ``quickstart:SEED`` or ``quickstart:SEED:N``.
     """
     from tokenflex.errors import ConfigError
-    from tokenflex.quickstart.pictures import exam, words
+    from tokenflex.quickstart.images import exam, words
 
     unknown = set(words()) - set(processor.tokenizer.get_vocab())
     if unknown:
@@ -170,8 +170,8 @@ def _exam(data: str, processor: Any) -> tuple[int, list[dict[str, Any]]]:
         raise ConfigError(f"--data {data}: write quickstart, quickstart:SEED or quickstart:SEED:N, N at least 1.")
     seed, count = (int(numbers[i]) if len(numbers) > i else default for i, default in ((0, 0), (1, QUESTIONS)))
     rows = [
-        {"image": picture.image, "question": asked.question, "answer": asked.answer, "kind": asked.kind}
-        for picture, asked in exam(seed, "test", count)
+        {"image": image.image, "question": asked.question, "answer": asked.answer, "kind": asked.kind}
+        for image, asked in exam(seed, "test", count)
     ]
     return seed, rows
 

@@ -25,7 +25,7 @@ def register(commands: Any) -> None:
         "--write",
         metavar="PAGE",
         type=Path,
-        help="renew the table in a Markdown page, and that of picture sizes in a resolution.md beside it",
+        help="renew the table in a Markdown page, and that of image sizes in a resolution.md beside it",
     )
     parser.set_defaults(run=run, takes_overrides=False)
 
@@ -59,9 +59,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     elif options.write:
         hosts_table.renew(options.write, rows)
-        beside = options.write.with_name(hosts_table.SIZES_PAGE)
-        if beside.is_file():
-            hosts_table.renew_sizes(beside)
+        sizes_page = options.write.with_name(hosts_table.SIZES_PAGE)
+        if sizes_page.is_file():
+            hosts_table.renew_sizes(sizes_page)
     else:
         table = Table(*hosts_table.HEADER)
         for row in rows:

@@ -54,15 +54,15 @@ def build() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 1 when it can't be done, with one message on standard error, 130 after Ctrl-C."""
-    words = sys.argv[1:] if argv is None else argv
+    arguments = sys.argv[1:] if argv is None else argv
     asked: list[int] = []
     try:
         with _noting(asked):
-            return _run(words)
+            return _run(arguments)
     except (KeyboardInterrupt, Exception) as error:
         if not asked and not isinstance(error, KeyboardInterrupt):
             raise
-        command = next((word for word in words if not word.startswith("-")), "")
+        command = next((word for word in arguments if not word.startswith("-")), "")
         print(f"\ntokenflex {command}: interrupted.{GO_ON.get(command, '')}", file=sys.stderr)
         return 130
 
@@ -75,8 +75,8 @@ def _noting(asked: list[int]) -> Iterator[None]:
         asked.append(number)
         signal.default_int_handler(number, frame)
 
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     signal.signal(signal.SIGINT, note)
@@ -86,12 +86,14 @@ def _noting(asked: list[int]) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(arguments: Sequence[str]) -> int:
     """A command, with what it refuses told in one line; Ctrl-C gets out."""
     known = [command.__name__.rpartition(".")[2] for command in COMMANDS]
-    if words and not words[0].startswith("-") and words[0] not in known:
-        build().error(f"there is no command {words[0]!r}.{nearest(words[0], known)} There are {', '.join(known)}.")
-    options, rest = build().parse_known_args(words)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        build().error(
+            f"there is no command {arguments[0]!r}.{nearest(arguments[0], known)} There are {', '.join(known)}."
+        )
+    options, rest = build().parse_known_args(arguments)
     if rest and not options.takes_overrides:
         build().error(f"unrecognized arguments: {' '.join(rest)}")
     try:

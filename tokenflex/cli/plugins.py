@@ -68,9 +68,9 @@ def _offers(kind: str) -> Iterable[list[str]]:
         offers = here[name]
         who = " and ".join(dict.fromkeys(offer.distribution for offer in offers))
         versions = " and ".join(dict.fromkeys(offer.version for offer in offers))
-        told = offered.summary(offers[0])
-        state = "clash" if len(offers) > 1 else "no such file" if told is None else ""
-        yield [kind, name, who, versions, state, told or ""]
+        summary = offered.summary(offers[0])
+        state = "clash" if len(offers) > 1 else "no such file" if summary is None else ""
+        yield [kind, name, who, versions, state, summary or ""]
 
 
 def _show(rows: Sequence[Sequence[str]], causes: bool) -> None:

@@ -42,7 +42,7 @@ def register(commands: Any) -> None:
     model.add_argument("--attn", metavar="NAME", help="attention implementation: eager, sdpa, flash_attention_2, ...")
     asked = parser.add_argument_group("what is asked; given several times, rows of a batch take turns")
     asked.add_argument("--image", action="append", type=Path, metavar="PATH", help="default: a photograph of a cat")
-    asked.add_argument("--prompt", action="append", metavar="TEXT", help="default: what the picture shows")
+    asked.add_argument("--prompt", action="append", metavar="TEXT", help="default: what the image shows")
     much = parser.add_argument_group("how much is measured")
     much.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="default: 1 8 32")
     much.add_argument("--answer", type=int, nargs="+", default=[1, 64], metavar="N", help="new tokens; default: 1 64")
@@ -88,8 +88,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         options.model, host=options.host, parts=options.parts, untrained=_named(options), dtype=options.dtype,
         device=device(options.device), attn_implementation=options.attn,
     )  # fmt: skip
-    pictures = [_opened(path) for path in options.image or ()] or [photograph()]
-    requests = Requests(pictures, options.prompt or [question(processor)])
+    images = [_opened(path) for path in options.image or ()] or [photograph()]
+    requests = Requests(images, options.prompt or [question(processor)])
     plan = Plan(
         levels=options.level,
         budgets={text: _budget(text) for text in options.budget},
@@ -175,5 +175,5 @@ def _escalate(flex: Any, text: str) -> Any:
 
 def _described(options: argparse.Namespace, requests: Any) -> str:
     names = [path.name for path in options.image or ()] or ["scikit-image's cat"]
-    sizes = [f"{name} ({image.width} x {image.height})" for name, image in zip(names, requests.pictures, strict=True)]
+    sizes = [f"{name} ({image.width} x {image.height})" for name, image in zip(names, requests.images, strict=True)]
     return f"{', '.join(sizes)}; {', '.join(repr(prompt) for prompt in requests.prompts)}"

@@ -10,7 +10,7 @@ def register(commands: Any) -> None:
     parser = commands.add_parser(
         "quickstart",
         help="train a small AVG-LLaVA end to end and show what it saves",
-        description="Build a small multimodal model, train it through all stages on pictures made here, and "
+        description="Build a small multimodal model, train it through all stages on images made here, and "
         "evaluate it at every level, routed, and routed at random. No network, no downloads.",
     )
     parser.add_argument(
@@ -35,7 +35,7 @@ def register(commands: Any) -> None:
         choices=("all", "sandwich", "resolution"),
         default="all",
         help="levels per step of stage 3: all, or finest, coarsest and a random one between; or resolution: levels are "
-        "sizes of the picture, chosen before the vision tower runs (default: all)",
+        "sizes of the image, chosen before the vision tower runs (default: all)",
     )
     parser.add_argument(
         "--router-rows",

@@ -119,9 +119,9 @@ def _engine(options: argparse.Namespace, bounds: Any, metrics: Any) -> Any:
         from tokenflex.serving import Front
         from tokenflex.serving.server.vllm_engine import VllmEngine
 
-        source, given = options.model or options.host, {"dtype": options.dtype, "positions": options.positions}
+        source, settings = options.model or options.host, {"dtype": options.dtype, "positions": options.positions}
         try:
-            front = Front.from_pretrained(source, options.parts, device=device(options.device), **given)
+            front = Front.from_pretrained(source, options.parts, device=device(options.device), **settings)
         except OSError as error:
             raise ConfigError(f"{source!r} can't be loaded: {error}") from error
         if options.upstream_folder:

@@ -59,13 +59,13 @@ def compose(
         language: folder or hub id of any causal language model of transformers, a GGUF file, its config (random
             weights) or the loaded model, which then becomes part of the new one.
         projector: ``linear``, ``mlp2x_gelu`` (any number of layers), or a module of your own that takes
-            ``(pictures, tokens, width)`` to ``(pictures, tokens, dim)``.
+            ``(images, tokens, width)`` to ``(images, tokens, dim)``.
         tokenizer: the language model's, or its name; None takes the one saved beside it.
         pretrained: load the weights behind names; False gives random ones.
         image_size: pixels of a square side, or (height, width); None keeps the encoder's own.
         layer: of the encoder; -1 is the last, -2 (as LLaVA has it) the last but one.
-        fit: ``crop``, ``squash`` or ``pad`` pictures of another shape; None does as the encoder was trained, and
-            squashes where the encoder's pictures aren't square.
+        fit: ``crop``, ``squash`` or ``pad`` images of another shape; None does as the encoder was trained, and
+            squashes where the encoder's images aren't square.
         dtype: of all parameters; None keeps the language model's.
         vision_weights: of ``timm/NAME``, a file with its weights (safetensors, or what ``torch.save`` wrote), or the
             tensors by name, in place of those that timm would download; a classifier in it is left out.
@@ -80,20 +80,20 @@ def compose(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     request = Request("", layer, size, vision_options, pretrained, vision_weights)
     tower, spec, shown = _vision(vision, request)
-    model, words = _language(language, tokenizer, pretrained, dtype)
+    model, text_tokenizer = _language(language, tokenizer, pretrained, dtype)
     tower, dtype = tower.to(dtype or model.dtype), dtype or model.dtype
     width, *grid = _probe(tower, shown)
     own: Fit = shown.fit if shown.image_size[0] == shown.image_size[1] else "squash"
-    processor = build_processor(words, dataclasses.replace(shown, fit=fit or own), grid)
-    if len(words) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(words), mean_resizing=False)
+    processor = build_processor(text_tokenizer, dataclasses.replace(shown, fit=fit or own), grid)
+    if len(text_tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(text_tokenizer), mean_resizing=False)
     settings: dict[str, Any] = {
         "vision": spec,
         "image_size": list(shown.image_size),
         "grid": grid,
         "vision_width": width,
     }
-    made = _joined({**settings, **_of_text(model, words)}, tower, projector, model)
+    made = _joined({**settings, **_of_text(model, text_tokenizer)}, tower, projector, model)
     nn.Module.to(made, dtype)
     return Composed(made.eval(), processor)
 
@@ -193,10 +193,10 @@ def _unfit(model: Any) -> str | None:
 
 @torch.no_grad()
 def _probe(tower: VisionTower, shown: Preprocessing) -> tuple[int, int, int]:
-    """(width, rows, columns) of a picture's features, found by encoding an empty one.
+    """(width, rows, columns) of an image's features, found by encoding an empty one.
 
     Raises:
-        ConfigError: the encoder gives no grid for pictures of this size.
+        ConfigError: the encoder gives no grid for images of this size.
     """
     weights = next(tower.parameters())
     mode = tower.training
@@ -204,7 +204,7 @@ def _probe(tower: VisionTower, shown: Preprocessing) -> tuple[int, int, int]:
         features = tower.eval()(weights.new_zeros(1, len(shown.mean), *shown.image_size))
     except (AssertionError, AttributeError, RuntimeError) as error:
         raise ConfigError(
-            f"this encoder gives no grid of patch features for pictures of {shown.image_size[0]} x "
+            f"this encoder gives no grid of patch features for images of {shown.image_size[0]} x "
             f"{shown.image_size[1]} pixels: {error} Choose another image_size or encoder."
         ) from error
     tower.train(mode)

@@ -8,7 +8,7 @@ from tokenflex.errors import ConfigError
 from tokenflex.loadable import configuration, without_code
 
 LARGEST = 2**15
-"""Pixels, or visual tokens, of one side of a picture."""
+"""Pixels, or visual tokens, of one side of an image."""
 
 
 class ComposedConfig(PreTrainedConfig):
@@ -18,8 +18,8 @@ class ComposedConfig(PreTrainedConfig):
         text_config: the language model's own configuration.
         vision: the encoder as data: ``source`` (``timm``, ``open_clip``, ``transformers``), ``layer``, and what that
             source needs to build it again (see `tokenflex.composed.vision`).
-        image_size: (height, width) of a picture in pixels.
-        grid: (rows, columns) of a picture's visual tokens.
+        image_size: (height, width) of an image in pixels.
+        grid: (rows, columns) of an image's visual tokens.
         vision_width: channels of a patch before the projector.
         projector: ``linear``, ``mlp2x_gelu`` (any number of layers), or ``custom`` for a module of your own.
         image_token_id: id of the placeholder, one per visual token.

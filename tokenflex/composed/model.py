@@ -21,9 +21,9 @@ REMEDY = "Save the language model by itself, with language_model.save_pretrained
 
 
 class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """A model for pictures and texts, put together by `tokenflex.compose` or loaded from what it saved.
+    """A model for images and texts, put together by `tokenflex.compose` or loaded from what it saved.
 
-    Every picture becomes one grid of visual tokens, which take the places of its placeholders in the text. What
+    Every image becomes one grid of visual tokens, which take the places of its placeholders in the text. What
     comes out is the language model's own output.
 
     Args:
@@ -54,16 +54,16 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_tower: Any = rebuild(config.vision or {}) if vision_tower is None else vision_tower
         cells = getattr(self.vision_tower, "cells", None)
         if cells is not None and tuple(cells) != tuple(config.grid):
-            raise ConfigError(f"grid={config.grid!r}, but the encoder makes {cells} visual tokens of a picture.")
+            raise ConfigError(f"grid={config.grid!r}, but the encoder makes {cells} visual tokens of an image.")
         if multi_modal_projector is None:
             multi_modal_projector = build_projector(config.projector, config.vision_width, text.hidden_size)
         self.multi_modal_projector = multi_modal_projector
         self.language_model: Any = AutoModelForCausalLM.from_config(text) if language_model is None else language_model
-        words = self.language_model.get_input_embeddings().num_embeddings
-        if not config.image_token_id < words or not (config.pad_token_id or 0) < words:
+        vocabulary = self.language_model.get_input_embeddings().num_embeddings
+        if not config.image_token_id < vocabulary or not (config.pad_token_id or 0) < vocabulary:
             raise ConfigError(
                 f"image_token_id={config.image_token_id!r} and pad_token_id={config.pad_token_id!r} must be less than "
-                f"the {words} tokens that the language model knows."
+                f"the {vocabulary} tokens that the language model knows."
             )
         config.text_config = self.language_model.config
         self.generation_config = self.language_model.generation_config
@@ -111,12 +111,12 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model.set_output_embeddings(new_embeddings)
 
     def get_image_features(
-        self, pixel_values: Float[Tensor, "pictures 3 height width"], return_dict: bool = True
+        self, pixel_values: Float[Tensor, "images 3 height width"], return_dict: bool = True
     ) -> BaseModelOutputWithPooling:
         """Visual tokens as the language model reads them.
 
         Returns:
-            ``pooler_output``: ``(pictures, tokens, dim)``, row-major; ``last_hidden_state``: the same before the
+            ``pooler_output``: ``(images, tokens, dim)``, row-major; ``last_hidden_state``: the same before the
             projector.
         """
         weights = next(self.vision_tower.parameters())
@@ -129,7 +129,7 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: Int[Tensor, "rows length"] | None = None,
-        pixel_values: Float[Tensor, "pictures 3 height width"] | None = None,
+        pixel_values: Float[Tensor, "images 3 height width"] | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Float[Tensor, "rows length dim"] | None = None,
@@ -138,18 +138,18 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The language model's output, pictures in place.
+        """The language model's output, images in place.
 
         Args:
             input_ids: one ``image_token_id`` per visual token.
-            pixel_values: the batch's pictures in the order of their placeholders.
+            pixel_values: the batch's images in the order of their placeholders.
             labels: -100 where nothing is supervised.
-            mm_encoder_outputs: what `get_image_features` gave, under ``image``, instead of pictures; ``pooler_output``
+            mm_encoder_outputs: what `get_image_features` gave, under ``image``, instead of images; ``pooler_output``
                 may have any number of tokens, as a tensor or a list of tensors ending in ``dim``.
             kwargs: anything the language model takes, its cache among them.
 
         Raises:
-            InputError: pictures and placeholders don't match, or pictures come without ids.
+            InputError: images and placeholders don't match, or images come without ids.
         """
         outputs = mm_encoder_outputs or {}
         if pixel_values is not None and outputs.get("image") is not None:
@@ -181,15 +181,15 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> Float[Tensor, "rows length dim"]:
         """Embeddings with visual tokens in the places of the placeholders, row by row."""
         if input_ids is None:
-            raise InputError("pictures need input_ids, which say where they stand; pass the processor's input_ids too.")
+            raise InputError("images need input_ids, which say where they stand; pass the processor's input_ids too.")
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         pieces = [features] if isinstance(features, Tensor) else list(features)
         tokens = torch.cat([piece.reshape(-1, piece.shape[-1]) for piece in pieces]).to(embeds)
         places: Bool[Tensor, "rows length 1"] = (input_ids == self.config.image_token_id).to(embeds.device)[..., None]
         if int(places.sum()) != len(tokens):
             raise InputError(
-                f"the text has {int(places.sum())} image placeholders, its pictures make {len(tokens)} visual tokens. "
-                "Make text and pictures with the same processor call and don't truncate the placeholders."
+                f"the text has {int(places.sum())} image placeholders, its images make {len(tokens)} visual tokens. "
+                "Make text and images with the same processor call and don't truncate the placeholders."
             )
         return embeds.masked_scatter(places, tokens)
 

@@ -30,7 +30,7 @@ LOADING = frozenset((
     "pretrained_image", "pretrained_image_path", "pretrained_text", "pretrained_text_path",
     "require_pretrained", "text_cfg", "weights_only",
 ))  # fmt: skip
-"""Options that say where weights come from, or concern texts and pictures; they aren't needed to load again."""
+"""Options that say where weights come from, or concern texts and images; they aren't needed to load again."""
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 """A text tower as small as can be: only the image tower is kept."""
 
@@ -84,7 +84,7 @@ class OpenClipTower(VisionTower):
             visual.set_input_size(spec["vision_cfg"]["image_size"])
         return cls(keep_buffers(visual), spec["layer"])
 
-    def forward(self, pixels: Float[Tensor, "pictures 3 height width"]) -> Float[Tensor, "pictures channels rows cols"]:
+    def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
         """open_clip's own intermediate features, the class token dropped by it."""
         found = self.trunk.forward_intermediates(
             pixels,
@@ -131,18 +131,24 @@ def _spec(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_plain(spec: Mapping[str, Any], where: str, remedy: str) -> None:
-    given = spec["vision_cfg"]
-    inner = {key: given[key] for key in INNER if given.get(key) is not None} if isinstance(given, Mapping) else {}
+    tower_config = spec["vision_cfg"]
+    inner = (
+        {key: tower_config[key] for key in INNER if tower_config.get(key) is not None}
+        if isinstance(tower_config, Mapping)
+        else {}
+    )
     for key, value in inner.items():
         plain.settings(value, INNER[key], f"{where}: {key}", remedy)
-    own = {k: v for k, v in given.items() if k not in INNER} if isinstance(given, Mapping) else given
+    own = (
+        {k: v for k, v in tower_config.items() if k not in INNER} if isinstance(tower_config, Mapping) else tower_config
+    )
     plain.settings(own, VISION, f"{where}: vision_cfg", remedy)
     rest = {key: spec[key] for key in ("embed_dim", "quick_gelu")}
     plain.settings(rest, rest, where, remedy)
-    if given.get("timm_model_pretrained"):
+    if tower_config.get("timm_model_pretrained"):
         raise ConfigError(f"{where}: timm_model_pretrained would fetch weights; they come with the model. {remedy}")
-    if given.get("timm_model_name") is not None:
-        plain.timm_name(required("timm"), given["timm_model_name"], where)
+    if tower_config.get("timm_model_name") is not None:
+        plain.timm_name(required("timm"), tower_config["timm_model_name"], where)
 
 
 def _shown(settings: Mapping[str, Any]) -> Preprocessing:

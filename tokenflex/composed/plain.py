@@ -18,9 +18,9 @@ def expect(spec: Any, keys: Collection[str], where: str) -> Mapping[str, Any]:
         ConfigError: it isn't that.
     """
     if not isinstance(spec, Mapping) or set(spec) != set(keys):
-        told = sorted(map(str, spec)) if isinstance(spec, Mapping) else spec
+        shown = sorted(map(str, spec)) if isinstance(spec, Mapping) else spec
         raise ConfigError(
-            f"{where} is to have the keys {sorted(keys)}, not {told!r}. The file was edited or written by another "
+            f"{where} is to have the keys {sorted(keys)}, not {shown!r}. The file was edited or written by another "
             "version of tokenflex."
         )
     layer = spec.get("layer", -1)
@@ -29,7 +29,7 @@ def expect(spec: Any, keys: Collection[str], where: str) -> Mapping[str, Any]:
     return spec
 
 
-def settings(given: Any, known: Collection[str], where: str, remedy: str) -> dict[str, Any]:
+def settings(options: Any, known: Collection[str], where: str, remedy: str) -> dict[str, Any]:
     """Settings under known names, with plain values: numbers, words, nothing, and lists of them.
 
     Args:
@@ -38,15 +38,15 @@ def settings(given: Any, known: Collection[str], where: str, remedy: str) -> dic
     Raises:
         ConfigError: a name isn't known, or a value isn't plain.
     """
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}: {given!r} is no object with settings. {remedy}")
-    wrong = [f"{key}={value!r}" for key, value in given.items() if key not in known or not is_plain(value)]
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{where}: {options!r} is no object with settings. {remedy}")
+    wrong = [f"{key}={value!r}" for key, value in options.items() if key not in known or not is_plain(value)]
     if wrong:
         raise ConfigError(
             f"{where}: {', '.join(wrong)} can't be read back from a file, which may hold numbers and words under these "
             f"names only: {', '.join(sorted(known))}. {remedy}"
         )
-    return dict(given)
+    return dict(options)
 
 
 def is_plain(value: Any) -> bool:

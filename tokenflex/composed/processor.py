@@ -32,26 +32,26 @@ FLATTENED = (
     "{%- set flat.messages = flat.messages + [dict(message, content=one.text)] -%}{%- endif -%}"
     "{%- endfor -%}{%- set messages = flat.messages -%}"
 )
-"""Before a template for texts only: pictures become placeholders in the text."""
+"""Before a template for texts only: images become placeholders in the text."""
 PROBE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "probe"}]}]
 
 
 def build_processor(tokenizer: Any, shown: Preprocessing, grid: Sequence[int]) -> LlavaProcessor:
-    """Pictures as the encoder knows them, ``rows * columns`` placeholders each, the tokenizer's conversation format.
+    """Images as the encoder knows them, ``rows * columns`` placeholders each, the tokenizer's conversation format.
 
     Args:
         tokenizer: the language model's, with a placeholder (see `with_placeholder`).
-        shown: what the encoder's pictures look like.
+        shown: what the encoder's images look like.
         grid: (rows, columns) of visual tokens.
 
     Raises:
-        ConfigError: pictures can't be cut into that grid of square patches, or can't be fitted so.
+        ConfigError: images can't be cut into that grid of square patches, or can't be fitted so.
     """
     height, width = shown.image_size
     patch = height // grid[0]
     if [height // patch, width // patch] != list(grid):
         raise ConfigError(
-            f"pictures of {height} x {width} pixels give {grid[0]} x {grid[1]} tokens, which aren't square patches; "
+            f"images of {height} x {width} pixels give {grid[0]} x {grid[1]} tokens, which aren't square patches; "
             "choose an image_size both sides of which divide alike."
         )
     return LlavaProcessor(
@@ -74,7 +74,7 @@ def image_processor(shown: Preprocessing) -> LlavaImageProcessor:
     height, width = shown.image_size
     if shown.fit != "squash" and height != width:
         raise ConfigError(
-            f"fit={shown.fit!r} makes square pictures, the encoder's are {height} x {width}; use fit='squash'."
+            f"fit={shown.fit!r} makes square images, the encoder's are {height} x {width}; use fit='squash'."
         )
     crops = shown.fit == "crop"
     return LlavaImageProcessor(
@@ -107,24 +107,24 @@ def with_placeholder(tokenizer: Any) -> Any:
 
 
 def chat_template(tokenizer: Any) -> str:
-    """The tokenizer's own template if it has one, told how to write pictures if it doesn't know; else Vicuna's.
+    """The tokenizer's own template if it has one, told how to write images if it doesn't know; else Vicuna's.
 
     Raises:
-        ConfigError: the template loses pictures even so.
+        ConfigError: the template loses images even so.
     """
     own, token = tokenizer.chat_template, placeholder(tokenizer)
     if own is None:
         return VICUNA.replace(IMAGE_TOKEN, token)
     for template in (own, FLATTENED.replace(IMAGE_TOKEN, token) + own):
-        if _writes_pictures(tokenizer, template):
+        if _writes_images(tokenizer, template):
             return template
     raise ConfigError(
-        f"the chat template of {type(tokenizer).__name__} doesn't write a turn with a picture and text; set "
+        f"the chat template of {type(tokenizer).__name__} doesn't write a turn with an image and text; set "
         "tokenizer.chat_template to one that does, or to None for Vicuna's."
     )
 
 
-def _writes_pictures(tokenizer: Any, template: str) -> bool:
+def _writes_images(tokenizer: Any, template: str) -> bool:
     try:
         text = tokenizer.apply_chat_template(PROBE, chat_template=template, tokenize=False)
     except Exception:  # jinja's errors, and whatever a template raises of its own accord

@@ -12,7 +12,7 @@ DEEPEST = 16
 
 
 def build_projector(kind: str, width: int, dim: int) -> nn.Module:
-    """A projector from its name: ``(pictures, tokens, width)`` to ``(pictures, tokens, dim)``.
+    """A projector from its name: ``(images, tokens, width)`` to ``(images, tokens, dim)``.
 
     Args:
         kind: ``linear``; or ``mlp2x_gelu``, with 1 to `DEEPEST` linear layers in place of 2.

@@ -49,9 +49,9 @@ class TimmTower(VisionTower):
     def create(cls, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
         """By name, e.g. ``vit_base_patch16_siglip_224.webli``."""
         timm = required("timm")
-        given = dict(request.options or {})
-        loading = {key: given.pop(key) for key in TIMM_LOADS.intersection(given)}
-        options = plain.settings(given, OPTIONS, "vision_options", "Leave them out.")
+        requested = dict(request.options or {})
+        loading = {key: requested.pop(key) for key in TIMM_LOADS.intersection(requested)}
+        options = plain.settings(requested, OPTIONS, "vision_options", "Leave them out.")
         if not timm.is_model(request.name):
             near = timm.list_models(f"*{request.name.split('.')[0]}*", pretrained=False)[:3]
             hint = f" Did you mean {', '.join(near)}?" if near else ""
@@ -98,7 +98,7 @@ class TimmTower(VisionTower):
         trunk.reset_classifier(0, "")
         return cls(keep_buffers(trunk), spec["layer"])
 
-    def forward(self, pixels: Float[Tensor, "pictures 3 height width"]) -> Float[Tensor, "pictures channels rows cols"]:
+    def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
         """timm's own intermediate features, prefix tokens dropped by it."""
         found = self.trunk.forward_intermediates(
             pixels, indices=[self.layer], norm=self.layer == -1, stop_early=True, intermediates_only=True
@@ -106,31 +106,31 @@ class TimmTower(VisionTower):
         return found[0]
 
 
-def _fill(trunk: Any, given: Any) -> None:
+def _fill(trunk: Any, source: Any) -> None:
     """Put weights into an encoder without its classifier.
 
     Args:
-        given: tensors by name, or the file with them.
+        source: tensors by name, or the file with them.
 
     Raises:
         ConfigError: the file isn't one of weights, or they are of another encoder.
     """
-    named = isinstance(given, Mapping)
-    state, wanted = dict(given) if named else _weights(as_path(given)), trunk.state_dict()
+    named = isinstance(source, Mapping)
+    state, wanted = dict(source) if named else _weights(as_path(source)), trunk.state_dict()
     head = trunk.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{name}." for name in ((head,) if isinstance(head, str) else head))
     state = {name: value for name, value in state.items() if name in wanted or not name.startswith(heads or "\0")}
     missing = [f"{name} is missing" for name in wanted if name not in state and not name.endswith(TRACKED)]
     strange = [f"{name} has no place" for name in state if name not in wanted]
-    others = [
+    unequal = [
         f"{name} has the shape {list(value.shape)}, not {list(wanted[name].shape)}"
         for name, value in state.items()
         if name in wanted and value.shape != wanted[name].shape
     ]
-    if missing or strange or others:
-        where = "" if named else f"={os.fspath(given)!r}"
+    if missing or strange or unequal:
+        where = "" if named else f"={os.fspath(source)!r}"
         raise ConfigError(
-            f"vision_weights{where} are of another encoder: {first([*others, *missing, *strange])}. Name the encoder "
+            f"vision_weights{where} are of another encoder: {first([*unequal, *missing, *strange])}. Name the encoder "
             "that they belong to."
         )
     trunk.load_state_dict(state, strict=False)

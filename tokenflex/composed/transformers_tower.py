@@ -18,7 +18,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 class TransformersTower(VisionTower):
-    """``AutoModel``; of a model for pictures and texts, its vision half."""
+    """``AutoModel``; of a model for images and texts, its vision half."""
 
     source = "transformers"
 
@@ -61,7 +61,7 @@ class TransformersTower(VisionTower):
         """A model that is loaded already.
 
         Raises:
-            ConfigError: it has no patches, or another picture size was asked for than its own.
+            ConfigError: it has no patches, or another image size was asked for than its own.
         """
         config: Any = trunk.config
         size = getattr(config, "image_size", None)
@@ -90,7 +90,7 @@ class TransformersTower(VisionTower):
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         return cls(AutoModel.from_config(config, trust_remote_code=False), spec["layer"])
 
-    def forward(self, pixels: Float[Tensor, "pictures 3 height width"]) -> Float[Tensor, "pictures channels rows cols"]:
+    def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
         """Hidden states of the layer; what comes before the patches (class, registers) is dropped."""
         output = self.trunk(pixel_values=pixels, output_hidden_states=self.layer != -1, return_dict=True)
         hidden = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
@@ -99,24 +99,24 @@ class TransformersTower(VisionTower):
 
 
 def vision_half(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration of the vision model inside one for pictures and texts."""
+    """The configuration of the vision model inside one for images and texts."""
     return getattr(config, "vision_config", None) or config
 
 
-def _settings(given: Any, where: str) -> dict[str, Any]:
+def _settings(config: Any, where: str) -> dict[str, Any]:
     """What a vision model's configuration says under the names that its class has.
 
     Raises:
         ConfigError: transformers doesn't know its type, it has no patches, or it consists of other models.
     """
-    kind = given.get("model_type") if isinstance(given, Mapping) else None
+    kind = config.get("model_type") if isinstance(config, Mapping) else None
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ConfigError(
             f"{where}: model_type {kind!r} is none that transformers knows, so a saved model couldn't be built. "
             "Upgrade transformers, or register the type (AutoConfig.register, AutoModel.register)."
         )
     known = set(CONFIG_MAPPING[kind]().to_dict())
-    found = {key: value for key, value in given.items() if key in known and key not in (*CODE, "_name_or_path")}
+    found = {key: value for key, value in config.items() if key in known and key not in (*CODE, "_name_or_path")}
     nested = [k for k, v in found.items() if v and ("backbone" in k or (isinstance(v, Mapping) and "model_type" in v))]
     if nested or not {"image_size", "patch_size"} <= known:
         raise ConfigError(
@@ -141,7 +141,7 @@ def _shown(request: Request, size: tuple[int, int]) -> Preprocessing:
             settings = AutoImageProcessor.from_pretrained(request.name)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{request.name!r} has weights but no image processor, so the pictures they expect aren't known; save "
+                f"{request.name!r} has weights but no image processor, so the images they expect aren't known; save "
                 f"it beside them (image_processor.save_pretrained). transformers says: {error}"
             ) from error
     mean, std = getattr(settings, "image_mean", None), getattr(settings, "image_std", None)

@@ -18,7 +18,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the encoder's pictures look like.
+    """What the encoder's images look like.
 
     Attributes:
         image_size: (height, width) in pixels.
@@ -56,7 +56,7 @@ class Request:
 
 
 class VisionTower(nn.Module, ABC):
-    """An encoder without its pooling and head: pictures in, a grid of patch features out."""
+    """An encoder without its pooling and head: images in, a grid of patch features out."""
 
     source: ClassVar[str]
 
@@ -68,7 +68,7 @@ class VisionTower(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def create(cls, request: Request) -> tuple["VisionTower", dict[str, Any], Preprocessing]:
-        """The encoder as its library makes it, the data to build it again, and what its pictures look like.
+        """The encoder as its library makes it, the data to build it again, and what its images look like.
 
         Raises:
             ConfigError: the library is missing, or doesn't know what was asked for.
@@ -80,7 +80,7 @@ class VisionTower(nn.Module, ABC):
         """The same encoder from that data, weights still to come; needs no network."""
 
     @abstractmethod
-    def forward(self, pixels: Float[Tensor, "pictures 3 height width"]) -> Float[Tensor, "pictures channels rows cols"]:
+    def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
         """Patch features; class and register tokens are left out."""
 
 

@@ -68,15 +68,15 @@ class ComponentConfig:
                 f'the settings of {cls.owner.__name__} are {data!r}; give them by name, as {{"name": value}}.'
             )
         known = [field.name for field in dataclasses.fields(cls)]
-        given: Mapping[str, Any] = data  # pyright: ignore[reportUnknownVariableType]
-        unknown = sorted(set(given) - set(known), key=str)
+        settings: Mapping[str, Any] = data  # pyright: ignore[reportUnknownVariableType]
+        unknown = sorted(set(settings) - set(known), key=str)
         if unknown:
             raise ConfigError(
                 f"unknown setting(s) {unknown} for {cls.owner.__name__}; it knows {known}."
                 f"{nearest(str(unknown[0]), known)} "
                 "Correct the spelling, or install the version of the package that wrote them."
             )
-        return cls(**{key: _tuples(value) for key, value in given.items()})
+        return cls(**{key: _tuples(value) for key, value in settings.items()})
 
 
 def _tuples(value: Any) -> Any:

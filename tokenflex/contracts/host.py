@@ -25,7 +25,8 @@ class Span:
     Attributes:
         row: row of the batch.
         at: positions of its placeholders, ascending, on the CPU.
-        leads: whether the words before a run of it belong to that run (a frame's time), rather than those behind.
+        leads: whether the prompt tokens before a run of it belong to that run (a frame's time), rather than those
+        behind.
     """
 
     row: int
@@ -135,7 +136,7 @@ class HostAdapter(ABC):
 
     @property
     def encoder_inputs(self) -> tuple[str, ...]:
-        """Names of inputs that belong to the pictures and may be something other than a tensor."""
+        """Names of inputs that belong to the images and may be something other than a tensor."""
         return ()
 
     @property
@@ -195,7 +196,7 @@ class HostAdapter(ABC):
 
     @abstractmethod
     def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
-        """One instruction per row of the batch: the request's words, never an answer."""
+        """One instruction per row of the batch: the request's prompt tokens, never an answer."""
 
     @abstractmethod
     def count(
@@ -234,11 +235,11 @@ class HostAdapter(ABC):
 
     @property
     def resize_refusal(self) -> str | None:
-        """Why pictures can't be made smaller before they are encoded, as a clause; None when they can."""
-        return "its adapter doesn't make smaller pictures"
+        """Why images can't be made smaller before they are encoded, as a clause; None when they can."""
+        return "its adapter doesn't make smaller images"
 
     def resized(self, batch: HostBatch, shares: Sequence[float]) -> HostBatch:
-        """The batch as the processor makes it of smaller pictures: text, sizes and grids, and no pixels.
+        """The batch as the processor makes it of smaller images: text, sizes and grids, and no pixels.
 
         Like `read`, it comes before features exist, so `count` and `splice` can be asked of what it gives. Never asked
         of adapters with a `resize_refusal`.
@@ -249,16 +250,16 @@ class HostAdapter(ABC):
                 on the size. Where all are 1 the batch itself is given back.
 
         Raises:
-            UnsupportedHostError: pictures can't be made smaller.
+            UnsupportedHostError: images can't be made smaller.
         """
-        raise UnsupportedHostError(f"{self.model_type!r} can't take smaller pictures: {self.resize_refusal}.")
+        raise UnsupportedHostError(f"{self.model_type!r} can't take smaller images: {self.resize_refusal}.")
 
     def encode_resized(
         self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]
     ) -> tuple[VisualTokens, ...]:
         """Make some of the images smaller and run the vision tower once over them, in the order of ``images``.
 
-        Pixels are resampled per picture, with antialiasing. Never asked of adapters with a `resize_refusal`.
+        Pixels are resampled per image, with antialiasing. Never asked of adapters with a `resize_refusal`.
 
         Args:
             batch: as it was read, at full size.
@@ -266,9 +267,9 @@ class HostAdapter(ABC):
             images: numbers of the images to encode, ascending.
 
         Raises:
-            UnsupportedHostError: pictures can't be made smaller.
+            UnsupportedHostError: images can't be made smaller.
         """
-        raise UnsupportedHostError(f"{self.model_type!r} can't take smaller pictures: {self.resize_refusal}.")
+        raise UnsupportedHostError(f"{self.model_type!r} can't take smaller images: {self.resize_refusal}.")
 
     def processor_kwargs(self, batch: HostBatch, image: int, tokens: int) -> Mapping[str, Any]:
         """Settings by which the host's processor makes an image of at most about so many tokens; empty without any.
@@ -285,8 +286,8 @@ class HostAdapter(ABC):
         """The host's parameters as ``vision_tower``, ``projector`` and ``language_model``; disjoint, complete."""
 
 
-def no_words(dim: int, like: Tensor) -> Instruction:
+def no_instruction(dim: int, like: Tensor) -> Instruction:
     """An empty instruction on the device and in the type of ``like``."""
-    embeddings: Float[Tensor, "words dim"] = like.new_zeros(0, dim)
-    mask: Bool[Tensor, " words"] = torch.zeros(0, dtype=torch.bool, device=like.device)
+    embeddings: Float[Tensor, "prompt dim"] = like.new_zeros(0, dim)
+    mask: Bool[Tensor, " prompt"] = torch.zeros(0, dtype=torch.bool, device=like.device)
     return Instruction(embeddings, mask)

@@ -15,8 +15,8 @@ class Router(Component):
     """Whether its votes are about the levels that it is shown, one each, so that it has to be shown all of them."""
 
     casts: ClassVar[bool] = False
-    """Whether it takes features and words in the host's type, should that be finer than its own parameters', and brings
-    them to its own itself; else they come in its own type."""
+    """Whether it takes features and embeddings in the host's type, should that be finer than its own parameters', and
+    brings them to its own itself; else they come in its own type."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -37,5 +37,5 @@ class Router(Component):
         Args:
             pyramid: the image at every level (or what else `Scaler.view` shows of it), coarse to fine; features
                 ``(*batch, views, kept, dim)``.
-            instruction: embeddings ``(*batch, words, dim)``; ``words`` may be 0.
+            instruction: embeddings ``(*batch, prompt, dim)``; ``prompt`` may be 0.
         """

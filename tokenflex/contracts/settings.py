@@ -41,7 +41,7 @@ def settle(settings: Any) -> None:
             example = "" if default is dataclasses.MISSING else f" The default is {default!r}."
             raise ConfigError(
                 f"a value has the wrong type, or isn't finite: {field.name}={value!r} of {owner} must be "
-                f"{_words(hint)}.{example}"
+                f"{_described(hint)}.{example}"
             ) from None
         if plain is not value:
             object.__setattr__(settings, field.name, plain)
@@ -56,7 +56,7 @@ def misfit(value: Any, hint: Any) -> str | None:
     try:
         _plain(value, hint)
     except _MisfitError:
-        return _words(hint)
+        return _described(hint)
     return None
 
 
@@ -131,7 +131,7 @@ def _text(value: Any) -> str | None:
 _PLAIN: dict[Any, Callable[[Any], Any]] = {int: _integer, float: _finite, bool: truth, str: _text}
 
 
-def _words(hint: Any) -> str:
+def _described(hint: Any) -> str:
     """A declared type in words."""
     known = {int: "an integer", float: "a finite number", bool: "True or False", str: "a text", type(None): "None"}
     origin, inner = get_origin(hint), get_args(hint)
@@ -140,9 +140,9 @@ def _words(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(repr, inner))
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_words, inner))
+        return " or ".join(map(_described, inner))
     if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
-        return f"a tuple, each item of it {_words(inner[0])}"
+        return f"a tuple, each item of it {_described(inner[0])}"
     if origin is tuple:
-        return "a tuple of " + ", ".join(map(_words, inner))
+        return "a tuple of " + ", ".join(map(_described, inner))
     return str(hint)

@@ -4,7 +4,7 @@ batch   items of equal geometry, stacked; absent for a single item
 views   crops of one image, the whole image first, or frames
 tokens  visual tokens of one view, row-major
 kept    tokens of one view after scaling
-words   prompt tokens: no padding, no image placeholders, no answers
+prompt  tokens of the question: no padding, no placeholders, no targets
 voters  tokens that cast ballots
 levels  granularities; level 0 keeps fewest
 dim     width of the language model's embeddings
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenflex.errors import InputError
+from tokenflex.renamed import warn
 
 Need = Literal["attention", "keys", "instruction"]
 """What a part may ask for besides features and grid; each is a field of `VisualTokens`."""
@@ -53,24 +54,36 @@ class VisualTokens:
         grid: layout of the tokens of each view.
         row: row of the host batch the image belongs to; -1 for a stack.
         planes: further features of the same shape that are added deeper in the host (DeepStack).
-        marks: vectors the host's encoder itself puts around and between tokens; None where there are none.
-        clip: the views are frames in order of time, so that neighbours may be merged; otherwise they are crops.
+        separators: vectors the host's encoder itself puts around and between tokens; None where there are none.
+        video: the views are frames in order of time, so that neighbours may be merged; otherwise they are crops.
         attention: how much the vision tower looks at each token, >= 0: from the class token, or where there is none
             from all tokens on average; mean over heads, of the layer the features come from. Only if asked for.
         keys: ``(*batch, views, tokens, width)``, the tokens' attention keys in that layer, heads side by side. Only if
             asked for.
-        instruction: the words the image was sent with, padded in a stack. Only if asked for.
+        instruction: the prompt tokens the image was sent with, padded in a stack. Only if asked for.
     """
 
     features: Float[Tensor, "*batch views tokens dim"]
     grid: Grid
     row: int = -1
     planes: tuple[Float[Tensor, "*batch views tokens dim"], ...] = ()
-    marks: Float[Tensor, "marks dim"] | None = None
-    clip: bool = False
+    separators: Float[Tensor, "separators dim"] | None = None
+    video: bool = False
     attention: Float[Tensor, "*batch views tokens"] | None = None
     keys: Float[Tensor, "*batch views tokens width"] | None = None
     instruction: "Instruction | None" = None
+
+    @property
+    def clip(self) -> bool:
+        """The name of `video` in version 0.1."""
+        warn("VisualTokens.clip", "VisualTokens.video")
+        return self.video
+
+    @property
+    def marks(self) -> Float[Tensor, "separators dim"] | None:
+        """The name of `separators` in version 0.1."""
+        warn("VisualTokens.marks", "VisualTokens.separators")
+        return self.separators
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class ScaledTokens:
             it was dropped.
         grid: layout of the kept tokens, or None when they no longer form a grid.
         frames: ``(views,)``, best on the CPU, the kept view each source view went into, ascending, where frames of a
-            clip were merged; None where every view is kept.
+            video were merged; None where every view is kept.
         averages: features are the unweighted means of the source tokens that ``assignment`` names (and, where every
             source is kept, in their order); False where frames were merged.
         nested: source tokens that share a kept token at the next finer level share one at this level too.
@@ -102,16 +115,16 @@ class ScaledTokens:
 
 @dataclass(frozen=True)
 class Instruction:
-    """The words of the user's request, as input embeddings of the host's language model.
+    """The prompt tokens of the user's request, as input embeddings of the host's language model.
 
     Attributes:
-        embeddings: ``(*batch, words, dim)``; ``words`` may be 0.
-        mask: ``(*batch, words)``, False for rows that aren't words of the request: padding of a stack, or what only
-            a reproduction of the published text filter looks at.
+        embeddings: ``(*batch, prompt, dim)``; ``prompt`` may be 0.
+        mask: ``(*batch, prompt)``, False for rows that aren't prompt tokens of the request: padding of a stack, or what
+            only a reproduction of the published text filter looks at.
     """
 
-    embeddings: Float[Tensor, "*batch words dim"]
-    mask: Bool[Tensor, "*batch words"]
+    embeddings: Float[Tensor, "*batch prompt dim"]
+    mask: Bool[Tensor, "*batch prompt"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,7 @@ class Decision:
             over all passes.
         of: visual tokens the unmodified host would have seen.
         tried: the passes in their order, where answers were allowed to escalate; else empty.
-        processor: settings by which the host's own processor, or that of a serving engine, makes a picture of about
+        processor: settings by which the host's own processor, or that of a serving engine, makes an image of about
             the chosen number of tokens; empty where it has none.
     """
 
@@ -188,19 +201,19 @@ class Decision:
         if self.scores is None or self.scores.shape[-1] < 2:
             return None
         scores = [float(score) for score in self.scores.detach().double().cpu()]
-        mine = scores.pop(self.level)
-        ahead = mine - max(scores) if not any(map(math.isnan, scores)) else math.nan
+        own = scores.pop(self.level)
+        ahead = own - max(scores) if not any(map(math.isnan, scores)) else math.nan
         return None if math.isnan(ahead) else ahead
 
     def processor_kwargs(self) -> dict[str, Any]:
         """`processor`, to be passed on, for instance ``{"size": {"shortest_edge": 784, "longest_edge": 56644}}``.
 
         Raises:
-            InputError: the host's processor has no setting for the size of one picture, or it wasn't asked for.
+            InputError: the host's processor has no setting for the size of one image, or it wasn't asked for.
         """
         if not self.processor:
             raise InputError(
                 f"level {self.level} has no settings of a processor: only decisions of flex.decide() carry them, for "
-                "hosts whose processor takes a size per picture (see docs/resolution.md)."
+                "hosts whose processor takes a size per image (see docs/resolution.md)."
             )
         return dict(self.processor)

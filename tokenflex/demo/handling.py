@@ -32,7 +32,7 @@ def answered(model: Model, image: Image.Image | None, question: str, share: floa
             timing = answering.timed(model, asked, share, runs)
             yield showing.answer(model, asked, reply, share, runs, timing)
     except Exception as error:  # a model may raise anything on an image that nobody tried
-        yield told(error)
+        yield explained(error)
 
 
 def at_every_level(model: Model, image: Image.Image | None, question: str) -> str:
@@ -41,7 +41,7 @@ def at_every_level(model: Model, image: Image.Image | None, question: str) -> st
         asked = answering.ask(model, image, question)
         return showing.levels(asked, answering.at_every_level(model, asked))
     except Exception as error:
-        return told(error)
+        return explained(error)
 
 
 def continued(
@@ -54,7 +54,7 @@ def continued(
         longer = (*before, (asked.question, answering.answer(model, asked, share)))
         return longer, showing.conversation(model, image, longer)
     except Exception as error:
-        return before, showing.conversation(model, image, before) + told(error)
+        return before, showing.conversation(model, image, before) + explained(error)
 
 
 def taken(content: bytes | None) -> tuple[Image.Image | None, str]:
@@ -62,10 +62,10 @@ def taken(content: bytes | None) -> tuple[Image.Image | None, str]:
     try:
         return decode(content), ""
     except Exception as error:
-        return None, told(error)
+        return None, explained(error)
 
 
-def told(error: Exception) -> str:
+def explained(error: Exception) -> str:
     """A message for the page; what is no error of ours is logged with its traceback."""
     if isinstance(error, TokenFlexError):
         return showing.message(error)

@@ -47,7 +47,7 @@ class OwnHostOnly:
         begun: list[dict[str, Any]] = []
         body = bytearray()
 
-        async def told(event: dict[str, Any]) -> None:
+        async def reply(event: dict[str, Any]) -> None:
             if event["type"] == "http.response.start":
                 headers = [(name, value) for name, value in event["headers"] if name.lower() not in HEADERS]
                 event = {**event, "headers": [*headers, *HEADERS.items()]}
@@ -63,7 +63,7 @@ class OwnHostOnly:
                 event = {"type": "http.response.body", "body": page}
             await send(event)
 
-        await self.app(scope, receive, told)
+        await self.app(scope, receive, reply)
 
 
 def _is_page(headers: Any) -> bool:

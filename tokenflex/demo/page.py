@@ -147,9 +147,9 @@ def _choose_on(asking: Asking, results: Results, model: Model, examples: Sequenc
         return one.image, one.questions[0], gr.update(samples=_tries(one)), quiet, *nothing
 
     def take(content: bytes | None, before: Any) -> tuple[Any, ...]:
-        found, told = handling.taken(content)
+        found, message = handling.taken(content)
         if found is None:
-            return before, gr.update(value=told, visible=True), *(gr.skip() for _ in nothing)
+            return before, gr.update(value=message, visible=True), *(gr.skip() for _ in nothing)
         return found, quiet, *nothing
 
     asked, emptied = [asking.image, asking.question, asking.budget], [asking.problem, *results.of_one_image]
@@ -166,8 +166,8 @@ def _talk_on(asking: Asking, results: Results, model: Model) -> None:
     """What fills the other tabs."""
 
     def go_on(image: Any, question: str, budget: float, turns: Any) -> tuple[Any, ...]:
-        longer, told = handling.continued(model, image, question or "", budget / 100, turns)
-        return longer, told, "" if len(longer) > len(turns) else question
+        longer, message = handling.continued(model, image, question or "", budget / 100, turns)
+        return longer, message, "" if len(longer) > len(turns) else question
 
     every = partial(handling.at_every_level, model)
     results.every.click(every, [asking.image, asking.question], results.levels, **SHOWN)

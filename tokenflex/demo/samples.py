@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from tokenflex.images import decode
-from tokenflex.quickstart.pictures import COARSE_KINDS, Question, exam, photographs, words
+from tokenflex.quickstart.images import COARSE_KINDS, Question, exam, photographs, words
 
 SEED, COUNT = 0, 6
 PHOTOGRAPHS = {
@@ -37,8 +37,8 @@ def examples(processor: Any) -> tuple[Example, ...]:
     """
     if speaks_quickstart(processor):
         return tuple(
-            Example(str(number), picture.image, _ordered(asked, picture.questions))
-            for number, (picture, asked) in enumerate(exam(SEED, "test", COUNT), 1)
+            Example(str(number), image.image, _ordered(asked, image.questions))
+            for number, (image, asked) in enumerate(exam(SEED, "test", COUNT), 1)
         )
     return tuple(
         Example(name, decode(Image.fromarray(getattr(photographs, name)())), (question, *MORE))
@@ -51,7 +51,7 @@ def speaks_quickstart(processor: Any) -> bool:
     return set(words()) <= set(getattr(processor, "tokenizer", processor).get_vocab())
 
 
-def _ordered(asked: Question, others: Sequence[Question]) -> tuple[str, ...]:
+def _ordered(asked: Question, rest: Sequence[Question]) -> tuple[str, ...]:
     """The question, then the others; a fine one second, behind a coarse one, so that choices can be compared."""
-    first = [other for other in others if other.kind in COARSE_KINDS][: int(asked.fine)]
-    return tuple(dict.fromkeys(one.question for one in (*first, asked, *others)))
+    first = [other for other in rest if other.kind in COARSE_KINDS][: int(asked.fine)]
+    return tuple(dict.fromkeys(one.question for one in (*first, asked, *rest)))

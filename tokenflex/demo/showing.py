@@ -109,8 +109,8 @@ def milliseconds(times: Times) -> str:
     return f"{taken:.1f}" if taken < 100 else f"{taken:.0f}"
 
 
-def _piece(name: str, *given: Any) -> str:
-    return str(getattr(_template().module, name)(*given)).strip()
+def _piece(name: str, *arguments: Any) -> str:
+    return str(getattr(_template().module, name)(*arguments)).strip()
 
 
 @cache

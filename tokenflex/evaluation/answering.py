@@ -22,8 +22,8 @@ class Answer:
 
     Attributes:
         place: of the question in the data set.
-        decisions: one per picture, or several where the host's adapter routes tiles.
-        cells: what was kept of the pictures, as JSON (see `tokenflex.evaluation.drawing`); None where nobody asked.
+        decisions: one per image, or several where the host's adapter routes tiles.
+        cells: what was kept of the images, as JSON (see `tokenflex.evaluation.drawing`); None where nobody asked.
     """
 
     place: int
@@ -35,11 +35,11 @@ class Answer:
 class Batch:
     """Questions that go through the processor once and are then answered in several settings.
 
-    Rows with and without pictures are never given to the processor together: few processors mix them.
+    Rows with and without images are never given to the processor together: few processors mix them.
 
     Args:
         samples: by place.
-        shown: places of which it is also told what was kept of the pictures.
+        shown: places of which it is also told what was kept of the images.
     """
 
     def __init__(self, processor: Any, samples: Mapping[int, Sample], shown: Collection[int]) -> None:
@@ -87,11 +87,11 @@ class Batch:
         texts = [written(self.processor, sample.messages, sample.name, reply=True) for sample in samples]
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         options |= special_tokens(self.processor, texts)
-        pictures = [list(sample.images) for sample in samples]
-        return dict(self.processor(text=texts, images=pictures if any(pictures) else None, **options))
+        images = [list(sample.images) for sample in samples]
+        return dict(self.processor(text=texts, images=images if any(images) else None, **options))
 
     def _units(self, flex: FlexModel, places: Sequence[int], decisions: int) -> list[int]:
-        """Decisions per sample: one per picture, or as many as its tiles where the host's adapter routes those."""
+        """Decisions per sample: one per image, or as many as its tiles where the host's adapter routes those."""
         counts = [len(self.samples[place].images) for place in places]
         if sum(counts) == decisions:
             return counts

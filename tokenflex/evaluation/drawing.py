@@ -1,4 +1,4 @@
-"""Pictures with what was kept of them drawn in: the decision is data, so it can be shown."""
+"""Images with what was kept of them drawn in: the decision is data, so it can be shown."""
 
 import base64
 import io
@@ -14,15 +14,15 @@ from tokenflex.model import FlexModel
 from tokenflex.model.encoding import chosen
 
 WIDE, TINY = 480, 192
-"""Pixels that pictures are shrunk to, and below which they are kept without loss."""
+"""Pixels that images are shrunk to, and below which they are kept without loss."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """What became of the tokens of the view that shows the whole picture.
+    """What became of the tokens of the view that shows the whole image.
 
     Attributes:
-        rows, cols: of the view's grid before scaling; of a smaller picture where that is what was encoded.
+        rows, cols: of the view's grid before scaling; of a smaller image where that is what was encoded.
         into: row-major, the kept token each token went into; -1 where it was dropped.
     """
 
@@ -46,21 +46,21 @@ def as_data(found: Sequence[Cells]) -> list[dict[str, object]]:
     return [asdict(one) for one in found]
 
 
-def thumbnail(picture: Image.Image) -> bytes:
-    """A picture for a page: small ones as they are, others shrunk."""
+def thumbnail(image: Image.Image) -> bytes:
+    """An image for a page: small ones as they are, others shrunk."""
     target = io.BytesIO()
-    if max(picture.size) <= TINY:
-        picture.save(target, format="PNG", optimize=True)
+    if max(image.size) <= TINY:
+        image.save(target, format="PNG", optimize=True)
         return target.getvalue()
-    small = picture.copy()
+    small = image.copy()
     small.thumbnail((WIDE, WIDE))
     small.save(target, format="JPEG", quality=85)
     return target.getvalue()
 
 
-def drawn(picture: bytes, kept: Cells | None) -> Image.Image:
-    """The picture, enlarged if it is small, with lines between kept tokens and what was dropped darkened."""
-    image = decode(picture)
+def drawn(content: bytes, kept: Cells | None) -> Image.Image:
+    """The image, enlarged if it is small, with lines between kept tokens and what was dropped darkened."""
+    image = decode(content)
     factor = max(1, WIDE // max(image.size))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     if kept is None:

@@ -129,12 +129,12 @@ def score(name: str, metric: Metric, answer: str, references: Sequence[str]) -> 
     Raises:
         ConfigError: the metric gives something else than a number from 0 to 1.
     """
-    given = metric(answer, references)
-    if not isinstance(given, int | float) or not 0.0 <= given <= 1.0:
+    result = metric(answer, references)
+    if not isinstance(result, int | float) or not 0.0 <= result <= 1.0:
         raise ConfigError(
-            f"the metric {name} gave {given!r} for {answer!r}; a score must be a number from 0 to 1, higher is better."
+            f"the metric {name} gave {result!r} for {answer!r}; a score must be a number from 0 to 1, higher is better."
         )
-    return float(given)
+    return float(result)
 
 
 def _number(text: str) -> Decimal | None:

@@ -9,7 +9,7 @@ from tokenflex.evaluation.questions import Questions
 def batches(processor: Any, questions: Questions, size: int) -> list[list[int]]:
     """Places of questions, batch by batch; every place is in one batch.
 
-    Longest first, so that memory runs out at the start or never; those with pictures before those without, which don't
+    Longest first, so that memory runs out at the start or never; those with images before those without, which don't
     share a call of the processor. Nothing but the questions and the processor decides, so every process cuts the same
     batches.
 

@@ -63,9 +63,9 @@ def require_manifest(found: Mapping[str, Any], where: str) -> None:
         ConfigError: names the key, what was found and what was expected.
     """
     sealed.require(found, MANIFEST, where)
-    told = found["fingerprint"]
-    sealed.require(told, FINGERPRINT, f"{where}: fingerprint", others=True)
-    sealed.require(told["host"], {"model_type": sealed.TEXT}, f"{where}: host", others=True)
+    stored = found["fingerprint"]
+    sealed.require(stored, FINGERPRINT, f"{where}: fingerprint", extra=True)
+    sealed.require(stored["host"], {"model_type": sealed.TEXT}, f"{where}: host", extra=True)
 
 
 def require_samples(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any], where: str) -> None:
@@ -138,7 +138,7 @@ def _wrong(record: Answered, ids: Sequence[str], levels: int) -> str:
 
 
 def cells_of(text: str | None, where: str) -> list[Cells] | None:
-    """What was kept of pictures, from JSON.
+    """What was kept of images, from JSON.
 
     Raises:
         DataError: it isn't what `tokenflex.evaluation.drawing.as_data` gave.

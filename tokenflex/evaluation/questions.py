@@ -1,6 +1,6 @@
 """Questions with reference answers, read from the formats people have.
 
-Each row has picture(s) (``image`` or ``images``) and either a ``question`` or a conversation (``messages`` or
+Each row has image(s) (``image`` or ``images``) and either a ``question`` or a conversation (``messages`` or
 ``conversations``, see `tokenflex.training.data`). Reference answers are in ``answer`` or ``answers``: texts, numbers,
 or mappings with the key ``answer``; without them a conversation's last turn is the reference, if it is the
 assistant's. ``choices`` makes the question multiple choice; ``kind`` (or ``category``) sorts results; ``id`` is for the
@@ -29,14 +29,14 @@ from tokenflex.training.data import (
     undecoded,
 )
 
-PICTURES = ("image", "images")
+IMAGES = ("image", "images")
 Row = Mapping[str, Any]
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, without its pictures.
+    """What is asked, without its images.
 
     Attributes:
         place: in the data set.
@@ -54,7 +54,7 @@ class Question:
 
 
 class Questions:
-    """A data set of questions; pictures are decoded when they are asked for.
+    """A data set of questions; images are decoded when they are asked for.
 
     Args:
         rows: a list of mappings, or a ``datasets.Dataset``.
@@ -63,7 +63,7 @@ class Questions:
         limit: only so many rows, from the first on.
 
     Raises:
-        DataError: names the row and what is missing; pictures are looked at later.
+        DataError: names the row and what is missing; images are looked at later.
     """
 
     def __init__(
@@ -73,25 +73,25 @@ class Questions:
             raise ConfigError(f"limit={limit} leaves no row; use 1 or more.")
         self.source = ChatDataset(_first(rows, limit), image_folder)
         self.suffix = suffix
-        light = undecoded(_without_pictures(self.source.rows))
+        light = undecoded(_without_images(self.source.rows))
         self.questions = [_question(row_at(light, place), place) for place in range(len(light))]
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def sample(self, place: int) -> Sample:
-        """Pictures and messages up to the question.
+        """Images and messages up to the question.
 
         Raises:
-            DataError: a picture can't be read, or pictures and places for them don't match.
+            DataError: an image can't be read, or images and places for them don't match.
         """
         return read_question(self.source.row(place), place, self.source.image_folder, self.suffix)
 
     def sizes(self, place: int) -> list[tuple[int, int]]:
-        """(height, width) of a question's pictures in pixels, without reading them; those that can be told."""
+        """(height, width) of a question's images in pixels, without reading them; those that can be told."""
         row = self.source.row(place)
-        given = next((row[key] for key in PICTURES if row.get(key) is not None), [])
-        several = given if isinstance(given, list | tuple) else [given]
+        stored = next((row[key] for key in IMAGES if row.get(key) is not None), [])
+        several = stored if isinstance(stored, list | tuple) else [stored]
         found = [images.size(one, self.source.image_folder) for one in several]
         return [one for one in found if one is not None]
 
@@ -110,7 +110,7 @@ def read(path: str | Path, **settings: Any) -> Questions:
 
 
 def read_question(row: Any, place: int, image_folder: Path | None = None, suffix: str = "") -> Sample:
-    """Pictures and messages up to the question of a row; it needs no reference answer.
+    """Images and messages up to the question of a row; it needs no reference answer.
 
     Args:
         place: in the data set, for messages.
@@ -121,8 +121,8 @@ def read_question(row: Any, place: int, image_folder: Path | None = None, suffix
     """
     name = row_name(row, place)
     messages = [*_prompt(row, name, suffix), {"role": "assistant", "content": "its answer"}]
-    pictures = {key: row[key] for key in PICTURES if row.get(key) is not None}
-    read = read_sample({"id": row.get("id"), **pictures, "messages": messages}, place, image_folder)
+    own_images = {key: row[key] for key in IMAGES if row.get(key) is not None}
+    read = read_sample({"id": row.get("id"), **own_images, "messages": messages}, place, image_folder)
     return Sample(read.name, read.images, read.messages[:-1])
 
 
@@ -132,11 +132,11 @@ def _first(rows: Any, limit: int | None) -> Any:
     return rows[:limit] if isinstance(rows, list) else rows.select(range(limit))
 
 
-def _without_pictures(rows: Any) -> Any:
-    """The same rows; a ``datasets.Dataset`` would decode every picture that is looked past."""
+def _without_images(rows: Any) -> Any:
+    """The same rows; a ``datasets.Dataset`` would decode every image that is looked past."""
     if isinstance(rows, list):
         return rows
-    return rows.select_columns([name for name in rows.column_names if name not in PICTURES])
+    return rows.select_columns([name for name in rows.column_names if name not in IMAGES])
 
 
 def _question(row: Any, place: int) -> Question:
@@ -149,10 +149,10 @@ def _question(row: Any, place: int) -> Question:
     return Question(place, read_text(number, name), read_text(kind, name), text, references)
 
 
-def _word(given: Any, key: str, name: str) -> str:
-    if not isinstance(given, str | int):
-        raise DataError(f"{name}: {key!r} is {given!r:.100}; expected a text or a whole number.")
-    return str(given)
+def _word(value: Any, key: str, name: str) -> str:
+    if not isinstance(value, str | int):
+        raise DataError(f"{name}: {key!r} is {value!r:.100}; expected a text or a whole number.")
+    return str(value)
 
 
 def _prompt(row: Row, name: str, suffix: str) -> list[Message]:
@@ -176,16 +176,16 @@ def _prompt(row: Row, name: str, suffix: str) -> list[Message]:
 
 
 def _references(row: Row, name: str) -> tuple[str, ...]:
-    given = next((row[key] for key in ("answers", "answer") if row.get(key) is not None), None)
-    if given is None:
+    stored = next((row[key] for key in ("answers", "answer") if row.get(key) is not None), None)
+    if stored is None:
         turns = read_turns(row, name)
         last = read_message(*turns[-1], name) if turns else {"role": None, "content": []}
         if last["role"] != "assistant":
             raise DataError(f"{name} has no reference answer; give 'answer', 'answers', or an assistant's last turn.")
-        given = " ".join(part["text"] for part in last["content"] if part["type"] == "text").strip()
-    if isinstance(given, Mapping):
-        given = given.get("answer", [])
-    several = given if isinstance(given, list | tuple) else [given]
+        stored = " ".join(part["text"] for part in last["content"] if part["type"] == "text").strip()
+    if isinstance(stored, Mapping):
+        stored = stored.get("answer", [])
+    several = stored if isinstance(stored, list | tuple) else [stored]
     plain = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
     if not plain or not all(isinstance(one, str | int) or (isinstance(one, float) and isfinite(one)) for one in plain):
         raise DataError(f"{name}: {several!r} are no reference answers; give texts or numbers, at least one.")
@@ -196,14 +196,14 @@ def _references(row: Row, name: str) -> tuple[str, ...]:
 
 
 def _choices(row: Row, name: str) -> list[str]:
-    given = row.get("choices")
-    if given is None:
+    stored = row.get("choices")
+    if stored is None:
         return []
-    if not isinstance(given, list | tuple) or not 2 <= len(given) <= len(ascii_uppercase):
-        raise DataError(f"{name}: choices={given!r}; give a list of 2 to {len(ascii_uppercase)} texts.")
-    if not all(isinstance(choice, str | int | float) for choice in given):
-        raise DataError(f"{name}: choices={given!r:.300}; each must be a text or a number.")
-    return [str(choice) for choice in given]
+    if not isinstance(stored, list | tuple) or not 2 <= len(stored) <= len(ascii_uppercase):
+        raise DataError(f"{name}: choices={stored!r}; give a list of 2 to {len(ascii_uppercase)} texts.")
+    if not all(isinstance(choice, str | int | float) for choice in stored):
+        raise DataError(f"{name}: choices={stored!r:.300}; each must be a text or a number.")
+    return [str(choice) for choice in stored]
 
 
 def _right_choice(answer: Any, choices: Sequence[str], name: str) -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 
 ``manifest.json``     what was asked of what (see `fingerprint`)
 ``samples.parquet``   one row per question: ``place`` in the data set, ``id``, ``kind``, ``question``, ``references``,
-                      and for some ``pictures`` for the report's gallery
+                      and for some ``images`` for the report's gallery
 ``part-*.parquet``    one row per answer: ``place``, ``id``, ``setting``, ``answer``, ``score``, ``levels`` (one per
-                      picture), ``tokens`` and ``of`` (visual tokens the language model saw, and would have seen
-                      without TokenFlex; over all pictures), ``passes`` of the language model and ``wasted``, the tokens
+                      image), ``tokens`` and ``of`` (visual tokens the language model saw, and would have seen
+                      without TokenFlex; over all images), ``passes`` of the language model and ``wasted``, the tokens
                       of all but the last (null in files of older versions: 1 and 0), and for the gallery ``cells`` (see
                       `tokenflex.evaluation.drawing`)
 
@@ -44,7 +44,7 @@ QUESTIONS = pa.schema(
         ("kind", pa.string()),
         ("question", pa.string()),
         ("references", pa.list_(pa.string())),
-        ("pictures", pa.list_(pa.binary())),
+        ("images", pa.list_(pa.binary())),
     ]
 )
 PART = pa.schema(
@@ -83,16 +83,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Shown:
-    """A question as reports need it; ``pictures`` are encoded ones, only for the gallery."""
+    """A question as reports need it; ``images`` are encoded ones, only for the gallery."""
 
     question: Question
-    pictures: tuple[bytes, ...] = ()
+    images: tuple[bytes, ...] = ()
 
 
 def fingerprint(flex: FlexModel, processor: Any, questions: Questions, *, metric: str, max_new_tokens: int) -> Manifest:
     """JSON-ready; equal exactly when model, processor, data, metric and prompt are.
 
-    Pictures that a row names by their path count by that name, not by their pixels.
+    Images that a row names by their path count by that name, not by their pixels.
 
     Raises:
         ConfigError: a part isn't registered under a name.
@@ -236,7 +236,7 @@ def _write_samples(path: Path, samples: Sequence[Shown]) -> None:
             "kind": shown.question.kind,
             "question": shown.question.text,
             "references": list(shown.question.references),
-            "pictures": list(shown.pictures),
+            "images": list(shown.images),
         }
         for shown in samples
     ]
@@ -249,7 +249,7 @@ def _read_samples(folder: Path, manifest: Manifest, sure: bool) -> list[Shown]:
 
     def shown(row: Mapping[str, Any]) -> Shown:
         question = Question(row["place"], row["id"], row["kind"], row["question"], tuple(row["references"]))
-        return Shown(question, tuple(row["pictures"]))
+        return Shown(question, tuple(row["images"]))
 
     return [shown(row) for row in rows]
 

@@ -34,7 +34,7 @@ class Line:
     Attributes:
         cells: as in `header`.
         kinds: score by kind.
-        chosen: pictures by level, of settings that choose.
+        chosen: images by level, of settings that choose.
     """
 
     name: str
@@ -179,15 +179,15 @@ def _shown(evaluation: Evaluation) -> str:
 
 
 def cards(evaluation: Evaluation, setting: str) -> list[dict[str, Any]]:
-    """The questions whose pictures were kept, as a setting answered them."""
+    """The questions whose images were kept, as a setting answered them."""
     finest = evaluation.records.get(f"level:{evaluation.manifest['levels'] - 1}")
     shown: list[dict[str, Any]] = []
     for sample in evaluation.samples:
-        if not sample.pictures:
+        if not sample.images:
             continue
         question, record = sample.question, evaluation.records[setting][sample.question.place]
         try:
-            drawings = [drawing.drawn(*pair) for pair in zip(sample.pictures, _cells(record), strict=False)]
+            drawings = [drawing.drawn(*pair) for pair in zip(sample.images, _cells(record), strict=False)]
         except DataError as error:
             raise DataError(f"{evaluation.folder}: question {question.place}: {error}") from error
         shown.append(
@@ -201,7 +201,7 @@ def cards(evaluation: Evaluation, setting: str) -> list[dict[str, Any]]:
                 "levels": ", ".join(map(str, record.levels)),
                 "tokens": record.tokens,
                 "of": record.of,
-                "pictures": [drawing.embedded(image) for image in drawings],
+                "images": [drawing.embedded(image) for image in drawings],
             }
         )
     return sorted(shown, key=lambda card: card["kind"])

@@ -65,14 +65,19 @@ def evaluate(
     }
     with locked(as_path(folder), f"rank {rank}", waiting=waiting):
         begin(folder, manifest, lambda: _shown(questions, one.gallery))
-        mine = order.batches(processor, questions, batch_size)[rank::processes]
+        own_batches = order.batches(processor, questions, batch_size)[rank::processes]
         done = {name: set(records) for name, records in Evaluation(folder).records.items()}
-        todo = [{s.name: [i for i in batch if i not in done.get(s.name, ())] for s in settings} for batch in mine]
-        total, left = sum(map(len, mine)) * len(settings), sum(len(some) for batch in todo for some in batch.values())
+        todo = [
+            {s.name: [i for i in batch if i not in done.get(s.name, ())] for s in settings} for batch in own_batches
+        ]
+        total, left = (
+            sum(map(len, own_batches)) * len(settings),
+            sum(len(some) for batch in todo for some in batch.values()),
+        )
         begun(total - left, total)
         _answered(one, todo, PartWriter(folder, rank), tick)
         found = Evaluation(folder)
-    _require_own(found, mine, settings)
+    _require_own(found, own_batches, settings)
     return found
 
 
@@ -90,9 +95,9 @@ def _answered(
         writer.write(buffer)
 
 
-def _require_own(found: Evaluation, mine: Sequence[Sequence[int]], settings: Sequence[Setting]) -> None:
+def _require_own(found: Evaluation, own_batches: Sequence[Sequence[int]], settings: Sequence[Setting]) -> None:
     """What this process was to answer is there."""
-    places = {place for batch in mine for place in batch}
+    places = {place for batch in own_batches for place in batch}
     lost = {s.name: len(places - set(found.records.get(s.name, {}))) for s in settings}
     if any(lost.values()):
         lacks = ", ".join(f"{name} lacks {count}" for name, count in lost.items() if count)
@@ -106,7 +111,7 @@ class _Pass:
     """Answers and scores batches; references that the metric can't use are refused before that.
 
     Args:
-        gallery: places of which it is also told what was kept of the pictures.
+        gallery: places of which it is also told what was kept of the images.
     """
 
     def __init__(
@@ -151,7 +156,7 @@ class _Pass:
 
 
 def _gallery(questions: Questions) -> set[int]:
-    """Places shown with pictures: the first of each kind."""
+    """Places shown with images: the first of each kind."""
     by_kind: dict[str, list[int]] = {}
     for question in questions.questions:
         by_kind.setdefault(question.kind, []).append(question.place)
@@ -160,10 +165,10 @@ def _gallery(questions: Questions) -> set[int]:
 
 
 def _shown(questions: Questions, gallery: set[int]) -> list[Shown]:
-    def pictures(place: int) -> tuple[bytes, ...]:
+    def images(place: int) -> tuple[bytes, ...]:
         return tuple(map(drawing.thumbnail, questions.sample(place).images)) if place in gallery else ()
 
-    return [Shown(question, pictures(question.place)) for question in questions.questions]
+    return [Shown(question, images(question.place)) for question in questions.questions]
 
 
 def _check(batch_size: int, max_new_tokens: int, rank: int, processes: int) -> None:

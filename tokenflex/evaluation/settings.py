@@ -1,12 +1,12 @@
 """Settings: what is compared on one host, by name.
 
-``level:N``            every picture at that level; ``levels`` for all of them
+``level:N``            every image at that level; ``levels`` for all of them
 ``router``             as the model decides by itself
 ``router@ratio=0.3``   the same under a budget, with the settings of `tokenflex.Budget`: ``router@tokens=100,floor=1``
 ``escalate``           coarse answers, and finer ones where the model is unsure, as was calibrated for the model;
                        ``escalate@threshold=0.9,levels=[0,4]`` with the settings of `tokenflex.Escalate`
 ``router+escalate``    the same from the router's level on; likewise with settings
-``random``             a level at random for each picture and question; ``random@seed=1``
+``random``             a level at random for each image and question; ``random@seed=1``
 ``scaler:NAME``        another scaler on the same host, at each of its levels; ``scaler:NAME:N`` at one of them,
                        ``scaler:NAME@windows=[[2,2],[1,1]]`` with settings
 """

@@ -32,7 +32,7 @@ class Column:
 
     Attributes:
         score, tokens, of: ``(samples,)``.
-        levels: chosen for each picture of each sample; None where nothing was chosen.
+        levels: chosen for each image of each sample; None where nothing was chosen.
         passes: ``(samples,)``, of the language model; None where there is one.
         wasted: ``(samples,)``, tokens of all passes but the last.
     """
@@ -262,7 +262,7 @@ def _column(records: Mapping[int, Record]) -> Column:
 
 
 def _shares(levels: Sequence[Sequence[int]], count: int) -> np.ndarray | None:
-    """How often each level was chosen; None where a sample's pictures got several: fixed levels don't tell of those."""
+    """How often each level was chosen; None where a sample's images got several: fixed levels don't tell of those."""
     chosen = [set(one) for one in levels if one]
     if not chosen or any(len(one) > 1 for one in chosen):
         return None

@@ -1,7 +1,7 @@
-"""What LLaVA-NeXT and its kin share: reading tiles and clips from the host, and shortening the text around them.
+"""What LLaVA-NeXT and its kin share: reading tiles and videos from the host, and shortening the text around them.
 
 The hosts pack and unpad what their vision tower saw before they hand it out. Tiles are read back from there by asking
-for pictures that fill their canvas exactly (`encoded_pictures`): nothing is cut off then, and undoing the packing is
+for images that fill their canvas exactly (`encoded_images`): nothing is cut off then, and undoing the packing is
 a matter of shape. Only the host's public ``get_image_features`` is called, so what its tower and projector do stays
 its own business, and the tower runs once.
 """
@@ -21,25 +21,25 @@ from tokenflex.hosts import placeholders
 from tokenflex.hosts.encoded import layout_of
 from tokenflex.hosts.placeholders import Plan
 from tokenflex.hosts.refusing import refusing, sized
-from tokenflex.hosts.stretches import Stretch, Strip, packed
+from tokenflex.hosts.runs import PlaceholderRun, Strip, packed
 from tokenflex.hosts.tower_attention import attending
 
-PICTURE_KEYS = ("pixel_values", "image_sizes")
-CLIP_KEYS = ("pixel_values_videos",)
+IMAGE_KEYS = ("pixel_values", "image_sizes")
+VIDEO_KEYS = ("pixel_values_videos",)
 TOWER = ("model.vision_tower",)
 ENCODER_OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture or clip of a batch, and where it stands.
+    """One image or video of a batch, and where it stands.
 
     Attributes:
         key: its modality's name in ``mm_encoder_outputs``.
     """
 
     key: str
-    stretch: Stretch
+    run: PlaceholderRun
     span: Span
 
 
@@ -50,7 +50,7 @@ def square(config: Any) -> Grid:
 
 
 def canvas_size(config: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of the canvas that a picture of (height, width) pixels is fitted into."""
+    """(height, width) in pixels of the canvas that an image of (height, width) pixels is fitted into."""
     return _canvas(size, tuple((height, width) for height, width in config.image_grid_pinpoints))
 
 
@@ -61,14 +61,14 @@ def _canvas(size: tuple[int, int], known: tuple[tuple[int, int], ...]) -> tuple[
 
 
 def local_tiles(config: Any, size: tuple[int, int]) -> Grid:
-    """Local tiles, down and across, of a picture of (height, width) pixels."""
+    """Local tiles, down and across, of an image of (height, width) pixels."""
     side = config.vision_config.image_size
     height, width = canvas_size(config, size)
     return Grid(height // side, width // side)
 
 
-def encoded_pictures(model: Any, batch: HostBatch, **options: Any) -> Any:
-    """The host's output for the batch's pictures, packed as if none of them needed unpadding.
+def encoded_images(model: Any, batch: HostBatch, **options: Any) -> Any:
+    """The host's output for the batch's images, packed as if none of them needed unpadding.
 
     The host reads the sizes number by number, so they are given on the CPU.
     """
@@ -78,33 +78,33 @@ def encoded_pictures(model: Any, batch: HostBatch, **options: Any) -> Any:
         return model.get_image_features(pixels, sizes, return_dict=True, **_given(batch.inputs), **options)
 
 
-def encoded_clips(model: Any, inputs: HostInputs, **options: Any) -> Any:
-    """The host's output for the batch's clips, packed ``(clips, packed, dim)``."""
+def encoded_videos(model: Any, inputs: HostInputs, **options: Any) -> Any:
+    """The host's output for the batch's videos, packed ``(videos, packed, dim)``."""
     pixels = inputs["pixel_values_videos"]
     with refusing({"pixel_values_videos": pixels}):
         return model.get_video_features(pixels, return_dict=True, **_given(inputs), **options)
 
 
 def encoded(model: Any, batch: HostBatch, attention: bool, **options: Any) -> tuple[VisualTokens, ...]:
-    """Everything a batch shows, pictures first.
+    """Everything a batch shows, images first.
 
     Args:
         attention: also read attention and keys off the tower.
-        options: for pictures only.
+        options: for images only.
     """
     found: list[VisualTokens] = []
     asked = {"output_hidden_states": True} if attention else {}
     for key in ("image", "video"):
-        mine: list[Item] = [item for item in batch.items if item.key == key]
-        if not mine:
+        own: list[Item] = [item for item in batch.items if item.key == key]
+        if not own:
             continue
         inputs = batch.inputs
         output = (
-            encoded_pictures(model, batch, **options, **asked)
+            encoded_images(model, batch, **options, **asked)
             if key == "image"
-            else encoded_clips(model, inputs, **asked)
+            else encoded_videos(model, inputs, **asked)
         )
-        images = views(mine, list(output.pooler_output))
+        images = views(own, list(output.pooler_output))
         found += attending(images, model, TOWER, output.hidden_states, inputs) if attention else images
     return tuple(found)
 
@@ -114,13 +114,13 @@ def _given(inputs: HostInputs) -> dict[str, Any]:
 
 
 def image_sizes(inputs: HostInputs, cpu: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """(height, width) in pixels of every picture; empty without pictures.
+    """(height, width) in pixels of every image; empty without images.
 
     Args:
         cpu: ``image_sizes`` on the CPU, where it is a tensor.
 
     Raises:
-        InputError: there are more or fewer sizes than pictures, or a size is none.
+        InputError: there are more or fewer sizes than images, or a size is none.
     """
     pixels = inputs.get("pixel_values")
     if pixels is None:
@@ -136,15 +136,15 @@ def image_sizes(inputs: HostInputs, cpu: Mapping[str, Tensor]) -> list[tuple[int
     return [(height, width) for height, width in sizes.tolist()]
 
 
-def clips(inputs: HostInputs, grid: Grid, ends: int) -> list[Strip]:
-    """The batch's clips.
+def videos(inputs: HostInputs, grid: Grid, ends: int) -> list[Strip]:
+    """The batch's videos.
 
     Args:
         grid: tokens of one frame.
-        ends: newlines behind a clip.
+        ends: newlines behind a video.
 
     Raises:
-        InputError: the clips aren't stacked.
+        InputError: the videos aren't stacked.
     """
     pixels = inputs.get("pixel_values_videos")
     if pixels is None:
@@ -153,18 +153,18 @@ def clips(inputs: HostInputs, grid: Grid, ends: int) -> list[Strip]:
     if axes != 5:
         raise InputError(
             f"pixel_values_videos {f'has {axes} axes' if axes is not None else f'is a {type(pixels).__name__}'}; the "
-            "host takes a tensor of 5: clips, frames, channels, height, width. Pass it as the processor made it."
+            "host takes a tensor of 5: videos, frames, channels, height, width. Pass it as the processor made it."
         )
-    return [Strip(grid=grid, views=pixels.shape[1], ends=ends, clip=True) for _ in pixels]
+    return [Strip(grid=grid, views=pixels.shape[1], ends=ends, video=True) for _ in pixels]
 
 
 def read(
     inputs: HostInputs,
     cpu: Mapping[str, Tensor],
-    seen: Mapping[str, Sequence[Stretch]],
+    seen: Mapping[str, Sequence[PlaceholderRun]],
     tokens: Mapping[str, int],
 ) -> HostBatch:
-    """The batch with every picture and video in its place, modality by modality.
+    """The batch with every image and video in its place, modality by modality.
 
     Args:
         cpu: of the batch.
@@ -175,15 +175,15 @@ def read(
         InputError: placeholders don't match what is to be seen.
     """
     ids, items = cpu["input_ids"].numpy(), list[Item]()
-    for key, stretches in seen.items():
-        spans = placeholders.locate(ids == tokens[key], [s.placeholders for s in stretches])
-        items += [Item(key, stretch, span) for stretch, span in zip(stretches, spans, strict=True)]
+    for key, runs in seen.items():
+        spans = placeholders.locate(ids == tokens[key], [s.placeholders for s in runs])
+        items += [Item(key, run, span) for run, span in zip(runs, spans, strict=True)]
     return HostBatch(
         inputs,
         cpu,
         tuple(item.span for item in items),
-        tuple(item.stretch.grid for item in items),
-        tuple(item.stretch.frames for item in items),
+        tuple(item.run.grid for item in items),
+        tuple(item.run.frames for item in items),
         tuple(items),
     )
 
@@ -191,7 +191,7 @@ def read(
 def views(items: Sequence[Item], packed: Sequence[Tensor]) -> list[VisualTokens]:
     """The views of every item from what the host packed."""
     return [
-        VisualTokens(item.stretch.unpack(features), item.stretch.grid, row=item.span.row, clip=item.stretch.frames > 0)
+        VisualTokens(item.run.unpack(features), item.run.grid, row=item.span.row, video=item.run.frames > 0)
         for item, features in zip(items, packed, strict=True)
     ]
 
@@ -202,7 +202,7 @@ def counts(
     """``(images, levels)``, tokens of every item at every level; arguments as in `HostAdapter.count`."""
     merged = [None] * len(batch.items) if frames is None else frames
     rows = [
-        [item.stretch.count(k, n) for k, n in zip(levels, each or [None] * len(levels), strict=True)]
+        [item.run.count(k, n) for k, n in zip(levels, each or [None] * len(levels), strict=True)]
         for item, levels, each in zip(batch.items, kept, merged, strict=True)
     ]
     return torch.tensor(rows, dtype=torch.long)
@@ -244,7 +244,7 @@ def shortened(
         encoder_keys: inputs that the encoder has seen, besides its options.
     """
     kept = [
-        item.stretch.count(layout_of(each), each.features.shape[0] if item.stretch.frames else None)
+        item.run.count(layout_of(each), each.features.shape[0] if item.run.frames else None)
         for item, each in zip(batch.items, scaled, strict=True)
     ]
     plan = placeholders.plan(batch, [(count,) for count in kept], side, rows)
@@ -269,8 +269,8 @@ def gathered(
         features: of each of them, ``(views, kept, dim)``.
         scaled: of the whole batch.
     """
-    stretches = [batch.items[i].stretch for i in chosen]
-    return packed(stretches, features, [layout_of(scaled[i]) for i in chosen], newline)
+    runs = [batch.items[i].run for i in chosen]
+    return packed(runs, features, [layout_of(scaled[i]) for i in chosen], newline)
 
 
 def pad_token(config: Any) -> int:

@@ -1,4 +1,4 @@
-"""What differs between architectures whose pictures are grids of tokens, as data for one adapter."""
+"""What differs between architectures whose images are grids of tokens, as data for one adapter."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,18 +17,18 @@ Runs = Literal["whole", "views", "rows"]
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """How one routing unit (a picture, a tile, a clip) lies in the prompt and in the encoder's output.
+    """How one routing unit (an image, a tile, a video) lies in the prompt and in the encoder's output.
 
     The order is: ``begin`` marks; the views' tokens, row-major, with one more mark behind each row if ``newline``;
     ``end`` marks. Marks are placeholders like the tokens, but keep their number (newlines: one per kept row).
 
     Attributes:
-        views: crops, or frames of a clip.
+        views: crops, or frames of a video.
         grid: tokens of one view.
-        clip: the views are frames, which may be merged; otherwise they are crops.
+        video: the views are frames, which may be merged; otherwise they are crops.
         runs: the runs that the placeholders form in the text: ``whole``, one (whatever lies between); ``views``, one
-            per view, with words before each that go when the view goes; ``rows``, one per row of tokens, with a word
-            behind each that goes when the row goes.
+            per view, with text tokens before each that go when the view goes; ``rows``, one per row of tokens, with a
+            word behind each that goes when the row goes.
     """
 
     grid: Grid
@@ -37,7 +37,7 @@ class Unit:
     begin: int = 0
     end: int = 0
     newline: bool = False
-    clip: bool = False
+    video: bool = False
 
     @property
     def placeholders(self) -> int:
@@ -69,12 +69,12 @@ class Unit:
         return (self.begin + len(set(into)) * size + self.end,)
 
     def tiles(self) -> tuple["Unit", ...]:
-        """The views as units of their own; the unit itself where they are frames, or lie between words or marks."""
-        apart = self.runs == "whole" and not (self.clip or self.marks)
+        """The views as units of their own; the unit itself where they are frames, or text or separators lie between."""
+        apart = self.runs == "whole" and not (self.video or self.separators)
         return (replace(self, views=1),) * self.views if apart else (self,)
 
     @property
-    def marks(self) -> int:
+    def separators(self) -> int:
         """Different marks of the encoder's output: begin, one newline, end."""
         return self.begin + self.newline + self.end
 
@@ -82,7 +82,7 @@ class Unit:
         self, packed: Float[Tensor, "*batch placeholders dim"]
     ) -> tuple[Float[Tensor, "*batch views tokens dim"], Float[Tensor, "*batch marks dim"] | None]:
         """(tokens, marks) of the encoder's output for the unit; newlines are all the same."""
-        if not self.marks:
+        if not self.separators:
             return packed.unflatten(-2, (self.views, self.grid.tokens)), None
         begin, lines, end = packed.tensor_split([self.begin, packed.shape[-2] - self.end], dim=-2)
         table = lines.unflatten(-2, (self.views, self.grid.rows, self.grid.cols + self.newline))
@@ -114,7 +114,7 @@ class Modality:
         key: its name in ``mm_encoder_outputs``.
         encoder: the method of the host's base model that encodes it.
         token: attribute of the config that holds the placeholder's id.
-        type: its number among the token types, for hosts whose pictures and clips share a placeholder.
+        type: its number among the token types, for hosts whose images and videos share a placeholder.
         pixels: the input whose presence means that there is something to encode.
         inputs: further inputs of the encoder; dropped once it has run.
         sizes: those of them that ``units`` reads numbers from.
@@ -144,8 +144,8 @@ class Architecture:
         canonical: the grid parts are sized for, from the config.
         vision_tower, projector: paths of the modules and parameters.
         flat: whether ``pooler_output`` must be one tensor; otherwise a list with one entry per row of the batch.
-        rotary: whether positions have axes (M-RoPE), so that shortened pictures need positions of their own.
-        types: input that tells words, pictures and clips apart as 0, 1, 2; made from the ids where it is missing.
+        rotary: whether positions have axes (M-RoPE), so that shortened images need positions of their own.
+        types: input that tells text tokens, images and videos apart as 0, 1, 2; made from the ids where it is missing.
         mark_field: field of the encoder's output that goes along as it is.
         refusal: from the config, why a checkpoint isn't served, or None.
     """

@@ -14,19 +14,19 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 ATTENDING = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "moe", "mlp", "attention"}
 """Layer types that keep packed rows apart by their mask, or look at one token at a time."""
-BLOCKS = "pictures attend within themselves, and the host counts those blocks across packed rows"
+BLOCKS = "images attend within themselves, and the host counts those blocks across packed rows"
 UNPACKABLE: Mapping[str, str] = {
     "gemma3": BLOCKS,
     "shieldgemma2": BLOCKS,
     "paligemma": BLOCKS,
-    "hunyuan_vl": "the host numbers pictures through the whole row",
+    "hunyuan_vl": "the host numbers images through the whole row",
 }
 COLUMNS = "its generate counts padding into positions"
 UNGROUPABLE: Mapping[str, str] = {
     "exaone4_5": COLUMNS,
     "hyperclovax_vision_v2": COLUMNS,
 }
-PROMPT = "words of the prompt attend to words and pictures behind them"
+PROMPT = "prompt tokens attend to text tokens and images behind them"
 LOOKING_AHEAD: Mapping[str, str] = {
     "molmo2": PROMPT,
     "paligemma": PROMPT,
@@ -54,12 +54,12 @@ def unpackable(config: Any) -> str | None:
 def ungroupable(config: Any) -> str | None:
     """Why a host's rows can't be read in groups (measured by the law ``ragged``); None when they can."""
     if getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
-        return "words attend to words behind them"
+        return "text tokens attend to text tokens behind them"
     return UNGROUPABLE.get(config.model_type)
 
 
 def looks_ahead(config: Any) -> str | None:
-    """Why words in front of a picture depend on it (measured by the tests of escalation); None when they don't."""
+    """Why text tokens in front of an image depend on it (measured by the tests of escalation); None when they don't."""
     if getattr(config.get_text_config(), "use_bidirectional_attention", None):
         return BLOCKS
     return LOOKING_AHEAD.get(config.model_type)

@@ -38,18 +38,18 @@ def refusal(adapter: HostAdapter) -> str | None:
 def tower_tokens(
     adapter: HostAdapter, batch: HostBatch, views: Sequence[int]
 ) -> list[Float[Tensor, "views patches width"]]:
-    """What the projector is given, picture by picture; runs the vision tower.
+    """What the projector is given, image by image; runs the vision tower.
 
     Args:
         batch: as `HostAdapter.read` gave it, of a host without a `refusal`.
-        views: of every picture.
+        views: of every image.
     """
     if not views:
         return []
     model: Any = stock.base_of(adapter.host)
-    output = anyres.encoded_pictures(model, batch, output_hidden_states=True)
-    given = batch.inputs.get("vision_feature_layer")
-    layer = model.config.vision_feature_layer if given is None else given
+    output = anyres.encoded_images(model, batch, output_hidden_states=True)
+    asked = batch.inputs.get("vision_feature_layer")
+    layer = model.config.vision_feature_layer if asked is None else asked
     tokens = output.hidden_states[layer][:, 1:]
     return list(tokens.split(list(views)))
 
@@ -65,17 +65,17 @@ def weights(adapter: HostAdapter) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in projector.state_dict().items()}
 
 
-def rebuilt(told: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+def rebuilt(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """The projector by itself, frozen, in the type of its weights.
 
     Args:
-        told: as `described` gave it.
+        spec: as `described` gave it.
         state: as `weights` gave it.
 
     Raises:
         ConfigError: no projector is known for this type of host, or the weights are another one's.
     """
-    settings = dict(told["config"])
+    settings = dict(spec["config"])
     model_type = settings.pop("model_type", None)
     if model_type not in PROJECTORS:
         raise ConfigError(

@@ -62,13 +62,13 @@ def adapter_for(host: nn.Module | str | os.PathLike[str], options: Mapping[str, 
     reason = served.refusal(host)
     if reason:
         raise UnsupportedHostError(f"{served.__name__} can't serve this {type(host).__name__}: {reason}.")
-    given = _known_options(served, {} if options is None else options)
+    settings = _known_options(served, {} if options is None else options)
     try:
-        return served(host, **given)
+        return served(host, **settings)
     except TokenFlexError:
         raise
     except SANE as error:
-        raise ConfigError(f"{served.__name__} can't be made with the options {given!r:.500}: {error}.") from error
+        raise ConfigError(f"{served.__name__} can't be made with the options {settings!r:.500}: {error}.") from error
 
 
 def _known_options(served: type[HostAdapter], options: Any) -> dict[str, Any]:

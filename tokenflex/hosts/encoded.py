@@ -19,13 +19,13 @@ Item = tuple[Modality, Unit, Span]
 
 @dataclass
 class Encoded(ModelOutput):
-    """What hosts take as pre-encoded pictures.
+    """What hosts take as pre-encoded images.
 
     Attributes:
-        pooler_output: a list of ``(tokens, dim)``, one per row of the batch that has pictures, or one tensor
+        pooler_output: a list of ``(tokens, dim)``, one per row of the batch that has images, or one tensor
             ``(tokens, 1, dim)``.
         deepstack_features: per layer the same, added deeper in the host.
-        visual_indicator_features: ``(marks, dim)``, embeddings of the words around pictures (Ovis2).
+        visual_indicator_features: ``(marks, dim)``, embeddings of the text tokens around images (Ovis2).
         router_logits: never set; one host asks for it.
     """
 
@@ -62,15 +62,15 @@ def read(output: Any, units: Sequence[Unit], spans: Sequence[Span], mark_field: 
     pieces = zip(*(_flat(layer, rows).split(sizes) for layer in layers), strict=True)
     found: list[VisualTokens] = []
     for (features, *planes), unit, span in zip(pieces, units, spans, strict=True):
-        tokens, marks = unit.unpack(features)
+        tokens, separators = unit.unpack(features)
         found.append(
             VisualTokens(
                 tokens,
                 unit.grid,
                 row=span.row,
                 planes=tuple(unit.unpack(plane)[0] for plane in planes),
-                marks=output[mark_field] if mark_field else marks,
-                clip=unit.clip,
+                separators=output[mark_field] if mark_field else separators,
+                video=unit.video,
             )
         )
     return found
@@ -82,18 +82,16 @@ def write(
     """What the host takes in place of pixels, by key."""
     outputs: dict[str, Encoded] = {}
     for key in dict.fromkeys(modality.key for modality, _, _ in items):
-        mine = [i for i, (modality, _, _) in enumerate(items) if modality.key == key]
-        mine.sort(key=lambda i: (items[i][2].row, int(items[i][2].at[0])))
-        rows = [items[i][2].row for i in mine]
+        own = [i for i, (modality, _, _) in enumerate(items) if modality.key == key]
+        own.sort(key=lambda i: (items[i][2].row, int(items[i][2].at[0])))
+        rows = [items[i][2].row for i in own]
         layers = [
-            _entries(
-                [_packed(images[i], scaled[i], items[i][1], depth, architecture) for i in mine], rows, architecture
-            )
-            for depth in range(1 + len(images[mine[0]].planes))
+            _entries([_packed(images[i], scaled[i], items[i][1], depth, architecture) for i in own], rows, architecture)
+            for depth in range(1 + len(images[own[0]].planes))
         ]
         outputs[key] = Encoded(pooler_output=layers[0], deepstack_features=layers[1:] or None)
         if architecture.mark_field:
-            outputs[key][architecture.mark_field] = images[mine[0]].marks
+            outputs[key][architecture.mark_field] = images[own[0]].separators
     return outputs
 
 
@@ -108,10 +106,10 @@ def _packed(image: VisualTokens, scaled: ScaledTokens, unit: Unit, depth: int, a
     """``(packed, dim)`` of the features (depth 0) or of a plane, moved as the features were; marks in place."""
     features = moved(image, scaled, depth)
     flat = features.flatten(0, 1)
-    if image.marks is None or architecture.mark_field:
+    if image.separators is None or architecture.mark_field:
         return flat
     order = torch.from_numpy(unit.order(layout_of(scaled), len(features))).to(flat.device)
-    return torch.cat([flat, image.marks.to(flat)]).index_select(0, order)
+    return torch.cat([flat, image.separators.to(flat)]).index_select(0, order)
 
 
 def _flat(layer: Any, rows: Mapping[int, int]) -> Tensor:
@@ -122,9 +120,9 @@ def _flat(layer: Any, rows: Mapping[int, int]) -> Tensor:
     """
     flat = layer.flatten(0, -2) if isinstance(layer, Tensor) else torch.cat([entry.flatten(0, -2) for entry in layer])
     if len(flat) != sum(rows.values()):
-        told = ", ".join(f"row {row}: {count}" for row, count in rows.items())
+        listed = ", ".join(f"row {row}: {count}" for row, count in rows.items())
         raise InputError(
-            f"the encoder made {len(flat)} visual tokens, the text has placeholders for {sum(rows.values())} ({told}). "
-            "Make text and images with the same processor call."
+            f"the encoder made {len(flat)} visual tokens, the text has placeholders for {sum(rows.values())} "
+            f"({listed}). Make text and images with the same processor call."
         )
     return flat

@@ -1,9 +1,9 @@
 """Granite 4 Vision on stock transformers: LLaVA-NeXT's tiles, with features that join at several decoder layers.
 
-The host's encoder gives no features for the input embeddings but a list of (decoder layer, features per picture), all
+The host's encoder gives no features for the input embeddings but a list of (decoder layer, features per image), all
 packed alike (DeepStack). The first of them is what scaler and router see; the others are `VisualTokens.planes` and
-are averaged over the same tokens. For the host all pictures of a row are joined to one entry, since its beam search
-repeats entries one by one, which would mix up the pictures of a row.
+are averaged over the same tokens. For the host all images of a row are joined to one entry, since its beam search
+repeats entries one by one, which would mix up the images of a row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,8 @@ from tokenflex.contracts import (
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import anyres, placeholders, stock
 from tokenflex.hosts.encoded import Encoded, moved
-from tokenflex.hosts.stretches import Tiled
-from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
+from tokenflex.hosts.instruction import Markers, Scope, markers, read_instructions
+from tokenflex.hosts.runs import Tiled
 
 
 class Granite4VisionAdapter(HostAdapter):
@@ -36,7 +36,7 @@ class Granite4VisionAdapter(HostAdapter):
 
     Args:
         host: the model, or a PEFT wrapper around it.
-        scope, marker: what counts as the instruction (see `tokenflex.hosts.words`).
+        scope, marker: what counts as the instruction (see `tokenflex.hosts.instruction`).
     """
 
     model_types = ("granite4_vision",)
@@ -104,28 +104,28 @@ class Granite4VisionAdapter(HostAdapter):
         return "its projectors read several layers of the tower, so the whole view can't be encoded alone"
 
     def read(self, inputs: HostInputs) -> HostBatch:
-        """Pictures only."""
+        """Images only."""
         config, cpu = self._model.config, placeholders.on_cpu(inputs, ("image_sizes",))
-        pictures = [
+        images = [
             Tiled(grid=self.grid, tiles=anyres.local_tiles(config, size), size=size)
             for size in anyres.image_sizes(inputs, cpu)
         ]
-        return anyres.read(inputs, cpu, {"image": pictures}, self._tokens)
+        return anyres.read(inputs, cpu, {"image": images}, self._tokens)
 
     def encode(self, batch: HostBatch, attention: bool = False) -> tuple[VisualTokens, ...]:
-        """One item per picture: the whole of it, then its local tiles row-major; later layers' features as planes."""
+        """One item per image: the whole of it, then its local tiles row-major; later layers' features as planes."""
         items = batch.items
         if not items:
             return ()
-        layers = [packed for _, packed in anyres.encoded_pictures(self._model, batch).deepstack_features]
+        layers = [packed for _, packed in anyres.encoded_images(self._model, batch).deepstack_features]
         found: list[VisualTokens] = []
         for item, packed in zip(items, zip(*layers, strict=True), strict=True):
-            features, *planes = (item.stretch.unpack(layer) for layer in packed)
-            found.append(VisualTokens(features, item.stretch.grid, row=item.span.row, planes=tuple(planes)))
+            features, *planes = (item.run.unpack(layer) for layer in packed)
+            found.append(VisualTokens(features, item.run.grid, row=item.span.row, planes=tuple(planes)))
         return tuple(found)
 
     def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
-        """The input embeddings of each row's words, detached."""
+        """The input embeddings of each row's prompt tokens, detached."""
         return read_instructions(
             batch, self._tokens.values(), self.scope, self.marker, self._model.get_input_embeddings()
         )
@@ -136,7 +136,7 @@ class Granite4VisionAdapter(HostAdapter):
         kept: Sequence[Sequence[Grid | int]],
         frames: Sequence[Sequence[int] | None] | None = None,
     ) -> Tensor:
-        """Tokens of every picture at every level, newlines included."""
+        """Tokens of every image at every level, newlines included."""
         return anyres.counts(batch, kept, frames)
 
     def splice(
@@ -150,7 +150,7 @@ class Granite4VisionAdapter(HostAdapter):
         """Pack the chosen tokens of every layer and shorten the text around them."""
         newline = self._model.model.image_newline
         short = anyres.shortened(
-            batch, scaled, padding_side, rows, config=self._model.config, encoder_keys=anyres.PICTURE_KEYS
+            batch, scaled, padding_side, rows, config=self._model.config, encoder_keys=anyres.IMAGE_KEYS
         )
         entries: list[tuple[int, list[Tensor]]] = []
         for depth, layer in enumerate(self._layers if short.chosen else ()):

@@ -1,4 +1,4 @@
-"""One adapter for every architecture whose pictures are grids of tokens; what differs is data (`Architecture`)."""
+"""One adapter for every architecture whose images are grids of tokens; what differs is data (`Architecture`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,26 +24,26 @@ from tokenflex.hosts import encoded, placeholders, stock
 from tokenflex.hosts.architecture import Architecture, Modality, Unit
 from tokenflex.hosts.architectures import ARCHITECTURES, READABLE, unpackable
 from tokenflex.hosts.encoded import Item, layout_of
+from tokenflex.hosts.instruction import Markers, Scope, markers, read_instructions
 from tokenflex.hosts.placeholders import Plan
 from tokenflex.hosts.positions import FRAME_SECONDS, Positions, compact_grids, full_positions, span_positions
 from tokenflex.hosts.refusing import refusing, require_types, sized
-from tokenflex.hosts.resizing import Picture, Resizing, check_images, check_shares, smaller_batch
+from tokenflex.hosts.resizing import Image, Resizing, check_images, check_shares, smaller_batch
 from tokenflex.hosts.resizings import resizing_of
 from tokenflex.hosts.tower_attention import attending, unreadable
-from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
 
 
 class GridAdapter(HostAdapter):
     """Serves the architectures in `tokenflex.hosts.architectures`, as loaded by transformers 5.18 or newer.
 
-    A routing unit is what the processor writes as one stretch of the prompt: a picture, or a tile where tiles have
-    words between them. All tiles of a stretch share one level, unless ``route_per`` is ``tile``.
+    A routing unit is what the processor writes as one stretch of the prompt: an image, or a tile where tiles have
+    text tokens between them. All tiles of a stretch share one level, unless ``route_per`` is ``tile``.
 
     Args:
         host: the model, or a PEFT wrapper around it.
-        scope, marker: what counts as the instruction (see `tokenflex.hosts.words`).
+        scope, marker: what counts as the instruction (see `tokenflex.hosts.instruction`).
         positions: for hosts with M-RoPE, where kept tokens sit (see `tokenflex.hosts.positions`).
-        route_per: ``stretch``, or ``tile``: tiles side by side in one stretch (InternVL) are units of their own.
+        route_per: ``run``, or ``tile``: tiles side by side in one stretch (InternVL) are units of their own.
     """
 
     model_types = tuple(ARCHITECTURES)
@@ -150,7 +150,7 @@ class GridAdapter(HostAdapter):
         return full_positions(self._model, self._typed(inputs)) if self.architecture.rotary else None
 
     def read(self, inputs: HostInputs) -> HostBatch:
-        """Pictures and clips, modality by modality.
+        """Images and videos, modality by modality.
 
         Raises:
             InputError: placeholders don't match what is to be seen.
@@ -180,7 +180,7 @@ class GridAdapter(HostAdapter):
             cpu,
             tuple(span for _, _, span in items),
             tuple(unit.grid for _, unit, _ in items),
-            tuple(unit.views * unit.clip for _, unit, _ in items),
+            tuple(unit.views * unit.video for _, unit, _ in items),
             tuple(items),
         )
 
@@ -193,7 +193,7 @@ class GridAdapter(HostAdapter):
             shown: where its placeholders are.
 
         Raises:
-            InputError: sizes are none, or nothing in the text stands for the pictures.
+            InputError: sizes are none, or nothing in the text stands for the images.
         """
         pixels = known.get(modality.pixels)
         if pixels is None:
@@ -201,58 +201,58 @@ class GridAdapter(HostAdapter):
         names = (*modality.sizes, *((modality.grids,) if modality.grids else ()))
         sizes = sized(known, cpu, names)
         cpu |= sizes
-        told = {name: known.get(name) for name in (modality.pixels, *names)}
-        with refusing(told, "what counts the pictures' tokens"):
+        checked = {name: known.get(name) for name in (modality.pixels, *names)}
+        with refusing(checked, "what counts the images' tokens"):
             units = list(modality.units(self._model.config, {**known, **sizes}, shown))
         for number, unit in enumerate(units):
             if min(unit.grid.rows, unit.grid.cols, unit.views) < 1:
                 said = [f"{name} {value[number].tolist()}" for name, value in sizes.items()]
                 said = said or [f"{int(shown.sum())} placeholders in input_ids"]
                 raise InputError(
-                    f"picture {number} has no token by its size ({', '.join(said)}). Pass text, sizes and pictures as "
+                    f"image {number} has no token by its size ({', '.join(said)}). Pass text, sizes and images as "
                     "the processor made them."
                 )
         if not units:
             token = getattr(self._model.config, modality.token)
             raise InputError(
                 f"{modality.pixels} {tuple(getattr(pixels, 'shape', ()))} came with a text that has no placeholder for "
-                f"it (token {token}). Make text and pictures with the same processor call, or leave {modality.pixels} "
+                f"it (token {token}). Make text and images with the same processor call, or leave {modality.pixels} "
                 "out."
             )
         return units
 
     def encode(self, batch: HostBatch, attention: bool = False) -> tuple[VisualTokens, ...]:
-        """One item per unit; clips after pictures."""
+        """One item per unit; videos after images."""
         found: list[VisualTokens] = []
         inputs = batch.inputs
         for modality in self.architecture.modalities:
-            mine = [(unit, span) for its, unit, span in batch.items if its is modality]
-            if not mine:
+            own = [(unit, span) for its, unit, span in batch.items if its is modality]
+            if not own:
                 continue
             names = (modality.pixels, *modality.inputs, *((modality.grids,) if modality.grids else ()))
-            given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-            units, spans = zip(*mine, strict=True)
-            found += self._encoded(modality, given, units, spans, attention)
+            selected = {name: inputs[name] for name in names if inputs.get(name) is not None}
+            units, spans = zip(*own, strict=True)
+            found += self._encoded(modality, selected, units, spans, attention)
         return tuple(found)
 
     def _encoded(
         self,
         modality: Modality,
-        given: HostInputs,
+        selected: HostInputs,
         units: Sequence[Unit],
         spans: Sequence[Span],
         attention: bool = False,
     ) -> list[VisualTokens]:
         asked = {"output_hidden_states": True} if attention else {}
-        with refusing(given):
-            output = getattr(self._model.base_model, modality.encoder)(**given, **asked, return_dict=True)
+        with refusing(selected):
+            output = getattr(self._model.base_model, modality.encoder)(**selected, **asked, return_dict=True)
             images = encoded.read(output, units, spans, self.architecture.mark_field)
         if attention:
-            images = attending(images, self._model, self.architecture.vision_tower, output.hidden_states, given)
+            images = attending(images, self._model, self.architecture.vision_tower, output.hidden_states, selected)
         return images
 
     def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
-        """The input embeddings of each row's words, detached."""
+        """The input embeddings of each row's prompt tokens, detached."""
         embed = self._model.get_input_embeddings()
         return read_instructions(batch, self._tokens, self.scope, self.marker, embed)
 
@@ -307,12 +307,12 @@ class GridAdapter(HostAdapter):
         if isinstance(found, str):
             return found
         if self.route_per == "tile" and found.whole:
-            return "tiles are routed one by one (route_per='tile'), and a smaller picture has others"
+            return "tiles are routed one by one (route_per='tile'), and a smaller image has others"
         return None
 
     def resized(self, batch: HostBatch, shares: Sequence[float]) -> HostBatch:
         """By the architecture's `Resizing`."""
-        pictures = self._pictures(batch, shares)
+        images = self._images(batch, shares)
         if all(share == 1 for share in shares):
             return batch
         modalities = self.architecture.modalities
@@ -320,29 +320,29 @@ class GridAdapter(HostAdapter):
         own = batch.inputs.get(placeholders.POSITIONS)
         if self.architecture.rotary and own is not None:
             raise InputError(
-                f"{placeholders.POSITIONS} {tuple(own.shape)} are the caller's own, and where the words behind a "
-                "smaller picture sit isn't defined by them. Leave them out."
+                f"{placeholders.POSITIONS} {tuple(own.shape)} are the caller's own, and where the text tokens behind a "
+                "smaller image sit isn't defined by them. Leave them out."
             )
         dropped = tuple({*self.encoder_inputs} - {name for m in modalities for name in m.sizes} - grids)
-        return smaller_batch(batch, batch.items, pictures, dropped=dropped, pad_token_id=self._pad_token)
+        return smaller_batch(batch, batch.items, images, dropped=dropped, pad_token_id=self._pad_token)
 
     def encode_resized(
         self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]
     ) -> tuple[VisualTokens, ...]:
         """In as few calls of the encoder as the architecture's `Resizing` needs: one, or one per size."""
-        pictures = self._pictures(batch, shares)
+        resized_images = self._images(batch, shares)
         check_images(batch, images)
-        if len(images) == len(pictures) and all(share == 1 for share in shares):
+        if len(images) == len(resized_images) and all(share == 1 for share in shares):
             return self.encode(batch)
         made: dict[int, VisualTokens] = {}
         for modality in self.architecture.modalities:
-            mine = [i for i in images if batch.items[i][0] is modality]
-            asked = [pictures[i] for i in mine]
+            own = [i for i in images if batch.items[i][0] is modality]
+            asked = [resized_images[i] for i in own]
             with refusing({modality.pixels: batch.inputs.get(modality.pixels)}):
-                for call in self._resizing.calls(self._model.config, modality, batch, asked) if mine else ():
-                    units, spans = [asked[k].unit for k in call.which], [batch.spans[mine[k]] for k in call.which]
+                for call in self._resizing.calls(self._model.config, modality, batch, asked) if own else ():
+                    units, spans = [asked[k].unit for k in call.which], [batch.spans[own[k]] for k in call.which]
                     found = self._encoded(modality, call.inputs, units, spans)
-                    made.update(zip((mine[k] for k in call.which), found, strict=True))
+                    made.update(zip((own[k] for k in call.which), found, strict=True))
         return tuple(made[i] for i in images)
 
     def processor_kwargs(self, batch: HostBatch, image: int, tokens: int) -> Mapping[str, Any]:
@@ -350,23 +350,23 @@ class GridAdapter(HostAdapter):
         check_images(batch, [image])
         if self.resize_refusal is not None:
             return {}
-        picture = self._pictures(batch, [1.0] * len(batch.items))[image]
-        return self._resizing.processor_kwargs(self._model.config, picture, tokens)
+        resized = self._images(batch, [1.0] * len(batch.items))[image]
+        return self._resizing.processor_kwargs(self._model.config, resized, tokens)
 
     @property
     def _resizing(self) -> Resizing:
         found = resizing_of(self._model.config)
         if isinstance(found, str):
-            raise UnsupportedHostError(f"{self.model_type!r} can't take smaller pictures: {found}.")
+            raise UnsupportedHostError(f"{self.model_type!r} can't take smaller images: {found}.")
         return found
 
-    def _pictures(self, batch: HostBatch, shares: Sequence[float]) -> list[Picture]:
+    def _images(self, batch: HostBatch, shares: Sequence[float]) -> list[Image]:
         """Every image at the size it is to have."""
         check_shares(batch, shares)
-        resizing, config, found = self._resizing, self._model.config, list[Picture]()
+        resizing, config, found = self._resizing, self._model.config, list[Image]()
         taken = {modality.pixels: 0 for modality in self.architecture.modalities}
         for (modality, unit, _), share in zip(batch.items, shares, strict=True):
-            found.append(resizing.picture(config, modality, batch, taken[modality.pixels], unit, share))
+            found.append(resizing.image(config, modality, batch, taken[modality.pixels], unit, share))
             taken[modality.pixels] += 1
         return found
 
@@ -423,20 +423,20 @@ class GridAdapter(HostAdapter):
                 "Leave them out."
             )
         typed, device = self._typed(batch.cpu), inputs["input_ids"].device
-        told = {} if types is None else {types: placeholders.gathered(plan, typed[types], 0).to(device)}
+        token_types = {} if types is None else {types: placeholders.gathered(plan, typed[types], 0).to(device)}
         if self.positions == "span":
             if placeholders.POSITIONS not in batch.made:  # rows may be spliced group by group
                 batch.made[placeholders.POSITIONS] = full_positions(self._model, {**inputs, **typed}).to(device)
             full = batch.made[placeholders.POSITIONS]
             spans, units = [span for _, _, span in items], [unit for _, unit, _ in items]
-            return told | {"position_ids": span_positions(full, plan, spans, units, scaled, kept)}
+            return token_types | {"position_ids": span_positions(full, plan, spans, units, scaled, kept)}
         for modality in self.architecture.modalities:
-            mine = [i for i, (its, _, _) in enumerate(items) if its is modality]
-            if modality.grids in grids and mine:
-                given = batch.cpu[modality.grids][self._numbers(batch, modality, [chosen[i] for i in mine])]
-                units, kept_of = [items[i][1] for i in mine], [scaled[i] for i in mine]
-                grids[modality.grids] = compact_grids(given, units, kept_of).to(device)
-        return grids | told
+            these = [i for i, (its, _, _) in enumerate(items) if its is modality]
+            if modality.grids in grids and these:
+                table = batch.cpu[modality.grids][self._numbers(batch, modality, [chosen[i] for i in these])]
+                units, kept_of = [items[i][1] for i in these], [scaled[i] for i in these]
+                grids[modality.grids] = compact_grids(table, units, kept_of).to(device)
+        return grids | token_types
 
     def _grids(self, batch: HostBatch, chosen: Sequence[int]) -> dict[str, Any]:
         """The inputs of grids, of the chosen images only, in their order."""
@@ -444,12 +444,12 @@ class GridAdapter(HostAdapter):
         for modality in self.architecture.modalities:
             if not modality.grids or batch.inputs.get(modality.grids) is None:
                 continue
-            given = batch.inputs[modality.grids]
+            table = batch.inputs[modality.grids]
             picked = self._numbers(batch, modality, [i for i in chosen if batch.items[i][0] is modality])
-            if picked != list(range(len(given))):
-                given = given[torch.tensor(picked, dtype=torch.long).to(given.device)] if picked else None
-            if given is not None:
-                found[modality.grids] = given
+            if picked != list(range(len(table))):
+                table = table[torch.tensor(picked, dtype=torch.long).to(table.device)] if picked else None
+            if table is not None:
+                found[modality.grids] = table
         return found
 
     def _numbers(self, batch: HostBatch, modality: Modality, chosen: Sequence[int]) -> list[int]:

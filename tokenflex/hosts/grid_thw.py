@@ -1,4 +1,4 @@
-"""Architectures of the Qwen-VL kind: dynamic resolution, (time, height, width) of every picture as an input."""
+"""Architectures of the Qwen-VL kind: dynamic resolution, (time, height, width) of every image as an input."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,15 +24,15 @@ def merged(
     *,
     runs: Runs = "whole",
     one: bool = False,
-    **marks: Any,
+    **of_unit: Any,
 ) -> Units:
     """Units from an input of (time, height, width) in patches.
 
     Args:
         name: attribute of ``vision_config`` with the patches per token (side or pair); None: grids are in tokens.
-        runs: whether clips are one run or one run per frame.
+        runs: whether videos are one run or one run per frame.
         one: whether time is averaged away.
-        marks: of each `Unit`.
+        of_unit: of each `Unit`.
     """
 
     def units(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
@@ -42,8 +42,8 @@ def merged(
                 grid=Grid(h // rows, w // cols),
                 views=1 if one else t,
                 runs=runs if t > 1 else "whole",
-                clip=grids == VIDEO_GRID and not one,
-                **marks,
+                video=grids == VIDEO_GRID and not one,
+                **of_unit,
             )
             for t, h, w in inputs[grids].tolist()
         ]
@@ -52,12 +52,12 @@ def merged(
 
 
 def by_own_merge_size(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
-    """``image_merge_sizes`` gives the patches per token of every picture."""
+    """``image_merge_sizes`` gives the patches per token of every image."""
     pairs = zip(inputs[IMAGE_GRID].tolist(), inputs["image_merge_sizes"].tolist(), strict=True)
     return [Unit(grid=Grid(h // size, w // size), views=t) for (t, h, w), size in pairs]
 
 
-def clips(runs: Runs, **settings: Any) -> Modality:
+def videos(runs: Runs, **settings: Any) -> Modality:
     """Videos, by default under a key and a placeholder of their own."""
     own: dict[str, Any] = {"key": "video", "token": "video_token_id"} | settings
     return Modality(
@@ -79,10 +79,10 @@ def rotary(
 ) -> Architecture:
     """Positions in time, height and width (M-RoPE)."""
     shared = video is not None and video.key == "image"
-    picture = Modality(units=units or merged(), grids=IMAGE_GRID, type=1 if shared else None)
+    image = Modality(units=units or merged(), grids=IMAGE_GRID, type=1 if shared else None)
     return Architecture(
         family="grid_thw",
-        modalities=(picture, video) if video else (picture,),
+        modalities=(image, video) if video else (image,),
         canonical=lambda config: USUAL,
         vision_tower=vision_tower,
         projector=projector,
@@ -102,10 +102,10 @@ def plain(
 ) -> Architecture:
     """Plain positions, or none."""
     known = (IMAGE_GRID, *inputs)
-    picture = Modality(units=units, inputs=known, sizes=known, type=1 if types else None)
+    image = Modality(units=units, inputs=known, sizes=known, type=1 if types else None)
     return Architecture(
         family="grid_thw",
-        modalities=(picture, video) if video else (picture,),
+        modalities=(image, video) if video else (image,),
         canonical=lambda config: USUAL,
         vision_tower=vision_tower,
         projector=projector,
@@ -115,8 +115,8 @@ def plain(
 
 DEEP = ("model.visual.merger", "model.visual.deepstack_merger_list")
 GLM = ("model.visual.merger", "model.visual.downsample")
-GLM_CLIPS = clips("views", key="image", token="image_token_id", type=2)
-"""Placeholders of pictures; with both in one batch the host wants them under one key, in the order of the text."""
+GLM_VIDEOS = videos("views", key="image", token="image_token_id", type=2)
+"""Placeholders of images; with both in one batch the host wants them under one key, in the order of the text."""
 MERGER: dict[str, Any] = {"vision_tower": ("model.vision_tower",), "projector": ("model.vision_tower.patch_merger",)}
 VISUAL: dict[str, Any] = {"vision_tower": ("model.visual",), "projector": ("model.visual.merger",)}
 ADAPTED: dict[str, Any] = {
@@ -125,31 +125,31 @@ ADAPTED: dict[str, Any] = {
 }
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "qwen2_vl": rotary(video=clips("whole")),
-    "qwen2_5_vl": rotary(video=clips("whole")),
-    "qwen3_vl": rotary(video=clips("views"), projector=DEEP),
-    "qwen3_vl_moe": rotary(video=clips("views"), projector=DEEP),
-    "qwen3_5": rotary(video=clips("views")),
-    "qwen3_5_moe": rotary(video=clips("views")),
-    "qwen4_exp": rotary(video=clips("views")),
+    "qwen2_vl": rotary(video=videos("whole")),
+    "qwen2_5_vl": rotary(video=videos("whole")),
+    "qwen3_vl": rotary(video=videos("views"), projector=DEEP),
+    "qwen3_vl_moe": rotary(video=videos("views"), projector=DEEP),
+    "qwen3_5": rotary(video=videos("views")),
+    "qwen3_5_moe": rotary(video=videos("views")),
+    "qwen4_exp": rotary(video=videos("views")),
     "qwen2_5_omni_thinker": rotary(types=None),
     "qwen3_omni_moe_thinker": rotary(types=None, projector=("model.visual.merger", "model.visual.merger_list")),
-    "glm4v": rotary(video=GLM_CLIPS, projector=GLM),
-    "glm4v_moe": rotary(video=GLM_CLIPS, projector=GLM),
-    "glm46v": rotary(video=GLM_CLIPS, projector=GLM),
-    "glmga": rotary(video=GLM_CLIPS, projector=GLM),
-    "glm_ocr": rotary(video=GLM_CLIPS, projector=GLM),
+    "glm4v": rotary(video=GLM_VIDEOS, projector=GLM),
+    "glm4v_moe": rotary(video=GLM_VIDEOS, projector=GLM),
+    "glm46v": rotary(video=GLM_VIDEOS, projector=GLM),
+    "glmga": rotary(video=GLM_VIDEOS, projector=GLM),
+    "glm_ocr": rotary(video=GLM_VIDEOS, projector=GLM),
     "glm5_next": plain(
         merged(), vision_tower=("model.visual",), projector=GLM, types=TYPES,
-        video=clips("views", token="image_token_id", type=2),
+        video=videos("views", token="image_token_id", type=2),
     ),
     "ernie4_5_vl_moe": rotary(vision_tower=("model.vision_tower",), projector=("model.resampler_model",)),
     "paddleocr_vl": rotary(projector=("model.projector",)),
     "hunyuan_vl": rotary(units=merged(begin=1, end=1, newline=True), **MERGER),
     "hy_v4_vl": rotary(units=merged(newline=True), **MERGER),
-    "cohere_compass": rotary(video=clips("views"), projector=DEEP),
-    "cosmos3_edge": rotary(video=clips("views"), projector=("model.projector",)),
-    "cosmos3_omni": rotary(video=clips("views"), projector=DEEP),
+    "cohere_compass": rotary(video=videos("views"), projector=DEEP),
+    "cosmos3_edge": rotary(video=videos("views"), projector=("model.projector",)),
+    "cosmos3_omni": rotary(video=videos("views"), projector=DEEP),
     "video_llama_3": plain(
         by_own_merge_size, inputs=("image_merge_sizes",), vision_tower=("model.vision_model",),
         projector=("model.projector",),

@@ -98,7 +98,7 @@ class Rows:
         return self.whole.index.shape[1]
 
     @property
-    def words(self) -> Tensor:
+    def text(self) -> Tensor:
         """``(rows, length)``, True for tokens that are neither padding nor visual; on the CPU."""
         index = self.whole.index
         return (index >= 0) & self.batch.attended.gather(1, index.clamp(min=0))
@@ -106,7 +106,7 @@ class Rows:
     @property
     def lengths(self) -> list[int]:
         """Tokens of every row that aren't padding."""
-        sizes = self.words.sum(-1).tolist()
+        sizes = self.text.sum(-1).tolist()
         for row, tokens in zip(self.batch.rows, self.whole.tokens, strict=True):
             sizes[row] += tokens
         return sizes
@@ -116,20 +116,20 @@ class Rows:
         """Tokens of every row that its loss is a mean of; None where padding takes part in it."""
         index = self.whole.index
         labels = self.batch.cpu[LABELS].gather(1, index.clamp(min=0)).masked_fill(index < 0, IGNORE)
-        told, counts = labels != IGNORE, list[int]()
+        is_target, counts = labels != IGNORE, list[int]()
         for row, size in enumerate(self.lengths):
             first = self.length - size if self.side == "left" else 0
-            if bool(told[row, first]) and first:
+            if bool(is_target[row, first]) and first:
                 return None
-            counts.append(int(told[row].sum()) - bool(told[row, first]))
-        return None if bool((told & ~self.words).any()) else counts
+            counts.append(int(is_target[row].sum()) - bool(is_target[row, first]))
+        return None if bool((is_target & ~self.text).any()) else counts
 
     @property
     def holed(self) -> bool:
         """Whether a row's tokens don't stand together at their side."""
         sizes, columns = torch.tensor(self.lengths)[:, None], torch.arange(self.length)
         inside = columns >= self.length - sizes if self.side == "left" else columns < sizes
-        return bool((self.words & ~inside).any())
+        return bool((self.text & ~inside).any())
 
     def setting(self, name: str, default: Any = None) -> list[Any]:
         """Of the host's config and of its language model's."""
@@ -188,10 +188,10 @@ def generate(rows: Rows, inputs: Mapping[str, Any], options: Mapping[str, Any], 
         inputs, batching: as for `forward`.
         options: of its ``generate``.
     """
-    told = Options(rows.host, options)
+    settings = Options(rows.host, options)
     apart = CALL + HEAD * rows.count + rows.count * rows.length // JOINING
-    groups = groups_of(rows, batching, lambda: refusal(rows, inputs) or refused_generate(rows, told), apart)
-    parts = [prefilled(rows.splice(group).inputs, told, rows.host) for group in groups]
+    groups = groups_of(rows, batching, lambda: refusal(rows, inputs) or refused_generate(rows, settings), apart)
+    parts = [prefilled(rows.splice(group).inputs, settings, rows.host) for group in groups]
     return behind(rows, inputs, groups, parts, options)
 
 
@@ -305,17 +305,17 @@ def refused_forward(rows: Rows, inputs: Mapping[str, Any]) -> str | None:
     return next((reason for holds, reason in reasons if holds), unjoined)
 
 
-def refused_generate(rows: Rows, told: Options) -> str | None:
+def refused_generate(rows: Rows, settings: Options) -> str | None:
     """Why ``generate`` can't, where `refusal` has no reason."""
-    reads = [name for name in READS if told(name) not in (None, False)]
-    kind = told("cache_implementation")
+    reads = [name for name in READS if settings(name) not in (None, False)]
+    kind = settings("cache_implementation")
     reasons = (
         (KEEP in rows.whole.inputs, f"{KEEP} names columns of the padded batch"),
         (reads, f"{', '.join(reads)} reads the prompt in a way of its own"),
-        (told("use_cache") is False, "there is no cache to join"),
+        (settings("use_cache") is False, "there is no cache to join"),
         (kind not in (None, "hybrid"), f"a cache of the kind {kind!r} isn't joined"),
         (bool((rows.whole.index[:, -1] < 0).any()), "a row doesn't end with a word"),
-        (_ends_with_mark(rows), "a row ends with a mark whose embedding comes with its picture"),
+        (_ends_with_mark(rows), "a row ends with a mark whose embedding comes with its image"),
         (min(rows.lengths) < 2, "a row has nothing in front of its last word"),
     )
     unjoined = joining.refusal(stock.base_of(rows.host), rows.side)
@@ -324,8 +324,8 @@ def refused_generate(rows: Rows, told: Options) -> str | None:
 
 def _ends_with_mark(rows: Rows) -> bool:
     """Whether a last token, which is read by itself once more, is embedded by the host's encoder."""
-    marks = getattr(stock.base_of(rows.host).config, "visual_indicator_token_ids", None)
-    return bool(marks) and not set(marks).isdisjoint(rows.whole.inputs[IDS][:, -1].tolist())
+    indicators = getattr(stock.base_of(rows.host).config, "visual_indicator_token_ids", None)
+    return bool(indicators) and not set(indicators).isdisjoint(rows.whole.inputs[IDS][:, -1].tolist())
 
 
 def _forward(rows: Rows, inputs: Mapping[str, Any], groups: Sequence[Sequence[int]]) -> Any:
@@ -361,12 +361,12 @@ def _forward(rows: Rows, inputs: Mapping[str, Any], groups: Sequence[Sequence[in
 
 def _placed(rows: Rows, group: Sequence[int], part: Mapping[str, Any]) -> dict[str, Any]:
     """Positions of a group's columns, where the host would place them otherwise than in the padded batch."""
-    size, given = part[IDS].shape[1], rows.whole.inputs.get(POSITIONS)
+    size, positions = part[IDS].shape[1], rows.whole.inputs.get(POSITIONS)
     columns = slice(rows.length - size, rows.length) if rows.side == "left" else slice(size)
     if POSITIONS in part or POSITIONS not in inspect.signature(stock.base_of(rows.host).forward).parameters:
         return {}
-    if given is not None:
-        return {POSITIONS: given[..., torch.tensor(group, device=given.device), columns]}
+    if positions is not None:
+        return {POSITIONS: positions[..., torch.tensor(group, device=positions.device), columns]}
     if rows.adapter.position_inputs and rows.batch.spans:
         return {POSITIONS: rows.adapter.position_ids(part)}
     if rows.side == "right":
@@ -389,12 +389,12 @@ def _passed_on(output: Any, encoded: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def prefilled(inputs: Mapping[str, Any], told: Options, host: Any, begun: Mapping[str, Any] = NOTHING) -> Part:
+def prefilled(inputs: Mapping[str, Any], settings: Options, host: Any, begun: Mapping[str, Any] = NOTHING) -> Part:
     """The cache of some rows without their last token.
 
     Args:
         inputs: of these rows.
-        told: options of ``generate`` in force.
+        settings: options of ``generate`` in force.
         begun: a cache that holds their first columns already, by its name among the host's inputs.
     """
     config = GenerationConfig(
@@ -406,7 +406,7 @@ def prefilled(inputs: Mapping[str, Any], told: Options, host: Any, begun: Mappin
         return_dict_in_generate=True,
         output_scores=False,
         output_logits=False,
-        **{name: told(name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")},
+        **{name: settings(name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")},
     )
     part = {name: value for name, value in inputs.items() if name != LABELS}
     short = {name: value[..., :-1] if name in (IDS, *SEQUENCE_KEYS) else value for name, value in part.items()}

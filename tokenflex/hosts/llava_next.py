@@ -1,6 +1,6 @@
 """LLaVA-NeXT on stock transformers: anyres tiles, newlines, unpadding; and the video model built on it.
 
-How tiles are read from the host: see `tokenflex.hosts.anyres`. The clips of LLaVA-NeXT-Video are their frames' tokens,
+How tiles are read from the host: see `tokenflex.hosts.anyres`. The videos of LLaVA-NeXT-Video are their frames' tokens,
 pooled by the host and without newlines.
 """
 
@@ -24,9 +24,7 @@ from tokenflex.contracts import (
 )
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import anyres, placeholders, resized_tiles, stock
-from tokenflex.hosts.stretches import Stretch, Tiled
-from tokenflex.hosts.tower_attention import unreadable
-from tokenflex.hosts.words import (
+from tokenflex.hosts.instruction import (
     ZERO,
     Markers,
     Scope,
@@ -36,6 +34,8 @@ from tokenflex.hosts.words import (
     read_instructions,
     without_placeholders,
 )
+from tokenflex.hosts.runs import PlaceholderRun, Tiled
+from tokenflex.hosts.tower_attention import unreadable
 from tokenflex.ops.packing import Unpad
 
 
@@ -44,9 +44,9 @@ class LlavaNextAdapter(HostAdapter):
 
     Args:
         host: the model, or a PEFT wrapper around it.
-        unpad: ``geometric`` never cuts a cell that shows part of the picture; ``released`` reproduces the
+        unpad: ``geometric`` never cuts a cell that shows part of the image; ``released`` reproduces the
             published AVG-LLaVA checkpoints (see `tokenflex.ops.packing`).
-        scope, marker: what counts as the instruction (see `tokenflex.hosts.words`).
+        scope, marker: what counts as the instruction (see `tokenflex.hosts.instruction`).
         vocabulary: tokens that can be answers; the ids from there on are placeholders (see `HostAdapter.vocabulary`).
     """
 
@@ -141,25 +141,25 @@ class LlavaNextAdapter(HostAdapter):
         return unreadable(self._model, anyres.TOWER)
 
     def read(self, inputs: HostInputs) -> HostBatch:
-        """Pictures, then clips."""
+        """Images, then videos."""
         cpu = placeholders.on_cpu(inputs, ("image_sizes",))
-        pictures = [
+        images = [
             Tiled(grid=self.grid, tiles=self.tiles(size), size=size, unpad=self.unpad)
             for size in anyres.image_sizes(inputs, cpu)
         ]
-        seen: dict[str, Sequence[Stretch]] = {"image": pictures}
+        seen: dict[str, Sequence[PlaceholderRun]] = {"image": images}
         if "video" in self._tokens:
             stride = self._model.config.spatial_pool_stride
             frame = Grid(self.grid.rows // stride, self.grid.cols // stride)
-            seen["video"] = anyres.clips(inputs, frame, ends=0)
+            seen["video"] = anyres.videos(inputs, frame, ends=0)
         return anyres.read(inputs, cpu, seen, self._tokens)
 
     def encode(self, batch: HostBatch, attention: bool = False) -> tuple[VisualTokens, ...]:
-        """One item per image: the whole picture, then its local tiles row-major. Clips, frame by frame, come last."""
+        """One item per image: the whole image, then its local tiles row-major. Videos, frame by frame, come last."""
         return anyres.encoded(self._model, batch, attention)
 
     def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
-        """The input embeddings of each row's words, detached."""
+        """The input embeddings of each row's prompt tokens, detached."""
         embed = self._model.get_input_embeddings()
         if self.scope == "published":
             return self._published_instructions(batch, embed)
@@ -189,25 +189,25 @@ class LlavaNextAdapter(HostAdapter):
         packed = anyres.gathered(batch, short.chosen, features, scaled, self._model.model.image_newline)
         outputs: dict[str, BaseModelOutputWithPooling] = {}
         for key in dict.fromkeys(batch.items[i].key for i in short.chosen):
-            mine: Any = [one for i, one in zip(short.chosen, packed, strict=True) if batch.items[i].key == key]
-            outputs[key] = BaseModelOutputWithPooling(pooler_output=mine)
+            own: Any = [one for i, one in zip(short.chosen, packed, strict=True) if batch.items[i].key == key]
+            outputs[key] = BaseModelOutputWithPooling(pooler_output=own)
         if outputs:
             short.inputs["mm_encoder_outputs"] = outputs
         return Spliced(short.inputs, tuple(short.kept), placeholders.index(short.plan))
 
     @property
     def resize_refusal(self) -> str | None:
-        """None: pictures can be made smaller."""
+        """None: images can be made smaller."""
         return None
 
     def resized(self, batch: HostBatch, shares: Sequence[float]) -> HostBatch:
-        """Pictures by coarser canvases, down to the whole view alone; clips stay as they are."""
+        """Images by coarser canvases, down to the whole view alone; videos stay as they are."""
         return resized_tiles.resized(batch, shares, config=self._model.config, encoder_keys=self._encoder_keys)
 
     def encode_resized(
         self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]
     ) -> tuple[VisualTokens, ...]:
-        """In one call of the tower for pictures and one of the host for clips."""
+        """In one call of the tower for images and one of the host for videos."""
         if len(images) == len(batch.items) and all(share == 1 for share in shares):
             return self.encode(batch)
         return resized_tiles.encode(self._model, batch, shares, images)
@@ -219,7 +219,7 @@ class LlavaNextAdapter(HostAdapter):
         return stock.parameter_groups(self._model, ("model.vision_tower",), projector)
 
     def tiles(self, size: tuple[int, int]) -> Grid:
-        """Local tiles, down and across, of a picture of (height, width) pixels."""
+        """Local tiles, down and across, of an image of (height, width) pixels."""
         return anyres.local_tiles(self._model.config, size)
 
     def _published_instructions(self, batch: HostBatch, embed: nn.Module) -> tuple[Instruction, ...]:
@@ -239,10 +239,10 @@ class LlavaNextAdapter(HostAdapter):
 
     @property
     def _encoder_keys(self) -> tuple[str, ...]:
-        return (*anyres.PICTURE_KEYS, *(anyres.CLIP_KEYS if "video" in self._tokens else ()))
+        return (*anyres.IMAGE_KEYS, *(anyres.VIDEO_KEYS if "video" in self._tokens else ()))
 
     @property
     def _tokens(self) -> dict[str, int]:
         config = self._model.config
-        clips = {"video": config.video_token_id} if config.model_type == "llava_next_video" else {}
-        return {"image": config.image_token_id, **clips}
+        videos = {"video": config.video_token_id} if config.model_type == "llava_next_video" else {}
+        return {"image": config.image_token_id, **videos}

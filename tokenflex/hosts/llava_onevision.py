@@ -1,7 +1,7 @@
-"""LLaVA-OneVision on stock transformers: pictures alone in their row, pictures in company, clips.
+"""LLaVA-OneVision on stock transformers: images alone in their row, images in company, videos.
 
-A picture alone in its row is cut into tiles as LLaVA-NeXT does; a canvas beyond the checkpoint's number of tiles is
-then shrunk before its rows get their newlines. Pictures that share a row are one tile and one newline each. A clip is
+An image alone in its row is cut into tiles as LLaVA-NeXT does; a canvas beyond the checkpoint's number of tiles is
+then shrunk before its rows get their newlines. Images that share a row are one tile and one newline each. A video is
 its frames' tokens, pooled by the host, and one newline.
 
 Tiles are read as in `tokenflex.hosts.anyres`; shrinking is kept off by ``vision_aspect_ratio``, which the host's
@@ -31,12 +31,12 @@ from tokenflex.contracts import (
 )
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.hosts import anyres, placeholders, resized_tiles, stock
+from tokenflex.hosts.instruction import Markers, Scope, markers, read_instructions
 from tokenflex.hosts.refusing import sized
-from tokenflex.hosts.stretches import Stretch, Strip, Tiled
+from tokenflex.hosts.runs import PlaceholderRun, Strip, Tiled
 from tokenflex.hosts.tower_attention import unreadable
-from tokenflex.hosts.words import Markers, Scope, markers, read_instructions
 
-ENCODER_KEYS = (*anyres.PICTURE_KEYS, *anyres.CLIP_KEYS, "batch_num_images")
+ENCODER_KEYS = (*anyres.IMAGE_KEYS, *anyres.VIDEO_KEYS, "batch_num_images")
 ASPECT_RATIO = re.compile(r"anyres_max_([1-9]\d*)")
 
 
@@ -45,7 +45,7 @@ class LlavaOnevisionAdapter(HostAdapter):
 
     Args:
         host: the model, or a PEFT wrapper around it.
-        scope, marker: what counts as the instruction (see `tokenflex.hosts.words`).
+        scope, marker: what counts as the instruction (see `tokenflex.hosts.instruction`).
     """
 
     model_types = ("llava_onevision",)
@@ -116,19 +116,19 @@ class LlavaOnevisionAdapter(HostAdapter):
         return unreadable(self._model, anyres.TOWER)
 
     def read(self, inputs: HostInputs) -> HostBatch:
-        """Pictures, then clips."""
+        """Images, then videos."""
         cpu = placeholders.on_cpu(inputs, ("image_sizes", "batch_num_images"))
         pooled = Grid(-(-self.grid.rows // 2), -(-self.grid.cols // 2))
-        seen: dict[str, Sequence[Stretch]] = {
-            "image": self._pictures(inputs, cpu),
-            "video": anyres.clips(inputs, pooled, ends=1),
+        seen: dict[str, Sequence[PlaceholderRun]] = {
+            "image": self._images(inputs, cpu),
+            "video": anyres.videos(inputs, pooled, ends=1),
         }
         return anyres.read(inputs, cpu, seen, self._tokens)
 
     def encode(self, batch: HostBatch, attention: bool = False) -> tuple[VisualTokens, ...]:
-        """Pictures, the whole of each first, then its local tiles row-major; then clips, frame by frame."""
-        pictures = [item.stretch for item in batch.items if item.key == "image"]
-        tiles = max((stretch.tiles.tokens if isinstance(stretch, Tiled) else 1 for stretch in pictures), default=1)
+        """Images, the whole of each first, then its local tiles row-major; then videos, frame by frame."""
+        images = [item.run for item in batch.items if item.key == "image"]
+        tiles = max((run.tiles.tokens if isinstance(run, Tiled) else 1 for run in images), default=1)
         unshrunk = {
             "vision_aspect_ratio": f"anyres_max_{tiles}",
             "batch_num_images": batch.inputs.get("batch_num_images"),
@@ -136,7 +136,7 @@ class LlavaOnevisionAdapter(HostAdapter):
         return anyres.encoded(self._model, batch, attention, **unshrunk)
 
     def instructions(self, batch: HostBatch) -> tuple[Instruction, ...]:
-        """The input embeddings of each row's words, detached."""
+        """The input embeddings of each row's prompt tokens, detached."""
         return read_instructions(
             batch, self._tokens.values(), self.scope, self.marker, self._model.get_input_embeddings()
         )
@@ -147,7 +147,7 @@ class LlavaOnevisionAdapter(HostAdapter):
         kept: Sequence[Sequence[Grid | int]],
         frames: Sequence[Sequence[int] | None] | None = None,
     ) -> Tensor:
-        """Tokens of every picture and clip at every level, newlines included."""
+        """Tokens of every image and video at every level, newlines included."""
         return anyres.counts(batch, kept, frames)
 
     def splice(
@@ -160,7 +160,7 @@ class LlavaOnevisionAdapter(HostAdapter):
     ) -> Spliced:
         """Pack the chosen tokens and shorten the text around them.
 
-        The host wants one tensor for all clips. Theirs are given one by one, ``(tokens, 1, dim)``, since clips may
+        The host wants one tensor for all videos. Theirs are given one by one, ``(tokens, 1, dim)``, since videos may
         differ in length now and ``generate`` cuts that axis where rows end.
         """
         short = anyres.shortened(
@@ -169,13 +169,13 @@ class LlavaOnevisionAdapter(HostAdapter):
         features = [scaled[i].features for i in short.chosen]
         packed = anyres.gathered(batch, short.chosen, features, scaled, self._model.model.image_newline)
         keys = [batch.items[i].key for i in short.chosen]
-        pictures: Any = [one for key, one in zip(keys, packed, strict=True) if key == "image"]
-        clips = [one for key, one in zip(keys, packed, strict=True) if key == "video"]
+        packed_images: Any = [one for key, one in zip(keys, packed, strict=True) if key == "image"]
+        videos = [one for key, one in zip(keys, packed, strict=True) if key == "video"]
         outputs: dict[str, BaseModelOutputWithPooling] = {}
-        if pictures:
-            outputs["image"] = BaseModelOutputWithPooling(pooler_output=pictures)
-        if clips:
-            stacked: Any = torch.cat(clips)[:, None]
+        if packed_images:
+            outputs["image"] = BaseModelOutputWithPooling(pooler_output=packed_images)
+        if videos:
+            stacked: Any = torch.cat(videos)[:, None]
             outputs["video"] = BaseModelOutputWithPooling(pooler_output=stacked)
         if outputs:
             short.inputs["mm_encoder_outputs"] = outputs
@@ -183,17 +183,17 @@ class LlavaOnevisionAdapter(HostAdapter):
 
     @property
     def resize_refusal(self) -> str | None:
-        """None: pictures can be made smaller."""
+        """None: images can be made smaller."""
         return None
 
     def resized(self, batch: HostBatch, shares: Sequence[float]) -> HostBatch:
-        """Pictures by coarser canvases, down to the whole view alone; clips stay as they are."""
+        """Images by coarser canvases, down to the whole view alone; videos stay as they are."""
         return resized_tiles.resized(batch, shares, config=self._model.config, encoder_keys=ENCODER_KEYS)
 
     def encode_resized(
         self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]
     ) -> tuple[VisualTokens, ...]:
-        """In one call of the tower for pictures and one of the host for clips."""
+        """In one call of the tower for images and one of the host for videos."""
         if len(images) == len(batch.items) and all(share == 1 for share in shares):
             return self.encode(batch)
         return resized_tiles.encode(self._model, batch, shares, images)
@@ -212,11 +212,11 @@ class LlavaOnevisionAdapter(HostAdapter):
     def _tokens(self) -> dict[str, int]:
         return {"image": self._model.config.image_token_id, "video": self._model.config.video_token_id}
 
-    def _pictures(self, inputs: HostInputs, cpu: Mapping[str, Tensor]) -> list[Stretch]:
+    def _images(self, inputs: HostInputs, cpu: Mapping[str, Tensor]) -> list[PlaceholderRun]:
         config = self._model.config
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
         sizes = anyres.image_sizes(inputs, cpu)
-        found: list[Stretch] = []
+        found: list[PlaceholderRun] = []
         for size, company in zip(sizes, _companies(inputs, cpu, len(sizes)), strict=True):
             if company == 1:
                 tiles = anyres.local_tiles(config, size)
@@ -226,19 +226,19 @@ class LlavaOnevisionAdapter(HostAdapter):
         return found
 
 
-def _companies(inputs: HostInputs, cpu: Mapping[str, Tensor], pictures: int) -> list[int]:
-    """For every picture the number of pictures in its row; without ``batch_num_images`` all count as alone.
+def _companies(inputs: HostInputs, cpu: Mapping[str, Tensor], images: int) -> list[int]:
+    """For every image the number of images in its row; without ``batch_num_images`` all count as alone.
 
     Raises:
-        InputError: ``batch_num_images`` tells of another number of pictures.
+        InputError: ``batch_num_images`` tells of another number of images.
     """
-    told = sized(inputs, cpu, ("batch_num_images",)).get("batch_num_images")
-    if told is None:
-        return [1] * pictures
-    counts = told.tolist()
-    if sum(counts) != pictures:
+    per_row = sized(inputs, cpu, ("batch_num_images",)).get("batch_num_images")
+    if per_row is None:
+        return [1] * images
+    counts = per_row.tolist()
+    if sum(counts) != images:
         raise InputError(
-            f"batch_num_images adds up to {sum(counts)} pictures, pixel_values holds {pictures}; pass both as the "
+            f"batch_num_images adds up to {sum(counts)} images, pixel_values holds {images}; pass both as the "
             "processor made them."
         )
     return [count for count in counts for _ in range(count)]

@@ -85,20 +85,20 @@ def locate(shown: Bool[Tensor, "rows length"] | Bool[np.ndarray, "rows length"],
         if start != len(at):
             if not counts:
                 raise InputError(
-                    f"row {row} has {len(at)} image placeholder tokens, and no picture came with them. Pass all that "
+                    f"row {row} has {len(at)} image placeholder tokens, and no image came with them. Pass all that "
                     "the processor made, **inputs with pixel_values, or leave the placeholders out of the text."
                 )
-            mine = counts[first : len(spans)]
+            own = counts[first : len(spans)]
             raise InputError(
-                f"row {row} has {len(at)} image placeholder tokens, but its {len(mine)} image(s) need {start} "
-                f"({', '.join(map(str, mine))}). Make text and images with the same processor "
+                f"row {row} has {len(at)} image placeholder tokens, but its {len(own)} image(s) need {start} "
+                f"({', '.join(map(str, own))}). Make text and images with the same processor "
                 "call and don't truncate the placeholders."
             )
     if len(spans) != len(counts):
-        told = ", ".join(f"row {row}: {sum(span.row == row for span in spans)}" for row in range(len(shown)))
+        listed = ", ".join(f"row {row}: {sum(span.row == row for span in spans)}" for row in range(len(shown)))
         raise InputError(
-            f"the batch holds {len(counts)} images, but its text has placeholders for {len(spans)} only ({told:.300}). "
-            "Put one image token into the text per image."
+            f"the batch holds {len(counts)} images, but its text has placeholders for {len(spans)} only "
+            f"({listed:.300}). Put one image token into the text per image."
         )
     return spans
 
@@ -119,7 +119,7 @@ def plan(
 
     Args:
         kept: placeholders each image is to have: one number, or one for each of the runs its placeholders form. A
-            run that keeps nothing takes the words with it that belong to it.
+            run that keeps nothing takes the text tokens with it that belong to it.
         side: where rows are padded to a common length; None keeps the batch's side.
         rows: of the batch; None: all.
 
@@ -139,10 +139,10 @@ def plan(
         source = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
         return Plan(source, np.ones_like(mask), shown, True, chosen)
     text = mask & ~shown
-    mine: list[list[tuple[Span, Sequence[int]]]] = [[] for _ in mask]
+    own: list[list[tuple[Span, Sequence[int]]]] = [[] for _ in mask]
     for span, sizes in sorted(zip(spans, kept, strict=True), key=lambda item: int(item[0].at[0])):
-        mine[span.row].append((span, sizes))
-    shorter = [_row(text[row], mine[row]) for row in chosen]
+        own[span.row].append((span, sizes))
+    shorter = [_row(text[row], own[row]) for row in chosen]
     length = max(map(len, shorter))
     source = np.zeros((len(shorter), length), dtype=np.int64)
     real = np.zeros((len(shorter), length), dtype=bool)
@@ -173,26 +173,26 @@ def _refuse_hidden(shown: Bool[np.ndarray, "rows length"], mask: Bool[np.ndarray
 def _row(
     text: Bool[np.ndarray, " length"], images: Sequence[tuple[Span, Sequence[int]]]
 ) -> Int[np.ndarray, " new_length"]:
-    """Old positions of one shortened row: attended words, and of each run its first placeholders.
+    """Old positions of one shortened row: attended text tokens, and of each run its first placeholders.
 
     A run that must have more placeholders than now repeats its last one.
     """
     pieces: list[np.ndarray] = []
     done = 0
 
-    def words(end: int) -> np.ndarray:
+    def text_until(end: int) -> np.ndarray:
         return done + np.flatnonzero(text[done:end])
 
     for span, sizes in images:
         runs = _runs(span, len(sizes))
         first, follows = runs[0], True
         for run, size in zip(runs, sizes, strict=True):
-            pieces += [words(int(run[0]))] * (size > 0 if span.leads and run is not first else follows)
+            pieces += [text_until(int(run[0]))] * (size > 0 if span.leads and run is not first else follows)
             pieces += [run[:size], run[-1:].repeat(max(size - len(run), 0))]
             done = int(run[0])
-            pieces.append(words(int(run[-1]) + 1))
+            pieces.append(text_until(int(run[-1]) + 1))
             done, follows = int(run[-1]) + 1, size > 0
-    return np.concatenate([*pieces, words(len(text))])
+    return np.concatenate([*pieces, text_until(len(text))])
 
 
 def _runs(span: Span, count: int) -> list[np.ndarray]:
@@ -244,17 +244,17 @@ def _taken(plan: Plan, values: Tensor, fill: int, hidden: Bool[np.ndarray, "..."
 
 def _counted(plan: Plan, batch: HostBatch) -> dict[str, Tensor]:
     """Positions of a shorter batch: none where the host counts by itself, or the count of attended tokens."""
-    given = batch.cpu.get(POSITIONS)
-    if given is None:
+    positions = batch.cpu.get(POSITIONS)
+    if positions is None:
         return {}
     attended = batch.attended
-    if bool((given == torch.arange(attended.shape[1])).all()):
+    if bool((positions == torch.arange(attended.shape[1])).all()):
         return {}
-    if given.shape == attended.shape and bool(((given == attended.cumsum(-1) - 1) | ~attended).all()):
+    if positions.shape == attended.shape and bool(((positions == attended.cumsum(-1) - 1) | ~attended).all()):
         counted = torch.from_numpy((plan.real.cumsum(-1) - 1).clip(0))
         return {POSITIONS: counted.to(batch.inputs[POSITIONS].device)}
     raise InputError(
-        f"{POSITIONS} {tuple(given.shape)} are the caller's own, and where an image of fewer tokens and the words "
+        f"{POSITIONS} {tuple(positions.shape)} are the caller's own, and where an image of fewer tokens and the text "
         "behind it would sit isn't defined by them. Leave them out; for the finest level call flex.host itself."
     )
 
@@ -285,7 +285,7 @@ def places(plan: Plan, spans: Sequence[Span], kept: Sequence[int]) -> list[tuple
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for i in sorted(range(len(spans)), key=lambda i: (spans[i].row, int(spans[i].at[0]))):
         row = new_row[spans[i].row]
-        mine = where[row][taken[row] : taken[row] + kept[i]]
+        own = where[row][taken[row] : taken[row] + kept[i]]
         taken[row] += kept[i]
-        found[i] = (np.full_like(mine, row), mine)
+        found[i] = (np.full_like(own, row), own)
     return [found[i] for i in range(len(spans))]

@@ -1,9 +1,9 @@
-"""Positions with axes (M-RoPE) for shortened pictures.
+"""Positions with axes (M-RoPE) for shortened images.
 
-``span``     a kept token sits at the mean of its source tokens' coordinates, and the words around keep theirs: the
-             picture stays as large as it was, seen by fewer tokens. Levels differ in nothing but the tokens, and
+``span``     a kept token sits at the mean of its source tokens' coordinates, and the text tokens around keep theirs:
+             the image stays as large as it was, seen by fewer tokens. Levels differ in nothing but the tokens, and
              answers in pixel coordinates keep their meaning.
-``compact``  exactly what the host computes for a picture of the kept grid: a smaller picture, shorter positions, as
+``compact``  exactly what the host computes for an image of the kept grid: a smaller image, shorter positions, as
              in training at dynamic resolution.
 """
 
@@ -35,10 +35,10 @@ def full_positions(model: Any, inputs: Mapping[str, Any]) -> Int[Tensor, "axes r
         return inputs["position_ids"]
     compute = model.base_model.get_rope_index
     names = inspect.signature(compute).parameters
-    given = {name: inputs.get(RENAMED.get(name, name)) for name in names}
+    arguments = {name: inputs.get(RENAMED.get(name, name)) for name in names}
     mask = inputs.get("attention_mask")
-    given["attention_mask"] = torch.ones_like(inputs["input_ids"]) if mask is None else mask
-    return compute(**{name: value for name, value in given.items() if value is not None})[0]
+    arguments["attention_mask"] = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+    return compute(**{name: value for name, value in arguments.items() if value is not None})[0]
 
 
 def span_positions(
@@ -61,9 +61,9 @@ def span_positions(
     out = gathered(plan, full, 0).float()
     where = places(plan, spans, kept)
     for members in _alike(units, scaled):
-        first, mine = members[0], [spans[i] for i in members]
-        old = np.stack([span.at.numpy() for span in mine])
-        rows = np.array([[span.row] for span in mine])
+        first, own = members[0], [spans[i] for i in members]
+        old = np.stack([span.at.numpy() for span in own])
+        rows = np.array([[span.row] for span in own])
         new_rows, new = (np.stack([where[i][axis] for i in members]) for axis in (0, 1))
         rows, old, new_rows, new = (torch.from_numpy(each).to(full.device) for each in (rows, old, new_rows, new))
         at = full[:, rows, old].movedim(0, -1).float()
@@ -95,13 +95,13 @@ def _pooled(
         assignment: of all of them.
     """
     kept = scaled.features.shape[-2]
-    tokens, marks = unit.unpack(at)
+    tokens, separators = unit.unpack(at)
     pooled = mean_of_sources(tokens, assignment, kept, scaled.frames, scaled.averages).flatten(1, 2)
-    if marks is None:
+    if separators is None:
         return pooled
     layout = scaled.grid if scaled.grid is not None else kept
     order = torch.from_numpy(unit.order(layout, scaled.features.shape[-3])).to(at.device)
-    packed = torch.cat([pooled, marks], dim=1).index_select(1, order)
+    packed = torch.cat([pooled, separators], dim=1).index_select(1, order)
     if unit.newline:
         _place_newlines(packed, at, unit, scaled, assignment)
     return packed
@@ -121,7 +121,7 @@ def _place_newlines(packed: Tensor, full: Tensor, unit: Unit, scaled: ScaledToke
 
 
 def compact_grids(grids: Int[Tensor, "images sizes"], units: Sequence[Unit], scaled: Sequence[ScaledTokens]) -> Tensor:
-    """(time, height, width), or (height, width), in patches of pictures that have the kept grids.
+    """(time, height, width), or (height, width), in patches of images that have the kept grids.
 
     Raises:
         ConfigError: kept tokens that form no grid.

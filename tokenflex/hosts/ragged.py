@@ -1,4 +1,4 @@
-"""Architectures whose pictures have grids of any size, said by an input, and plain positions."""
+"""Architectures whose images have grids of any size, said by an input, and plain positions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def by_spatial_shapes(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Uni
 
 
 def by_positions(pool: bool) -> Units:
-    """The largest ``image_position_ids`` (x, y) of each picture, in patches or (without ``pool``) in tokens."""
+    """The largest ``image_position_ids`` (x, y) of each image, in patches or (without ``pool``) in tokens."""
 
     def units(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
         cell = config.vision_config.pooling_kernel_size if pool else 1
@@ -95,7 +95,7 @@ def ragged(
     projector: tuple[str, ...] = PROJECTOR,
     **more: Any,
 ) -> Architecture:
-    """An architecture with one kind of picture."""
+    """An architecture with one kind of image."""
     return Architecture(
         family="ragged",
         modalities=(Modality(units=units, inputs=inputs, sizes=sizes, grids=grids),),

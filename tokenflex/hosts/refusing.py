@@ -1,6 +1,6 @@
-"""What is said of pictures besides their pixels, checked before anything is computed from it; and what hosts refuse.
+"""What is said of images besides their pixels, checked before anything is computed from it; and what hosts refuse.
 
-Sizes of pictures decide how many tokens are looked for, so a wrong one is refused by name, number and value. Pixels are
+Sizes of images decide how many tokens are looked for, so a wrong one is refused by name, number and value. Pixels are
 the host's own business: where its encoder raises, the same is raised as an `InputError` that says what it was given.
 """
 
@@ -29,7 +29,7 @@ SIZES: Mapping[str, tuple[int | None, int]] = {
     "patches_grid": (2, 0),
     "batch_num_images": (None, 0),
 }
-"""Per input: numbers for each picture (None: one, without an axis of its own), and the smallest that makes sense."""
+"""Per input: numbers for each image (None: one, without an axis of its own), and the smallest that makes sense."""
 OPTIONAL = ("num_local_patches", "patches_grid", "batch_num_images")
 PROCESSED = "Pass it as the host's processor made it."
 REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
@@ -38,7 +38,7 @@ MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def sized(inputs: HostInputs, cpu: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """The inputs named that say something of every picture, on the CPU, as integers of the expected shape.
+    """The inputs named that say something of every image, on the CPU, as integers of the expected shape.
 
     Args:
         inputs: the batch.
@@ -47,7 +47,7 @@ def sized(inputs: HostInputs, cpu: Mapping[str, Tensor], names: Sequence[str]) -
 
     Raises:
         InputError: one is missing, isn't made of integers, has another shape, holds a number that no size has, or tells
-            of another number of pictures than the others.
+            of another number of images than the others.
     """
     found: dict[str, Tensor] = {}
     for name in names:
@@ -56,27 +56,27 @@ def sized(inputs: HostInputs, cpu: Mapping[str, Tensor], names: Sequence[str]) -
         found[name] = _checked(name, cpu.get(name, inputs.get(name)))
     counts = {name: len(value) for name, value in found.items() if name != "batch_num_images"}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} of {count}" for name, count in counts.items())
-        raise InputError(f"{told} pictures: pass one entry per picture in each of them, as the processor made them.")
+        listed = ", ".join(f"{name} of {count}" for name, count in counts.items())
+        raise InputError(f"{listed} images: pass one entry per image in each of them, as the processor made them.")
     return found
 
 
 def _checked(name: str, value: Any) -> Tensor:
     columns, least = SIZES[name]
-    wanted = "(pictures,)" if columns is None else f"(pictures, {columns})"
+    wanted = "(images,)" if columns is None else f"(images, {columns})"
     if value is None:
-        raise InputError(f"{name} is missing, and how large the pictures are isn't known without it. {PROCESSED}")
+        raise InputError(f"{name} is missing, and how large the images are isn't known without it. {PROCESSED}")
     table = value if isinstance(value, Tensor) else _tensor(name, value)
     if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
         raise InputError(f"{name} is {table.dtype}; expected integers of shape {wanted}. {PROCESSED}")
     if table.dim() != (1 if columns is None else 2) or (columns is not None and table.shape[1] != columns):
         raise InputError(f"{name} has the shape {tuple(table.shape)}; expected {wanted}. {PROCESSED}")
-    told = table.cpu().numpy()
-    wrong = (told < least) | (told > LARGEST)
+    values = table.cpu().numpy()
+    wrong = (values < least) | (values > LARGEST)
     if wrong.any():
-        number = int(np.nonzero(wrong.reshape(len(told), -1).any(-1))[0][0])
+        number = int(np.nonzero(wrong.reshape(len(values), -1).any(-1))[0][0])
         raise InputError(
-            f"{name} says {table[number].tolist()} of picture {number}; expected integers from {least} to {LARGEST}. "
+            f"{name} says {table[number].tolist()} of image {number}; expected integers from {least} to {LARGEST}. "
             f"{PROCESSED}"
         )
     return table
@@ -90,13 +90,13 @@ def _tensor(name: str, value: Any) -> Tensor:
 
 
 @contextmanager
-def refusing(given: Mapping[str, Any], what: str = "the host's vision encoder") -> Iterator[None]:
-    """Raise as an `InputError` what is raised because pictures aren't what they should be.
+def refusing(inputs: Mapping[str, Any], what: str = "the host's vision encoder") -> Iterator[None]:
+    """Raise as an `InputError` what is raised because images aren't what they should be.
 
     Errors of the device and of its memory stay as they are.
 
     Args:
-        given: the inputs in question, for the message.
+        inputs: the inputs in question, for the message.
         what: who can't take them.
 
     Raises:
@@ -109,10 +109,10 @@ def refusing(given: Mapping[str, Any], what: str = "the host's vision encoder") 
     except (RuntimeError, *REFUSALS) as error:
         if isinstance(error, RuntimeError) and not _refuses(error):
             raise
-        told = ", ".join(f"{name} {_described(value)}" for name, value in given.items() if value is not None)
+        listed = ", ".join(f"{name} {_described(value)}" for name, value in inputs.items() if value is not None)
         said = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"{what} can't take the pictures it was given ({told}): {type(error).__name__}: {said:.300}. Pass them as "
+            f"{what} can't take the images it was given ({listed}): {type(error).__name__}: {said:.300}. Pass them as "
             "the host's processor made them, in the model's type."
         ) from error
 
@@ -120,7 +120,7 @@ def refusing(given: Mapping[str, Any], what: str = "the host's vision encoder") 
 def _refuses(error: RuntimeError) -> bool:
     said = str(error).lower()
     return type(error).__module__ == "builtins" and not (
-        said.startswith(("cuda", "hip")) or any(words in said for words in MEMORY)
+        said.startswith(("cuda", "hip")) or any(phrase in said for phrase in MEMORY)
     )
 
 
@@ -135,7 +135,7 @@ def require_types(cpu: Mapping[str, Tensor], name: str, tokens: Sequence[int], k
 
     Args:
         cpu: input ids and token types on the CPU.
-        name: of the input with the types: 0 for words, 1 for images, 2 for videos.
+        name: of the input with the types: 0 for text tokens, 1 for images, 2 for videos.
         tokens: placeholders of type 1, 2 and so on.
         known: types that tell images and videos apart where they share a placeholder; empty where the ids do.
 
@@ -151,7 +151,7 @@ def require_types(cpu: Mapping[str, Tensor], name: str, tokens: Sequence[int], k
         if stray.any():  # as one that was typed may be; the host counts them
             row = int(np.nonzero(stray.any(-1))[0][0])
             raise InputError(
-                f"row {row} has {int(stray[row].sum())} image placeholder tokens that {name} calls words. Make text "
+                f"row {row} has {int(stray[row].sum())} image placeholder tokens that {name} calls text. Make text "
                 "and images with the same processor call, and leave placeholders out of what is typed."
             )
         wrong = ~np.isin(types, [0, *known])
@@ -161,6 +161,6 @@ def require_types(cpu: Mapping[str, Tensor], name: str, tokens: Sequence[int], k
         row, place = (int(axis[0]) for axis in np.nonzero(wrong))
         raise InputError(
             f"{name} of row {row} is {int(types[row, place])} at position {place}, where input_ids has "
-            f"{int(ids[row, place])}; expected 0 for words, 1 for placeholders of images and 2 for those of videos. "
+            f"{int(ids[row, place])}; expected 0 for text, 1 for placeholders of images and 2 for those of videos. "
             f"{PROCESSED}"
         )

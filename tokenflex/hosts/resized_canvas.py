@@ -1,8 +1,8 @@
-"""Smaller pictures for InternVL and its kin: fewer tiles, down to the whole picture as the only one.
+"""Smaller images for InternVL and its kin: fewer tiles, down to the whole image as the only one.
 
-Their processors fit a picture into the canvas of tiles whose shape is closest to its own, and put the whole picture, on
+Their processors fit an image into the canvas of tiles whose shape is closest to its own, and put the whole image, on
 one tile, behind it (arXiv 2404.16821). How many tiles stand in a row is told by no input. It is found by comparing the
-canvas with the tile of the whole, both made very small: only the right canvas shows the same picture.
+canvas with the tile of the whole, both made very small: only the right canvas shows the same image.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from torch import Tensor
 from tokenflex.contracts import Grid, HostBatch
 from tokenflex.contracts.scaler import SLACK
 from tokenflex.hosts.architecture import Modality, Unit
-from tokenflex.hosts.resizing import Call, Picture, Resizing, shared
+from tokenflex.hosts.resizing import Call, Image, Resizing, shared
 from tokenflex.ops import pixels
 
 LOOK = 24
@@ -28,43 +28,40 @@ LOOK = 24
 @final
 @dataclass(frozen=True)
 class Canvas(Resizing):
-    """Tiles of all pictures one behind the other; of each, its canvas row by row, then the whole of it."""
+    """Tiles of all images one behind the other; of each, its canvas row by row, then the whole of it."""
 
-    levels: ClassVar[str] = "fewer tiles, down to the whole picture on one"
+    levels: ClassVar[str] = "fewer tiles, down to the whole image on one"
 
     whole: ClassVar[bool] = True
 
     @property
     def setting(self) -> str | None:
-        """Tiles besides the whole picture."""
+        """Tiles besides the whole image."""
         return "max_patches"
 
-    def picture(
-        self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
-    ) -> Picture:
+    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
         """The canvas that the processor chooses among those of at most ``share`` of the tiles."""
         if share == 1 or unit.views == 1:
-            return Picture(number=number, full=unit, unit=unit)
+            return Image(number=number, full=unit, unit=unit)
         most = int(share * (unit.views - 1) + SLACK)
         tiles = nearest(self._arranged(modality, batch, number), most).tokens if most > 1 else 1
-        return Picture(number=number, full=unit, unit=replace(unit, views=tiles + 1 if tiles > 1 else 1))
+        return Image(number=number, full=unit, unit=replace(unit, views=tiles + 1 if tiles > 1 else 1))
 
-    def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> list[Call]:
-        """One: all tiles of the pictures asked for."""
-        mine = [self._tiles(modality, batch, picture.number) for picture in pictures]
+    def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> list[Call]:
+        """One: all tiles of the images asked for."""
+        own = [self._tiles(modality, batch, image.number) for image in images]
         arranged = [
-            self._arranged(modality, batch, p.number) if p.full.views > p.unit.views > 1 else Grid(1, 1)
-            for p in pictures
+            self._arranged(modality, batch, p.number) if p.full.views > p.unit.views > 1 else Grid(1, 1) for p in images
         ]
-        kinds = [(p.full.views, p.unit.views, grid) for p, grid in zip(pictures, arranged, strict=True)]
-        made = pixels.together(mine, kinds, lambda stacked, at: _retiled(stacked, *kinds[at]))
-        return [Call(tuple(range(len(pictures))), {**shared(modality, batch), modality.pixels: torch.cat(made)})]
+        kinds = [(p.full.views, p.unit.views, grid) for p, grid in zip(images, arranged, strict=True)]
+        made = pixels.together(own, kinds, lambda stacked, at: _retiled(stacked, *kinds[at]))
+        return [Call(tuple(range(len(images))), {**shared(modality, batch), modality.pixels: torch.cat(made)})]
 
-    def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:
-        """``max_patches``: tiles besides the whole picture; empty for a picture of one tile."""
-        if picture.full.views == 1:
+    def processor_kwargs(self, config: Any, image: Image, tokens: int) -> Mapping[str, Any]:
+        """``max_patches``: tiles besides the whole image; empty for an image of one tile."""
+        if image.full.views == 1:
             return {}
-        return {"max_patches": max(min(tokens // picture.full.grid.tokens, picture.full.views) - 1, 1)}
+        return {"max_patches": max(min(tokens // image.full.grid.tokens, image.full.views) - 1, 1)}
 
     def _tiles(self, modality: Modality, batch: HostBatch, number: int) -> Float[Tensor, "tiles channels side side"]:
         views = [unit.views for its, unit, _ in batch.items if its is modality]
@@ -72,7 +69,7 @@ class Canvas(Resizing):
         return batch.inputs[modality.pixels][starts[number] : starts[number + 1]]
 
     def _arranged(self, modality: Modality, batch: HostBatch, number: int) -> Grid:
-        """Tiles of a picture's canvas, down and across; found once per batch."""
+        """Tiles of an image's canvas, down and across; found once per batch."""
         known: dict[int, Grid] = batch.made.setdefault("canvases", {})
         if number not in known:
             known[number] = arrangement(self._tiles(modality, batch, number).detach())
@@ -95,10 +92,10 @@ def arrangement(tiles: Float[Tensor, "tiles channels side side"]) -> Grid:
 
 
 def nearest(canvas: Grid, most: int) -> Grid:
-    """Tiles, down and across, of the canvas that a picture is fitted into which fills ``canvas``.
+    """Tiles, down and across, of the canvas that an image is fitted into which fills ``canvas``.
 
     That of the nearest shape (width by height), of at most ``most`` tiles. Of equally near ones, the one of more tiles
-    as long as it has fewer than twice those of the picture.
+    as long as it has fewer than twice those of the image.
     """
     shape, best = canvas.cols / canvas.rows, Grid(1, 1)
     off = float("inf")
@@ -111,10 +108,8 @@ def nearest(canvas: Grid, most: int) -> Grid:
     return best
 
 
-def _retiled(
-    stacked: Float[Tensor, "pictures tiles channels side side"], views: int, fewer: int, canvas: Grid
-) -> Tensor:
-    """``(pictures, fewer, channels, side, side)``."""
+def _retiled(stacked: Float[Tensor, "images tiles channels side side"], views: int, fewer: int, canvas: Grid) -> Tensor:
+    """``(images, fewer, channels, side, side)``."""
     if fewer == views:
         return stacked
     if fewer == 1:

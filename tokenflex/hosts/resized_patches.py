@@ -1,4 +1,4 @@
-"""Smaller pictures and clips for hosts whose processors cut a picture of any size into patches in a row."""
+"""Smaller images and videos for hosts whose processors cut an image of any size into patches in a row."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenflex.contracts import HostBatch
 from tokenflex.contracts.scaler import shrunk
 from tokenflex.hosts.architecture import Modality, Unit
-from tokenflex.hosts.resizing import Call, Picture, Resizing, shared
+from tokenflex.hosts.resizing import Call, Image, Resizing, shared
 from tokenflex.ops import pixels
 
 BY_TOKEN = "(t gh gw mh mw)"
@@ -28,18 +28,18 @@ CHANNELS = ("in_channels", "in_chans", "num_channels")
 @final
 @dataclass(frozen=True)
 class Patches(Resizing):
-    """Patches of all pictures in a row, and a grid of patches, (time,) height and width, per picture.
+    """Patches of all images in a row, and a grid of patches, (time,) height and width, per image.
 
-    A picture keeps the same number of frames; both sides are rounded down to whole tokens.
+    An image keeps the same number of frames; both sides are rounded down to whole tokens.
 
     Attributes:
-        order: of the patches of a picture, as in `tokenflex.ops.pixels.unpatched`.
+        order: of the patches of an image, as in `tokenflex.ops.pixels.unpatched`.
         numbers: within a patch.
-        limit: whether the processor takes the most pixels of a picture as a setting of its call.
-        frames: frames that such a limit counts for a picture.
+        limit: whether the processor takes the most pixels of an image as a setting of its call.
+        frames: frames that such a limit counts for an image.
     """
 
-    levels: ClassVar[str] = "whole tokens in height and width, rounded down; frames of clips likewise"
+    levels: ClassVar[str] = "whole tokens in height and width, rounded down; frames of videos likewise"
 
     order: str = BY_TOKEN
     numbers: str = CHANNELS_FIRST
@@ -51,47 +51,45 @@ class Patches(Resizing):
         """The least and the most pixels, where the processor takes them."""
         return "size" if self.limit else None
 
-    def picture(
-        self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
-    ) -> Picture:
+    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
         """Of so many whole tokens in height and width."""
         name = _grids(modality)
         *time, height, width = batch.cpu[name][number].tolist()
         grid = shrunk(unit.grid, share)
         merge = height // unit.grid.rows, width // unit.grid.cols
         size = torch.tensor((*time, merge[0] * grid.rows, merge[1] * grid.cols), dtype=batch.cpu[name].dtype)
-        return Picture(number=number, full=unit, unit=replace(unit, grid=grid), sizes={name: size})
+        return Image(number=number, full=unit, unit=replace(unit, grid=grid), sizes={name: size})
 
-    def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> list[Call]:
-        """One: patches and grids of the pictures asked for."""
+    def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> list[Call]:
+        """One: patches and grids of the images asked for."""
         name = _grids(modality)
         grids, values = batch.cpu[name], batch.inputs[modality.pixels]
         starts = [0, *itertools.accumulate(grids.prod(-1).tolist())]
-        mine = [values[starts[p.number] : starts[p.number + 1]] for p in pictures]
-        before = [_thw(grids[picture.number].tolist()) for picture in pictures]
-        after = [_thw(picture.sizes[name].tolist()) for picture in pictures]
+        these = [values[starts[p.number] : starts[p.number + 1]] for p in images]
+        before = [_thw(grids[image.number].tolist()) for image in images]
+        after = [_thw(image.sizes[name].tolist()) for image in images]
 
         def make(stacked: Tensor, at: int) -> Tensor:
-            unit = pictures[at].full
+            unit = images[at].full
             merge = before[at][1] // unit.grid.rows, before[at][2] // unit.grid.cols
             return self._resized(stacked, config.vision_config, before[at], after[at], merge)
 
-        kinds = [(*old, *new, p.full.grid) for old, new, p in zip(before, after, pictures, strict=True)]
-        given: dict[str, Any] = shared(modality, batch, name, *modality.sizes)
+        kinds = [(*old, *new, p.full.grid) for old, new, p in zip(before, after, images, strict=True)]
+        inputs: dict[str, Any] = shared(modality, batch, name, *modality.sizes)
         for other in modality.sizes:
             own = batch.inputs[other]
             if other != name:
-                given[other] = own[torch.tensor([picture.number for picture in pictures]).to(own.device)]
-        given[name] = torch.stack([picture.sizes[name] for picture in pictures]).to(batch.inputs[name].device)
-        given[modality.pixels] = torch.cat(pixels.together(mine, kinds, make))
-        return [Call(tuple(range(len(pictures))), given)]
+                inputs[other] = own[torch.tensor([image.number for image in images]).to(own.device)]
+        inputs[name] = torch.stack([image.sizes[name] for image in images]).to(batch.inputs[name].device)
+        inputs[modality.pixels] = torch.cat(pixels.together(these, kinds, make))
+        return [Call(tuple(range(len(images))), inputs)]
 
-    def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:
-        """``size``: the most pixels of a picture, amid those that give the largest size of at most so many tokens."""
-        unit = picture.full
-        if not self.limit or unit.clip:
+    def processor_kwargs(self, config: Any, image: Image, tokens: int) -> Mapping[str, Any]:
+        """``size``: the most pixels of an image, amid those that give the largest size of at most so many tokens."""
+        unit = image.full
+        if not self.limit or unit.video:
             return {}
-        (sizes,) = picture.sizes.values()
+        (sizes,) = image.sizes.values()
         _, height, width = _thw(sizes.tolist())
         token = height // unit.grid.rows * (width // unit.grid.cols) * _side(config.vision_config) ** 2
         most = int(amid(unit, tokens) * unit.grid.tokens * token)
@@ -99,12 +97,12 @@ class Patches(Resizing):
 
     def _resized(
         self,
-        stacked: Float[Tensor, "pictures patches ..."],
+        stacked: Float[Tensor, "images patches ..."],
         vision: Any,
         before: tuple[int, int, int],
         after: tuple[int, int, int],
         merge: tuple[int, int],
-    ) -> Float[Tensor, "pictures new_patches ..."]:
+    ) -> Float[Tensor, "images new_patches ..."]:
         if before == after:
             return stacked
         channels = next((getattr(vision, name) for name in CHANNELS if hasattr(vision, name)), 3)
@@ -119,9 +117,9 @@ class Patches(Resizing):
 
 
 def amid(unit: Unit, tokens: int) -> float:
-    """The share in the middle of those at which a picture has as many tokens as possible, but at most ``tokens``.
+    """The share in the middle of those at which an image has as many tokens as possible, but at most ``tokens``.
 
-    Where even the smallest picture has more, that one's.
+    Where even the smallest image has more, that one's.
     """
     rows, cols = unit.grid.rows, unit.grid.cols
     steps = sorted({(k / side) ** 2 for side in (rows, cols) for k in range(1, side + 1)} | {0.0})
@@ -134,7 +132,7 @@ def amid(unit: Unit, tokens: int) -> float:
 
 
 def _grids(modality: Modality) -> str:
-    """The input of the pictures' grids."""
+    """The input of the images' grids."""
     return modality.grids or modality.sizes[0]
 
 

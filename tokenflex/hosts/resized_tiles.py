@@ -1,8 +1,8 @@
-"""Smaller pictures for LLaVA-NeXT and its kin: coarser canvases, down to the whole view alone.
+"""Smaller images for LLaVA-NeXT and its kin: coarser canvases, down to the whole view alone.
 
-A picture keeps the canvas that the host itself would choose for it, were it small enough to fit one of fewer tiles; of
-all such canvases the largest one. Where none is small enough, the view of the whole picture stays alone: its tokens and
-one newline, as the host packs a picture of a single view. That view keeps its pixels at every size.
+An image keeps the canvas that the host itself would choose for it, were it small enough to fit one of fewer tiles; of
+all such canvases the largest one. Where none is small enough, the view of the whole image stays alone: its tokens and
+one newline, as the host packs an image of a single view. That view keeps its pixels at every size.
 
 `get_image_features` of these hosts asks for two tiles at least, so views are encoded one by one here: by the host's
 vision tower and projector, called as `get_image_features` calls them.
@@ -23,31 +23,31 @@ from tokenflex.hosts import anyres, placeholders
 from tokenflex.hosts.anyres import Item
 from tokenflex.hosts.refusing import refusing
 from tokenflex.hosts.resizing import check_images, check_shares, rewritten
-from tokenflex.hosts.stretches import Stretch, Strip, Tiled
+from tokenflex.hosts.runs import PlaceholderRun, Strip, Tiled
 from tokenflex.ops import pixels
 
 Size = tuple[int, int]
 SERVED = ("llava_next", "llava_next_video", "llava_onevision")
-LEVELS = "coarser canvases, down to the whole view alone; clips, and pictures that share a row in OneVision, stay"
+LEVELS = "coarser canvases, down to the whole view alone; videos, and images that share a row in OneVision, stay"
 """For tables."""
 
 
-def smaller(config: Any, stretch: Stretch, share: float) -> Stretch:
-    """A picture whose canvas has at most ``share`` of its tiles; clips and pictures of one view stay as they are."""
-    if share == 1 or not isinstance(stretch, Tiled):
-        return stretch
-    most = int(share * stretch.tiles.tokens + SLACK)
+def smaller(config: Any, run: PlaceholderRun, share: float) -> PlaceholderRun:
+    """An image whose canvas has at most ``share`` of its tiles; videos and images of one view stay as they are."""
+    if share == 1 or not isinstance(run, Tiled):
+        return run
+    most = int(share * run.tiles.tokens + SLACK)
     found: list[tuple[int, int, Size, Grid]] = []
     for canvas in map(tuple, config.image_grid_pinpoints):
-        scale = min(canvas[0] / stretch.size[0], canvas[1] / stretch.size[1], 1.0)
-        height, width = (max(round(side * scale), 1) for side in stretch.size)
+        scale = min(canvas[0] / run.size[0], canvas[1] / run.size[1], 1.0)
+        height, width = (max(round(side * scale), 1) for side in run.size)
         tiles = anyres.local_tiles(config, (height, width))
         if tiles.tokens <= most:
             found.append((tiles.tokens, height * width, (height, width), tiles))
     if not found:
-        return Strip(grid=stretch.grid, ends=1)
+        return Strip(grid=run.grid, ends=1)
     _, _, size, tiles = max(found, key=lambda one: one[:2])
-    return replace(stretch, tiles=tiles, size=size)
+    return replace(run, tiles=tiles, size=size)
 
 
 def resized(batch: HostBatch, shares: Sequence[float], *, config: Any, encoder_keys: Sequence[str]) -> HostBatch:
@@ -75,7 +75,7 @@ def resized(batch: HostBatch, shares: Sequence[float], *, config: Any, encoder_k
 
 
 def encode(model: Any, batch: HostBatch, shares: Sequence[float], images: Sequence[int]) -> tuple[VisualTokens, ...]:
-    """As `HostAdapter.encode_resized`, in one call of the tower for pictures and one of the host for clips.
+    """As `HostAdapter.encode_resized`, in one call of the tower for images and one of the host for videos.
 
     Raises:
         InputError: shares or numbers of images aren't as they should be.
@@ -83,34 +83,32 @@ def encode(model: Any, batch: HostBatch, shares: Sequence[float], images: Sequen
     check_shares(batch, shares)
     check_images(batch, images)
     made = _stretches(batch, shares, model.config)
-    pictures = [i for i in images if batch.items[i].key == "image"]
-    clips = [i for i in images if batch.items[i].key == "video"]
+    still = [i for i in images if batch.items[i].key == "image"]
+    videos = [i for i in images if batch.items[i].key == "video"]
     found: list[VisualTokens] = []
-    if pictures:
+    if still:
         with refusing({"pixel_values": batch.inputs["pixel_values"]}):
-            views = _views(model.config, batch, made, pictures)
+            views = _views(model.config, batch, made, still)
             tokens = _encoded(model, torch.cat(views), batch).split([len(one) for one in views])
-        found += [
-            VisualTokens(one, made[i].grid, row=batch.spans[i].row) for i, one in zip(pictures, tokens, strict=True)
-        ]
-    if clips:
+        found += [VisualTokens(one, made[i].grid, row=batch.spans[i].row) for i, one in zip(still, tokens, strict=True)]
+    if videos:
         first = [item.key for item in batch.items].index("video")
-        chosen = torch.tensor([i - first for i in clips])
-        given = batch.inputs["pixel_values_videos"]
-        inputs = {**batch.inputs, "pixel_values_videos": given[chosen.to(given.device)]}
-        output = anyres.encoded_clips(model, inputs)
-        found += anyres.views([batch.items[i] for i in clips], list(output.pooler_output))
+        chosen = torch.tensor([i - first for i in videos])
+        all_pixels = batch.inputs["pixel_values_videos"]
+        inputs = {**batch.inputs, "pixel_values_videos": all_pixels[chosen.to(all_pixels.device)]}
+        output = anyres.encoded_videos(model, inputs)
+        found += anyres.views([batch.items[i] for i in videos], list(output.pooler_output))
     return tuple(found)
 
 
-def _stretches(batch: HostBatch, shares: Sequence[float], config: Any) -> list[Stretch]:
-    return [smaller(config, item.stretch, share) for item, share in zip(batch.items, shares, strict=True)]
+def _stretches(batch: HostBatch, shares: Sequence[float], config: Any) -> list[PlaceholderRun]:
+    return [smaller(config, item.run, share) for item, share in zip(batch.items, shares, strict=True)]
 
 
 def _encoded(model: Any, views: Float[Tensor, "views channels side side"], batch: HostBatch) -> Tensor:
     """``(views, tokens, dim)``."""
     options = {name: batch.inputs.get(name) for name in anyres.ENCODER_OPTIONS}
-    layer, strategy = (getattr(model.config, name) if given is None else given for name, given in options.items())
+    layer, strategy = (getattr(model.config, name) if option is None else option for name, option in options.items())
     tower, projector = model.base_model.vision_tower, model.base_model.multi_modal_projector
     hidden = tower(views, output_hidden_states=True, return_dict=True).hidden_states
     tokens = hidden[layer] if isinstance(layer, int) else torch.cat([hidden[one] for one in layer], dim=-1)
@@ -119,15 +117,15 @@ def _encoded(model: Any, views: Float[Tensor, "views channels side side"], batch
 
 @dataclass(frozen=True)
 class _Kind:
-    """What pictures must have in common to be made at once."""
+    """What images must have in common to be made at once."""
 
-    before: Stretch
-    after: Stretch
+    before: PlaceholderRun
+    after: PlaceholderRun
 
 
-def _views(config: Any, batch: HostBatch, made: Sequence[Stretch], images: Sequence[int]) -> list[Tensor]:
-    """Per image ``(views, channels, side, side)``, the whole picture first."""
-    kinds = [_Kind(batch.items[i].stretch, made[i]) for i in images]
+def _views(config: Any, batch: HostBatch, made: Sequence[PlaceholderRun], images: Sequence[int]) -> list[Tensor]:
+    """Per image ``(views, channels, side, side)``, the whole image first."""
+    kinds = [_Kind(batch.items[i].run, made[i]) for i in images]
     counts = [1 + kind.before.tiles.tokens if isinstance(kind.before, Tiled) else 1 for kind in kinds]
     values = [batch.inputs["pixel_values"][i][:count] for i, count in zip(images, counts, strict=True)]
 
@@ -147,30 +145,30 @@ def _views(config: Any, batch: HostBatch, made: Sequence[Stretch], images: Seque
 
 
 def _fitted(canvas: Float[Tensor, "n channels height width"], before: Size, after: Size, size: Size) -> Tensor:
-    """The picture on another canvas.
+    """The image on another canvas.
 
-    The rest of it is black: as it is on the full canvas, or, where nothing of that is black, the picture's darkest.
+    The rest of it is black: as it is on the full canvas, or, where nothing of that is black, the image's darkest.
 
     Args:
-        before, after: (height, width) of the picture, on the full canvas and on the other one.
+        before, after: (height, width) of the image, on the full canvas and on the other one.
         size: of the other canvas.
     """
     full: Size = (canvas.shape[-2], canvas.shape[-1])
     top, left, height, width = _place(before, full)
-    picture = canvas[..., top : top + height, left : left + width]
+    image = canvas[..., top : top + height, left : left + width]
     filled = (height, width) == full
-    black = picture.amin((-2, -1), keepdim=True) if filled else canvas[..., -1:, -1:]
+    black = image.amin((-2, -1), keepdim=True) if filled else canvas[..., -1:, -1:]
     top, left, height, width = _place(after, size)
-    made = black.expand(*picture.shape[:2], *size).clone()
-    made[..., top : top + height, left : left + width] = pixels.resampled(picture, (height, width))
+    made = black.expand(*image.shape[:2], *size).clone()
+    made[..., top : top + height, left : left + width] = pixels.resampled(image, (height, width))
     return made
 
 
-def _place(picture: Size, canvas: Size) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a picture in the middle of a canvas that it is fitted into."""
-    down, across = canvas[0] / picture[0], canvas[1] / picture[1]
+def _place(image: Size, canvas: Size) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of an image in the middle of a canvas that it is fitted into."""
+    down, across = canvas[0] / image[0], canvas[1] / image[1]
     if across < down:
-        height, width = min(math.ceil(picture[0] * across), canvas[0]), canvas[1]
+        height, width = min(math.ceil(image[0] * across), canvas[0]), canvas[1]
     else:
-        height, width = canvas[0], min(math.ceil(picture[1] * down), canvas[1])
+        height, width = canvas[0], min(math.ceil(image[1] * down), canvas[1])
     return (canvas[0] - height) // 2, (canvas[1] - width) // 2, height, width

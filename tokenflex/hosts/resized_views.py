@@ -1,4 +1,4 @@
-"""Smaller pictures for hosts that take each picture as a view of its own: stacked, padded, or of one fixed size."""
+"""Smaller images for hosts that take each image as a view of its own: stacked, padded, or of one fixed size."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenflex.contracts import Grid, HostBatch
 from tokenflex.contracts.scaler import shrunk
 from tokenflex.hosts.architecture import Modality, Unit
-from tokenflex.hosts.resizing import Call, Picture, Resizing, shared
+from tokenflex.hosts.resizing import Call, Image, Resizing, shared
 from tokenflex.ops import pixels
 
 Size = tuple[int, int]
@@ -22,37 +22,35 @@ Size = tuple[int, int]
 @final
 @dataclass(frozen=True)
 class Squares(Resizing):
-    """Pictures of one fixed size, for towers whose position embeddings can be interpolated.
+    """Images of one fixed size, for towers whose position embeddings can be interpolated.
 
     The host's encoder is told to by ``interpolate_pos_encoding``, and called once per size.
     """
 
     levels: ClassVar[str] = "a smaller square of whole patches, position embeddings interpolated"
 
-    def picture(
-        self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
-    ) -> Picture:
+    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
         """Of so many whole patches along a side."""
-        return Picture(number=number, full=unit, unit=replace(unit, grid=shrunk(unit.grid, share)))
+        return Image(number=number, full=unit, unit=replace(unit, grid=shrunk(unit.grid, share)))
 
-    def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> list[Call]:
+    def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> list[Call]:
         """One per size."""
         values, found = batch.inputs[modality.pixels], list[Call]()
-        for grid in dict.fromkeys(picture.unit.grid for picture in pictures):
-            which = tuple(k for k, picture in enumerate(pictures) if picture.unit.grid == grid)
-            full = pictures[which[0]].full.grid
-            mine = values[torch.tensor([pictures[k].number for k in which]).to(values.device)]
-            size = (mine.shape[-2] // full.rows * grid.rows, mine.shape[-1] // full.cols * grid.cols)
-            told = {} if grid == full else {"interpolate_pos_encoding": True}
-            given = {**shared(modality, batch), **told, modality.pixels: pixels.resampled(mine, size)}
-            found.append(Call(which, given))
+        for grid in dict.fromkeys(image.unit.grid for image in images):
+            which = tuple(k for k, image in enumerate(images) if image.unit.grid == grid)
+            full = images[which[0]].full.grid
+            own = values[torch.tensor([images[k].number for k in which]).to(values.device)]
+            size = (own.shape[-2] // full.rows * grid.rows, own.shape[-1] // full.cols * grid.cols)
+            interpolation = {} if grid == full else {"interpolate_pos_encoding": True}
+            inputs = {**shared(modality, batch), **interpolation, modality.pixels: pixels.resampled(own, size)}
+            found.append(Call(which, inputs))
         return found
 
 
 @final
 @dataclass(frozen=True)
 class Padded(Resizing):
-    """Pictures of any size, stacked and padded below and to the right, with their (height, width) in pixels.
+    """Images of any size, stacked and padded below and to the right, with their (height, width) in pixels.
 
     Attributes:
         sizes: the input of heights and widths.
@@ -67,44 +65,42 @@ class Padded(Resizing):
         """The longest edge."""
         return "size"
 
-    def picture(
-        self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
-    ) -> Picture:
+    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
         """Of so many whole tokens in height and width; one at its own size keeps it to the pixel."""
         size, grid = batch.cpu[self.sizes][number], shrunk(unit.grid, share)
         if grid != unit.grid:
             full, kept = (torch.tensor([one.rows, one.cols], dtype=size.dtype) for one in (unit.grid, grid))
             size = size // full * kept
-        return Picture(number=number, full=unit, unit=replace(unit, grid=grid), sizes={self.sizes: size})
+        return Image(number=number, full=unit, unit=replace(unit, grid=grid), sizes={self.sizes: size})
 
-    def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> list[Call]:
-        """One, padded to the largest of the pictures asked for."""
-        given, told = batch.inputs[modality.pixels], batch.cpu[self.sizes]
-        sizes = torch.stack([picture.sizes[self.sizes] for picture in pictures])
-        before: list[Size] = [tuple(told[picture.number].tolist()) for picture in pictures]
+    def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> list[Call]:
+        """One, padded to the largest of the images asked for."""
+        all_pixels, all_sizes = batch.inputs[modality.pixels], batch.cpu[self.sizes]
+        sizes = torch.stack([image.sizes[self.sizes] for image in images])
+        before: list[Size] = [tuple(all_sizes[image.number].tolist()) for image in images]
         after: list[Size] = [tuple(size) for size in sizes.tolist()]
-        values = [given[p.number, :, :h, :w] for p, (h, w) in zip(pictures, before, strict=True)]
+        values = [all_pixels[p.number, :, :h, :w] for p, (h, w) in zip(images, before, strict=True)]
         made = pixels.together(
             values, list(zip(before, after, strict=True)), lambda stacked, at: pixels.resampled(stacked, after[at])
         )
         height, width = (max(size[axis] for size in after) for axis in (0, 1))
         stacked = torch.stack([F.pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in made])
         own = {self.sizes: sizes.to(batch.inputs[self.sizes].device), modality.pixels: stacked}
-        return [Call(tuple(range(len(pictures))), {**shared(modality, batch, self.sizes), **own})]
+        return [Call(tuple(range(len(images))), {**shared(modality, batch, self.sizes), **own})]
 
-    def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:
-        """``size``: the longest edge of the largest picture of at most so many tokens.
+    def processor_kwargs(self, config: Any, image: Image, tokens: int) -> Mapping[str, Any]:
+        """``size``: the longest edge of the largest image of at most so many tokens.
 
-        The processor shrinks a picture to that edge and rounds the other one up.
+        The processor shrinks an image to that edge and rounds the other one up.
         """
-        grid, (height, width) = picture.full.grid, picture.sizes[self.sizes].tolist()
+        grid, (height, width) = image.full.grid, image.sizes[self.sizes].tolist()
         longest, other = max(grid.rows, grid.cols), min(grid.rows, grid.cols)
         fitting = [k for k in range(1, longest + 1) if k * math.ceil(k * other / longest) <= tokens]
         return {"size": {"longest_edge": max(height, width) // longest * (fitting[-1] if fitting else 1)}}
 
 
 GEMMA_BUDGETS = (70, 140, 280, 560, 1120)
-"""Tokens per picture that Gemma 4's processors know."""
+"""Tokens per image that Gemma 4's processors know."""
 
 
 @final
@@ -127,42 +123,40 @@ class Placed(Resizing):
         """One of `GEMMA_BUDGETS`."""
         return "max_soft_tokens"
 
-    def picture(
-        self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
-    ) -> Picture:
+    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
         """Of so many whole tokens in height and width."""
         grid = shrunk(unit.grid, share)
-        picture = Picture(number=number, full=unit, unit=replace(unit, grid=grid))
+        image = Image(number=number, full=unit, unit=replace(unit, grid=grid))
         if grid == unit.grid:
-            return picture
+            return image
         places = self._places(config, grid)
         fill = batch.cpu[self.places].shape[1] - len(places)
         padded = F.pad(places, (0, 0, 0, fill), value=-1)
-        return replace(picture, sizes={self.places: padded})
+        return replace(image, sizes={self.places: padded})
 
-    def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> list[Call]:
-        """One, padded to the largest of the pictures asked for."""
-        given, own = batch.inputs[modality.pixels], batch.inputs[self.places]
-        grids = [picture.full.grid for picture in pictures]
+    def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> list[Call]:
+        """One, padded to the largest of the images asked for."""
+        all_pixels, own = batch.inputs[modality.pixels], batch.inputs[self.places]
+        grids = [image.full.grid for image in images]
         counts = [len(self._places(config, grid)) for grid in grids]
-        values = [given[p.number, :count] for p, count in zip(pictures, counts, strict=True)]
-        kinds = [(picture.full.grid, picture.unit.grid) for picture in pictures]
+        values = [all_pixels[p.number, :count] for p, count in zip(images, counts, strict=True)]
+        kinds = [(image.full.grid, image.unit.grid) for image in images]
         made = pixels.together(values, kinds, lambda stacked, at: self._resized(stacked, config, *kinds[at]))
-        places = [self._places(config, picture.unit.grid) for picture in pictures]
+        places = [self._places(config, image.unit.grid) for image in images]
         most = max(map(len, places))
-        if all(picture.unit.grid == picture.full.grid for picture in pictures):
-            most = given.shape[1]
+        if all(image.unit.grid == image.full.grid for image in images):
+            most = all_pixels.shape[1]
         stacked = torch.stack([F.pad(one, (0, 0, 0, most - len(one))) for one in made])
-        told = torch.stack([F.pad(one, (0, 0, 0, most - len(one)), value=-1) for one in places])
-        inputs = {**shared(modality, batch, self.places), modality.pixels: stacked, self.places: told.to(own)}
-        return [Call(tuple(range(len(pictures))), inputs)]
+        stacked_places = torch.stack([F.pad(one, (0, 0, 0, most - len(one)), value=-1) for one in places])
+        inputs = {**shared(modality, batch, self.places), modality.pixels: stacked, self.places: stacked_places.to(own)}
+        return [Call(tuple(range(len(images))), inputs)]
 
-    def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:
+    def processor_kwargs(self, config: Any, image: Image, tokens: int) -> Mapping[str, Any]:
         """``max_soft_tokens``: the largest of the known ones that gives at most so many tokens, up to a tenth more.
 
-        The processor makes every picture as large as that number lets it, and rounds down.
+        The processor makes every image as large as that number lets it, and rounds down.
         """
-        grid = picture.full.grid
+        grid = image.full.grid
         made = {most: shrunk(grid, most / grid.tokens).tokens for most in GEMMA_BUDGETS}
         fitting = [most for most, count in made.items() if count <= 1.1 * tokens]
         return {"max_soft_tokens": fitting[-1] if fitting else GEMMA_BUDGETS[0]}
@@ -176,8 +170,8 @@ class Placed(Resizing):
         return torch.cartesian_prod(rows, cols).flip(-1)
 
     def _resized(
-        self, stacked: Float[Tensor, "pictures patches numbers"], config: Any, before: Grid, after: Grid
-    ) -> Float[Tensor, "pictures new_patches numbers"]:
+        self, stacked: Float[Tensor, "images patches numbers"], config: Any, before: Grid, after: Grid
+    ) -> Float[Tensor, "images new_patches numbers"]:
         if before == after:
             return stacked
         cell = self._per_token(config)

@@ -1,7 +1,7 @@
-"""Pictures made smaller before they are encoded: their sizes, the text around them, and their pixels.
+"""Images made smaller before they are encoded: their sizes, the text around them, and their pixels.
 
-A smaller picture is what the host's own processor would have made of it: the host's rounding decides on its size, the
-text has as many placeholders as that size takes, and its pixels are those of the full picture, resampled.
+A smaller image is what the host's own processor would have made of it: the host's rounding decides on its size, the
+text has as many placeholders as that size takes, and its pixels are those of the full image, resampled.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from tokenflex.hosts.encoded import Item
 
 
 def shared(modality: Modality, batch: HostBatch, *apart: str) -> dict[str, Any]:
-    """Inputs of the encoder that aren't any picture's own: its options.
+    """Inputs of the encoder that aren't any image's own: its options.
 
     Args:
         apart: names of the others, besides the pixels.
@@ -40,7 +40,7 @@ def check_shares(batch: HostBatch, shares: Sequence[float]) -> None:
         raise InputError(f"{len(shares)} shares for a batch of {len(batch.spans)} images; give one per image.")
     wrong = [share for share in shares if not 0 < share <= 1]
     if wrong:
-        raise InputError(f"share {wrong[0]} of a picture's pixels; it is to be above 0 and at most 1.")
+        raise InputError(f"share {wrong[0]} of an image's pixels; it is to be above 0 and at most 1.")
 
 
 def check_images(batch: HostBatch, images: Sequence[int]) -> None:
@@ -57,8 +57,8 @@ def check_images(batch: HostBatch, images: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture at the size it is to have.
+class Image:
+    """An image at the size it is to have.
 
     Attributes:
         number: among those of its modality.
@@ -85,7 +85,7 @@ class Call:
     """One call of the host's encoder.
 
     Attributes:
-        which: the pictures, as numbers among those asked for; all calls together have every one of them.
+        which: the images, as numbers among those asked for; all calls together have every one of them.
         inputs: keyword arguments.
     """
 
@@ -94,11 +94,11 @@ class Call:
 
 
 class Resizing(ABC):
-    """How the pictures of one architecture are made smaller; data for the generic adapter.
+    """How the images of one architecture are made smaller; data for the generic adapter.
 
     Attributes:
         levels: which sizes there are, for tables.
-        whole: the tiles of a picture must be one unit.
+        whole: the tiles of an image must be one unit.
     """
 
     levels: ClassVar[str]
@@ -110,45 +110,43 @@ class Resizing(ABC):
         return None
 
     def refusal(self, config: Any) -> str | None:
-        """Why a checkpoint's pictures can't be made smaller, as a clause; None when they can."""
+        """Why a checkpoint's images can't be made smaller, as a clause; None when they can."""
         return None
 
     @abstractmethod
-    def picture(
-        self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float
-    ) -> Picture:
-        """A picture that keeps ``share`` of its pixels, before its pixels are made.
+    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
+        """An image that keeps ``share`` of its pixels, before its pixels are made.
 
         Args:
-            number: the picture's among those of its modality.
+            number: the image's among those of its modality.
             unit: how it lies in the prompt.
         """
 
     @abstractmethod
-    def calls(self, config: Any, modality: Modality, batch: HostBatch, pictures: Sequence[Picture]) -> Sequence[Call]:
-        """What the host's encoder is given for some pictures; those of full size keep their pixels bit for bit.
+    def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> Sequence[Call]:
+        """What the host's encoder is given for some images; those of full size keep their pixels bit for bit.
 
         Args:
             batch: at full size.
         """
 
-    def processor_kwargs(self, config: Any, picture: Picture, tokens: int) -> Mapping[str, Any]:
+    def processor_kwargs(self, config: Any, image: Image, tokens: int) -> Mapping[str, Any]:
         """As `HostAdapter.processor_kwargs`.
 
         Args:
-            picture: at full size.
+            image: at full size.
         """
         return {}
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A batch's text once pictures have fewer placeholders.
+    """A batch's text once images have fewer placeholders.
 
     Attributes:
         inputs: those of the text, on the devices they were on.
         cpu: the same on the CPU.
-        spans: where every picture stands.
+        spans: where every image stands.
         origin: see `HostBatch.origin`.
     """
 
@@ -159,10 +157,10 @@ class Rewritten:
 
 
 def rewritten(batch: HostBatch, runs: Sequence[Sequence[int]], pad_token_id: int) -> Rewritten:
-    """The text a processor writes for smaller pictures, padded to its longest row on the side it is padded on.
+    """The text a processor writes for smaller images, padded to its longest row on the side it is padded on.
 
     Args:
-        runs: placeholders that every run of every picture is left with.
+        runs: placeholders that every run of every image is left with.
 
     Raises:
         InputError: the mask hides placeholders, or positions are the caller's own.
@@ -186,37 +184,36 @@ def _device(tensor: Any, home: torch.device) -> torch.device:
 def smaller_batch(
     batch: HostBatch,
     items: Sequence[Item],
-    pictures: Sequence[Picture],
+    images: Sequence[Image],
     *,
     dropped: Sequence[str],
     pad_token_id: int,
 ) -> HostBatch:
-    """The batch of smaller pictures, without pixels, for the generic adapter.
+    """The batch of smaller images, without pixels, for the generic adapter.
 
     Args:
         items: of the batch.
-        pictures: at the sizes they are to have.
+        images: at the sizes they are to have.
         dropped: inputs of the host's encoders.
 
     Raises:
         InputError: positions are the caller's own.
     """
-    text = rewritten(batch, [picture.runs for picture in pictures], pad_token_id)
+    text = rewritten(batch, [image.runs for image in images], pad_token_id)
     gone = {*dropped, *placeholders.SEQUENCE_KEYS, "input_ids"}
     inputs = {name: value for name, value in batch.inputs.items() if name not in gone} | text.inputs
     cpu = {name: value for name, value in batch.cpu.items() if name not in gone} | text.cpu
-    for name, sizes in _sizes(batch.cpu, items, pictures).items():
+    for name, sizes in _sizes(batch.cpu, items, images).items():
         cpu[name] = sizes
         inputs[name] = sizes.to(batch.inputs[name].device)
     made = tuple(
-        (modality, picture.unit, span)
-        for (modality, _, _), picture, span in zip(items, pictures, text.spans, strict=True)
+        (modality, image.unit, span) for (modality, _, _), image, span in zip(items, images, text.spans, strict=True)
     )
     return HostBatch(
         inputs,
         cpu,
         text.spans,
-        tuple(picture.unit.grid for picture in pictures),
+        tuple(image.unit.grid for image in images),
         batch.frames,
         made,
         origin=text.origin,
@@ -224,17 +221,17 @@ def smaller_batch(
 
 
 def _sizes(
-    cpu: Mapping[str, Tensor], items: Sequence[Item], pictures: Sequence[Picture]
-) -> dict[str, Int[Tensor, "pictures *sizes"]]:
-    """Inputs that tell of sizes, of the smaller pictures."""
+    cpu: Mapping[str, Tensor], items: Sequence[Item], images: Sequence[Image]
+) -> dict[str, Int[Tensor, "images *sizes"]]:
+    """Inputs that tell of sizes, of the smaller images."""
     found: dict[str, Tensor] = {}
     for modality, _, _ in items:
         for name in (*modality.sizes, modality.grids):
             if name and name in cpu:
                 found[name] = cpu[name]
-    for picture in pictures:
-        for name, sizes in picture.sizes.items():
+    for image in images:
+        for name, sizes in image.sizes.items():
             if found[name] is cpu[name]:
                 found[name] = cpu[name].clone()
-            found[name][picture.number] = sizes
+            found[name][image.number] = sizes
     return found

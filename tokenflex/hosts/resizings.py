@@ -1,4 +1,4 @@
-"""How every architecture's pictures are made smaller, or why they can't be, by ``model_type``."""
+"""How every architecture's images are made smaller, or why they can't be, by ``model_type``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -59,29 +59,29 @@ RESIZINGS: Mapping[str, Resizing] = {
 """Compared with transformers' processors."""
 
 ANOTHER_RULE = "its processor has a rule of its own for sizes, which isn't known here"
-WORDS = "its processor writes words around every tile of a picture, and a smaller picture has other words"
-FIXED = "its vision tower takes pictures of one size only"
+TILE_TEXT = "its processor writes text around every tile of an image, and a smaller image has other text"
+FIXED = "its vision tower takes images of one size only"
 LEARNED = "its projector was made for one number of patches"
 REFUSALS: Mapping[str, str] = {
-    "aya_vision": WORDS,
-    "cohere2_vision": WORDS,
-    "idefics2": "learned queries read every view, so a smaller picture has as many tokens as a larger one",
-    "idefics3": WORDS,
-    "smolvlm": WORDS,
-    "ovis2": WORDS,
-    "granite_docling": WORDS,
-    "step3p7": WORDS,
-    "lfm2_vl": WORDS,
-    "minicpmv4_6": WORDS,
-    "minicpm_ocr": WORDS,
-    "minicpmv4_7": WORDS,
-    "molmo2": WORDS,
-    "unlimited_ocr": "its pages and crops have sizes of their own, which a smaller picture doesn't have",
+    "aya_vision": TILE_TEXT,
+    "cohere2_vision": TILE_TEXT,
+    "idefics2": "learned queries read every view, so a smaller image has as many tokens as a larger one",
+    "idefics3": TILE_TEXT,
+    "smolvlm": TILE_TEXT,
+    "ovis2": TILE_TEXT,
+    "granite_docling": TILE_TEXT,
+    "step3p7": TILE_TEXT,
+    "lfm2_vl": TILE_TEXT,
+    "minicpmv4_6": TILE_TEXT,
+    "minicpm_ocr": TILE_TEXT,
+    "minicpmv4_7": TILE_TEXT,
+    "molmo2": TILE_TEXT,
+    "unlimited_ocr": "its pages and crops have sizes of their own, which a smaller image doesn't have",
     "gemma3": LEARNED,
     "shieldgemma2": LEARNED,
-    "deepseek_vl_hybrid": "its second vision tower takes pictures of one size only",
+    "deepseek_vl_hybrid": "its second vision tower takes images of one size only",
     "pp_chart2table": FIXED,
-    "perception_lm": "all pictures of a batch have equally many tiles",
+    "perception_lm": "all images of a batch have equally many tiles",
     "fast_vlm": "how many pixels its vision tower makes a token of isn't told by its config",
     "tokenflex_composed": FIXED,
 }
@@ -97,7 +97,7 @@ def resizing_of(config: Any) -> Resizing | str:
 
 
 def levels_of(model_type: str) -> tuple[str, str | None] | None:
-    """(sizes that pictures of an architecture can have, the setting its processor has for them); None without any."""
+    """(sizes that images of an architecture can have, the setting its processor has for them); None without any."""
     if model_type in resized_tiles.SERVED:
         return resized_tiles.LEVELS, None
     found = RESIZINGS.get(model_type)

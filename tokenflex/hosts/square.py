@@ -1,4 +1,4 @@
-"""Architectures whose pictures are square grids of fixed size: one per picture, or one per tile.
+"""Architectures whose images are square grids of fixed size: one per image, or one per tile.
 
 Grid formulas and paths were read off transformers' modelling code and compared with what its encoders return.
 """
@@ -29,7 +29,7 @@ def run_lengths(shown: Shown) -> list[int]:
 
 
 def filled(grid: Callable[[Any], Grid]) -> Units:
-    """Every so many placeholders are one grid, whether words lie between them or not."""
+    """Every so many placeholders are one grid, whether text tokens lie between them or not."""
 
     def units(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
         unit = Unit(grid=grid(config))
@@ -44,7 +44,7 @@ def squares(side: Side) -> Units:
 
 
 def tiles_in_a_run(side: Side) -> Units:
-    """Each run of placeholders is one picture, its squares one after the other."""
+    """Each run of placeholders is one image, its squares one after the other."""
 
     def units(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
         grid = Grid(side(config), side(config))
@@ -54,7 +54,7 @@ def tiles_in_a_run(side: Side) -> Units:
 
 
 def alike(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
-    """Pictures (of ``tiles`` each, if pixels say so) share the placeholders equally, for towers of unknown stride."""
+    """Images (of ``tiles`` each, if pixels say so) share the placeholders equally, for towers of unknown stride."""
     pixels = inputs["pixel_values"]
     views = pixels.shape[1] if pixels.dim() == 5 else 1
     side = math.isqrt(int(shown.sum()) // (len(pixels) * views))
@@ -66,7 +66,7 @@ def square_runs(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
     return [Unit(grid=Grid(math.isqrt(length), math.isqrt(length))) for length in run_lengths(shown)]
 
 
-def told(config: Any) -> Grid:
+def declared_grid(config: Any) -> Grid:
     """(rows, columns) as the config has them."""
     return Grid(*config.grid)
 
@@ -81,7 +81,7 @@ def _int(value: Any) -> int:
 
 
 def patches(config: Any) -> int:
-    """Patches along a side of the tower's picture."""
+    """Patches along a side of the tower's image."""
     return _int(config.vision_config.image_size) // _int(config.vision_config.patch_size)
 
 
@@ -106,7 +106,7 @@ def by_two_convolutions(config: Any) -> int:
 
 
 def of_gemma3(config: Any) -> int:
-    """Fixed tokens per picture."""
+    """Fixed tokens per image."""
     return math.isqrt(config.mm_tokens_per_image)
 
 
@@ -128,9 +128,9 @@ def without_class_token(config: Any) -> str | None:
 
 
 def llava_refusal(config: Any) -> str | None:
-    """Pixtral towers give LLaVA pictures of any size."""
+    """Pixtral towers give LLaVA images of any size."""
     if config.vision_config.model_type == "pixtral":
-        return "its tower is Pixtral's, whose pictures have any size; only LLaVA with square pictures is served"
+        return "its tower is Pixtral's, whose images have any size; only LLaVA with square images is served"
     return without_class_token(config)
 
 
@@ -206,7 +206,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         vision_tower=("model.vision_model",), flat=False,
     ),
     "tokenflex_composed": Architecture(
-        family="composed", modalities=(Modality(units=filled(told)),), canonical=told,
+        family="composed", modalities=(Modality(units=filled(declared_grid)),), canonical=declared_grid,
         vision_tower=("vision_tower",), projector=("multi_modal_projector",),
     ),
 }  # fmt: skip

@@ -87,10 +87,10 @@ def _parts(layer: nn.Module) -> tuple[Any, Any] | None:
 
 
 def _feature_layer(config: Any, inputs: Mapping[str, Any]) -> int:
-    told = inputs.get("vision_feature_layer")
-    told = getattr(config, "vision_feature_layer", None) if told is None else told
-    told = -1 if told is None else told
-    return told if isinstance(told, int) else told[-1]
+    layer = inputs.get("vision_feature_layer")
+    layer = getattr(config, "vision_feature_layer", None) if layer is None else layer
+    layer = -1 if layer is None else layer
+    return layer if isinstance(layer, int) else layer[-1]
 
 
 def _which(layers: int, features: int) -> int:
@@ -105,9 +105,9 @@ def _received(
     parts = _parts(layer)
     assert parts is not None
     norm, attention = parts
-    given = norm(hidden)
+    normed = norm(hidden)
     queries, keys = (
-        getattr(attention, f"{name}_norm", nn.Identity())(getattr(attention, f"{name}_proj")(given)) for name in "qk"
+        getattr(attention, f"{name}_norm", nn.Identity())(getattr(attention, f"{name}_proj")(normed)) for name in "qk"
     )
     heads = getattr(attention, "num_heads", None) or attention.config.num_attention_heads
     first = 1 if math.isqrt(hidden.shape[1]) ** 2 != hidden.shape[1] else 0

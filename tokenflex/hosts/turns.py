@@ -1,8 +1,8 @@
 """Where the user's last turn begins: read off a processor's chat template.
 
-A conversation of two turns is written with the template, once with words and once with an image first. What stands
-right before the user's content in every one of these places opens a turn; its tokens are the marker that
-`tokenflex.hosts.words` looks for.
+A conversation of two turns is written with the template, once with text tokens and once with an image first. What
+stands right before the user's content in every one of these places opens a turn; its tokens are the marker that
+`tokenflex.hosts.instruction` looks for.
 """
 
 import functools

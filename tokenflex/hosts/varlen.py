@@ -23,7 +23,7 @@ from tokenflex.errors import InputError
 
 NAME = "varlen"
 FLASH = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-_TOLD: ContextVar[bool] = ContextVar("told_ends", default=False)
+_KNOWN: ContextVar[bool] = ContextVar("told_ends", default=False)
 
 
 def register() -> str:
@@ -34,18 +34,18 @@ def register() -> str:
 
 
 @contextmanager
-def told_ends(told: bool) -> Iterator[None]:
+def known_ends(known: bool) -> Iterator[None]:
     """Within, hosts are told where packed rows end, so that no mask needs to say it."""
-    token = _TOLD.set(told)
+    token = _KNOWN.set(known)
     try:
         yield
     finally:
-        _TOLD.reset(token)
+        _KNOWN.reset(token)
 
 
 def varlen_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """sdpa's mask; none for packed rows whose ends attention is told."""
-    return None if _TOLD.get() else sdpa_mask(*args, **kwargs)
+    return None if _KNOWN.get() else sdpa_mask(*args, **kwargs)
 
 
 def varlen_attention(

@@ -21,7 +21,7 @@ class Account:
     """One setting on one batch.
 
     Attributes:
-        decisions: one per picture; none for the vanilla host.
+        decisions: one per image; none for the vanilla host.
         prompt_length: that the language model sees, padding included.
         answers: by length, the memory and work of one call.
         ids: ``(rows, new)``, the longest answer.

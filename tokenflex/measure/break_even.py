@@ -31,7 +31,7 @@ class Line:
 class BreakEven:
     """The token count at which routing stops paying, for one batch size and answer length.
 
-    Tokens are visual tokens per picture, seconds those of the whole batch.
+    Tokens are visual tokens per image, seconds those of the whole batch.
 
     Attributes:
         new_tokens: length of the answer.
@@ -93,21 +93,21 @@ class BreakEven:
     @property
     def in_words(self) -> str:
         """What it means, as sentences."""
-        told = f"The decision takes {1e3 * self.decision:.3g} ms and "
+        text = f"The decision takes {1e3 * self.decision:.3g} ms and "
         interval = f"95 % interval {1e6 * self.slope_low:.0f} to {1e6 * self.slope_high:.0f}"
         if self.slope <= 0:
-            told += f"dropping visual tokens saves no time ({1e6 * self.slope:.0f} µs each, {interval})"
-            return f"No gain: routing costs more than it can save here. {told}."
-        told += f"each visual token dropped saves {1e6 * self.slope:.3g} µs ({interval})"
+            text += f"dropping visual tokens saves no time ({1e6 * self.slope:.0f} µs each, {interval})"
+            return f"No gain: routing costs more than it can save here. {text}."
+        text += f"each visual token dropped saves {1e6 * self.slope:.3g} µs ({interval})"
         if self.kept is None:
             most = self.finest - self.coarsest
             return (
-                f"No gain: routing costs more than it can save here. {told}, so {self.dropped:.0f} tokens would have "
+                f"No gain: routing costs more than it can save here. {text}, so {self.dropped:.0f} tokens would have "
                 f"to be dropped and at most {most:.0f} can be."
             )
         opening = (
             f"drops more than {self.dropped:.0f} of {self.finest:.0f} visual tokens, that is when it keeps fewer than "
-            f"{self.kept:.0f}. {told}."
+            f"{self.kept:.0f}. {text}."
         )
         if self.verdict == "not settled":
             return (

@@ -1,4 +1,4 @@
-"""Batches whose pictures have different levels, so that together they keep a given share of their tokens."""
+"""Batches whose images have different levels, so that together they keep a given share of their tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,19 +16,17 @@ MIXES = {"AI2D": 0.147, "ScienceQA": 0.549, "ChartQA": 0.991}
 """Shares of visual tokens that AVG-LLaVA keeps on three benchmarks: few, half, nearly all (arXiv 2410.02745)."""
 
 
-def levels_for(share: float, shares: Sequence[float], pictures: int) -> tuple[int, ...]:
-    """One level per picture, coarse to fine: of all mixes of two neighbouring levels the one next to the share.
+def levels_for(share: float, shares: Sequence[float], images: int) -> tuple[int, ...]:
+    """One level per image, coarse to fine: of all mixes of two neighbouring levels the one next to the share.
 
     Args:
         share: of the visual tokens that the batch is to keep, above 0 and at most 1.
         shares: of the levels, ascending, the last one 1.
-        pictures: in the batch; the more there are, the nearer the mix comes.
+        images: in the batch; the more there are, the nearer the mix comes.
     """
     last = len(shares) - 1
     mixes = [
-        [low] * (pictures - finer) + [min(low + 1, last)] * finer
-        for low in range(last + 1)
-        for finer in range(pictures)
+        [low] * (images - finer) + [min(low + 1, last)] * finer for low in range(last + 1) for finer in range(images)
     ]
     return tuple(min(mixes, key=lambda mix: abs(fmean(shares[level] for level in mix) - share)))
 

@@ -57,8 +57,8 @@ class Setting:
     @property
     def arguments(self) -> dict[str, Any]:
         """For `FlexModel.generate` and `FlexModel.decide`."""
-        given = {"level": self.level, "budget": self.budget, "escalate": self.escalate}
-        return {name: value for name, value in given.items() if value is not None}
+        arguments = {"level": self.level, "budget": self.budget, "escalate": self.escalate}
+        return {name: value for name, value in arguments.items() if value is not None}
 
 
 VANILLA = Setting("vanilla", "vanilla")

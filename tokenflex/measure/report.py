@@ -19,7 +19,7 @@ TITLES = {"vision_tower": "tower", "decision": "decision", "scaler": "scaler", "
 LEGEND = (
     "Times in ms per batch, medians; where there are two, median / 95th percentile. The vanilla host's prefill has its "
     "vision tower inside (*). Escalation goes through all stages once per pass, so it is told as a whole; its tokens "
-    "are those of all passes. Rest: time to first token less the stages. Visual tokens per picture, mean. Peak memory: "
+    "are those of all passes. Rest: time to first token less the stages. Visual tokens per image, mean. Peak memory: "
     "weights, batch and all that is live at once; working: without what is there before."
 )
 
@@ -158,8 +158,8 @@ def _tokens(length: int) -> str:
 
 
 def _title(batch: BatchProfile) -> str:
-    pictures = f"{batch.pictures} picture{'s' * (batch.pictures > 1)}"
-    return f"Batch of {batch.rows} ({pictures}), prompts of {batch.prompt_length} tokens"
+    images = f"{batch.images} image{'s' * (batch.images > 1)}"
+    return f"Batch of {batch.rows} ({images}), prompts of {batch.prompt_length} tokens"
 
 
 def _pipes(rows: Rows) -> str:

@@ -1,4 +1,4 @@
-"""Batches to measure on: pictures and questions, written down by the host's own processor."""
+"""Batches to measure on: images and questions, written down by the host's own processor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from torch import Tensor
 from tokenflex.chat import special_tokens, written
 from tokenflex.errors import ConfigError
 
-QUESTIONS = ("What does this picture show?", "which photo")
+QUESTIONS = ("What does this image show?", "which photo")
 """Asked when nothing is said: the first whose words the tokenizer knows, so that a router trained on few words (that of
 the quickstart) sees words at all."""
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What is asked: row ``i`` of a batch has picture and prompt ``i``, from the start again when they run out."""
+    """What is asked: row ``i`` of a batch has image and prompt ``i``, from the start again when they run out."""
 
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     prompts: Sequence[str]
 
     def batch(self, processor: Any, rows: int, *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -31,10 +31,10 @@ class Requests:
             dtype: of the host, for what isn't an integer.
 
         Raises:
-            ConfigError: the processor has neither a chat template nor a token for pictures.
+            ConfigError: the processor has neither a chat template nor a token for images.
         """
         texts = [_written(processor, self.prompts[i % len(self.prompts)]) for i in range(rows)]
-        images = [[self.pictures[i % len(self.pictures)]] for i in range(rows)]
+        images = [[self.images[i % len(self.images)]] for i in range(rows)]
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         made = processor(text=texts, images=images, **options, **special_tokens(processor, texts))
         tensors = {key: value.to(device) for key, value in made.items() if isinstance(value, Tensor)}
@@ -49,7 +49,7 @@ def question(processor: Any) -> str:
 
 
 def photograph() -> Image.Image:
-    """The picture when none is given: a cat, from scikit-image, 451 x 300 pixels.
+    """The image when none is given: a cat, from scikit-image, 451 x 300 pixels.
 
     Raises:
         ConfigError: scikit-image isn't installed.
@@ -65,7 +65,7 @@ def photograph() -> Image.Image:
 
 
 def _written(processor: Any, prompt: str) -> str:
-    """A prompt with one picture, in the processor's conversation format where it has one."""
+    """A prompt with one image, in the processor's conversation format where it has one."""
     if getattr(processor, "chat_template", None) is not None:
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         messages = [{"role": "user", "content": content}]

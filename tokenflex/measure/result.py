@@ -46,8 +46,8 @@ class SettingProfile:
     """One setting on one batch.
 
     Attributes:
-        levels: chosen or forced, one per picture; none for the vanilla host.
-        tokens: visual tokens per picture that the language model sees, in all passes, mean.
+        levels: chosen or forced, one per image; none for the vanilla host.
+        tokens: visual tokens per image that the language model sees, in all passes, mean.
         prompt_length: length of the batch that the language model sees, padding included.
         stages: those that the setting has (see `tokenflex.measure.stages.STAGES`).
         prefill: the work of that stage; of escalation, which has none, that of an answer of one token.
@@ -92,7 +92,7 @@ class BatchProfile:
 
     Attributes:
         rows: requests in the batch.
-        pictures: in all of them.
+        images: in all of them.
         prompt_length: as the processor made it, placeholders and padding included.
         settings: the vanilla host first.
         break_even: one per answer length.
@@ -100,7 +100,7 @@ class BatchProfile:
     """
 
     rows: int
-    pictures: int
+    images: int
     prompt_length: int
     settings: tuple[SettingProfile, ...]
     break_even: tuple[BreakEven, ...]
@@ -110,7 +110,7 @@ class BatchProfile:
         """As JSON-ready data."""
         return {
             "rows": self.rows,
-            "pictures": self.pictures,
+            "images": self.images,
             "prompt_length": self.prompt_length,
             "settings": [setting.to_dict() for setting in self.settings],
             "break_even": [one.to_dict() for one in self.break_even],

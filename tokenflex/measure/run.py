@@ -54,7 +54,7 @@ def profile(
         tick: called `steps` times per batch.
 
     Raises:
-        InputError: a batch has no pictures.
+        InputError: a batch has no images.
         ConfigError: the plan names a level that isn't there, or the device has no clock.
     """
     plan, training = plan or Plan(), flex.training
@@ -70,7 +70,7 @@ def profile(
     after = surroundings.attention_of(flex.host)
     assert after == before.attention, f"attention went from {before.attention} to {after} on the way"
     warnings = [] if plan.runs >= ENOUGH else [_few(plan.runs)]
-    warnings += [told for _, doubts in done for told in doubts]
+    warnings += [notes for _, doubts in done for notes in doubts]
     return Profile(
         surroundings=before,
         request=plan.request,
@@ -91,7 +91,7 @@ def _batch(bench: _Bench, inputs: HostInputs) -> tuple[BatchProfile, list[str]]:
     flex, plan = bench.flex, bench.plan
     if not flex.adapter.read(inputs).grids:
         raise InputError(
-            "the batch has no pictures, so there is nothing to compare. Pass pixel_values and what belongs to them as "
+            "the batch has no images, so there is nothing to compare. Pass pixel_values and what belongs to them as "
             "the processor made them."
         )
     with torch.no_grad():
@@ -146,7 +146,7 @@ def _per_token(whole: Times, first: Times, length: int) -> Times | None:
     return Times(tuple((w - f) / (length - 1) for w, f in zip(whole.seconds, first.seconds, strict=True)))
 
 
-def _concluded(inputs: HostInputs, pictures: int, profiles: Mapping[Setting, SettingProfile]) -> BatchProfile:
+def _concluded(inputs: HostInputs, images: int, profiles: Mapping[Setting, SettingProfile]) -> BatchProfile:
     """The batch with what follows from its settings."""
     every = tuple(profiles.values())
     vanilla, routed = (next(one for one in every if one.kind == kind) for kind in ("vanilla", "routed"))
@@ -168,7 +168,7 @@ def _concluded(inputs: HostInputs, pictures: int, profiles: Mapping[Setting, Set
             if setting.decides or setting.kind == "escalate"
         ]
     rows, length = inputs["input_ids"].shape
-    return BatchProfile(rows, pictures, length, every, tuple(evens), tuple(comparisons))
+    return BatchProfile(rows, images, length, every, tuple(evens), tuple(comparisons))
 
 
 def _few(runs: int) -> str:
@@ -192,22 +192,22 @@ def _doubts(
     flex: FlexModel, inputs: HostInputs, accounts: Mapping[Setting, Account], prefills: Mapping[Setting, Work]
 ) -> list[str]:
     """What makes the comparison less than it seems, as sentences."""
-    at, told = f"With a batch of {len(inputs['input_ids'])}", list[str]()
+    at, notes = f"With a batch of {len(inputs['input_ids'])}", list[str]()
     vanilla = next(setting for setting in accounts if setting.kind == "vanilla")
     finest = [setting for setting in accounts if setting.kind == "level"][-1]
     if not torch.equal(accounts[finest].ids, accounts[vanilla].ids):
-        told.append(
+        notes.append(
             f"{at}, {finest.name} writes another answer than the vanilla host. In half precision that can be rounding; "
             "otherwise the comparison is of two different models."
         )
     for setting, work in prefills.items():
-        others = sorted(set(work.attention) - set(prefills[vanilla].attention))
-        if others:
-            told.append(
-                f"{at}, {setting.name} runs the attention kernel(s) {', '.join(others)}, the vanilla host doesn't."
+        unlike = sorted(set(work.attention) - set(prefills[vanilla].attention))
+        if unlike:
+            notes.append(
+                f"{at}, {setting.name} runs the attention kernel(s) {', '.join(unlike)}, the vanilla host doesn't."
             )
         if setting.decides:
             again = flex.decide(**inputs, **setting.arguments)
             if [d.level for d in again] != [d.level for d in accounts[setting].decisions]:
-                told.append(f"{at}, {setting.name} decides otherwise every time; its tokens are those of one run.")
-    return told
+                notes.append(f"{at}, {setting.name} decides otherwise every time; its tokens are those of one run.")
+    return notes

@@ -30,8 +30,8 @@ def answering(flex: FlexModel, inputs: HostInputs, setting: Setting, new_tokens:
     config.max_new_tokens = config.min_new_tokens = new_tokens
     config.do_sample, config.num_beams, config.num_return_sequences = False, 1, 1
     config.use_cache = config.return_dict_in_generate = True
-    given = {**inputs, **setting.arguments}
-    return lambda: model.generate(**given, generation_config=config)
+    arguments = {**inputs, **setting.arguments}
+    return lambda: model.generate(**arguments, generation_config=config)
 
 
 def stages(
@@ -39,7 +39,7 @@ def stages(
 ) -> dict[str, Call]:
     """The stages, each on what the one before gave.
 
-    ``vision_tower`` encodes what the setting needs (smaller pictures, where these are its levels); ``decision`` runs
+    ``vision_tower`` encodes what the setting needs (smaller images, where these are its levels); ``decision`` runs
     router, voter and policy, and the scaler for all levels, which the router looks at; ``scaler`` makes the chosen
     levels; ``splice`` shortens the batch; ``prefill`` is the host's forward on it, in groups of rows as the model's
     ``batching`` says, with a cache and the logits of the last position. The vanilla host's ``prefill`` has its vision
@@ -60,7 +60,7 @@ def stages(
         encoding.decide(flex, replace(encoded, made={}), None, policy)
 
     def see() -> None:
-        """Whole pictures; or the coarsest ones, to be looked at, and the chosen ones where they are finer."""
+        """Whole images; or the coarsest ones, to be looked at, and the chosen ones where they are finer."""
         if not parts.scaler.shares:
             tower_of(adapter, parts).look(adapter.read(inputs), True)
             return
@@ -81,8 +81,8 @@ def stages(
 
 def prefill(host: Any, inputs: HostInputs) -> Call:
     """The host's forward on a batch, with a new cache."""
-    given = last_logits(host, inputs)
-    return _without_gradients(lambda: host(**given))
+    arguments = last_logits(host, inputs)
+    return _without_gradients(lambda: host(**arguments))
 
 
 def last_logits(host: Any, inputs: HostInputs) -> dict[str, Any]:

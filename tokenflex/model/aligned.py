@@ -76,10 +76,10 @@ def shifted(rows: Rows) -> dict[str, Any]:
     Raises:
         InputError: one of them stands where a placeholder would have to be predicted.
     """
-    given = rows.batch.inputs.get(SHIFTED)
-    if given is None or unchanged(rows):
+    stored = rows.batch.inputs.get(SHIFTED)
+    if stored is None or unchanged(rows):
         return {}
-    return {SHIFTED: columns.shortened(given, columns.of_positions(rows), rows.length)}
+    return {SHIFTED: columns.shortened(stored, columns.of_positions(rows), rows.length)}
 
 
 def forward(flex: FlexModel, rows: Rows, batch: Mapping[str, Any]) -> Any:
@@ -123,9 +123,9 @@ def _wanted(batch: Mapping[str, Any], length: int) -> Tensor | None:
         return torch.arange(length)[keep.cpu()]
     if type(keep) is int and keep > 0:
         return torch.arange(max(length - keep, 0), length)
-    told = f"a tensor {tuple(keep.shape)} of {keep.dtype}" if isinstance(keep, Tensor) else repr(keep)
+    shown = f"a tensor {tuple(keep.shape)} of {keep.dtype}" if isinstance(keep, Tensor) else repr(keep)
     raise InputError(
-        f"logits_to_keep is {told:.200}; at the caller's positions give how many of the last ones, or a tensor of "
+        f"logits_to_keep is {shown:.200}; at the caller's positions give how many of the last ones, or a tensor of "
         "positions with one axis."
     )
 
@@ -153,8 +153,8 @@ def _kept(host: Any, places: Int[Tensor, "rows wanted"], rows: Rows, everything:
 
 
 def _refuse_attentions(rows: Rows, inputs: Mapping[str, Any]) -> None:
-    told = inputs.get("output_attentions")
-    if told or (told is None and any(rows.setting("output_attentions"))):
+    wanted = inputs.get("output_attentions")
+    if wanted or (wanted is None and any(rows.setting("output_attentions"))):
         raise InputError(
             "output_attentions with align='input': attention is between the tokens of the shortened sequence and has "
             "no counterpart between the caller's. Ask for align='compact', or for the finest level."
@@ -264,8 +264,8 @@ class Backbone(nn.Module):
         found, order = list[Tensor](), list[int]()
         for group, part, before in parts:
             state: Tensor = self._run(part).last_hidden_state
-            mine = torch.where(places[group] == columns.NONE, columns.NONE, places[group] - before)
-            found.append(columns.laid_out(state, mine.to(state.device)))
+            own = torch.where(places[group] == columns.NONE, columns.NONE, places[group] - before)
+            found.append(columns.laid_out(state, own.to(state.device)))
             order += group
         where = torch.tensor(order).argsort().to(found[0].device)
         return BaseModelOutputWithPast(last_hidden_state=torch.cat(found)[where])

@@ -49,7 +49,7 @@ def calibrate(
     """The same target with the number that meets it, found on a sample of what will be asked.
 
     Of a ``Budget`` the weight: the smallest at which ``data`` costs no more on average than it allows. A cap spends
-    the same on every picture; a weight spends more where the scores gain more, and meets the target on average. Floor
+    the same on every image; a weight spends more where the scores gain more, and meets the target on average. Floor
     and ceiling are kept. Where the scores alone meet the target, nothing limits them: ``ratio`` is 1.
 
     Of an `Escalate` the threshold: the smallest at which, with probability ``confidence`` over the draw of ``data``,
@@ -76,8 +76,8 @@ def calibrate(
     if isinstance(target, Escalate):
         return calibrating.calibrated(flex, target, data, loss, options)
     if loss is not None or options:
-        told = ", ".join(["loss"] * (loss is not None) + sorted(options))
-        raise InputError(f"a budget is calibrated without answers, so {told} says nothing. Leave it out.")
+        listed = ", ".join(["loss"] * (loss is not None) + sorted(options))
+        raise InputError(f"a budget is calibrated without answers, so {listed} says nothing. Leave it out.")
     return _weighted(flex, target, data)
 
 

@@ -127,8 +127,8 @@ def _copies(options: Mapping[str, Any], config: Any) -> int:
     """Rows that ``generate`` makes of each row of the batch, beams aside."""
 
     def setting(name: str) -> int:
-        given = options.get("generation_config")
-        found = (options.get(name), getattr(given if given is not None else config, name, None))
+        own_config = options.get("generation_config")
+        found = (options.get(name), getattr(own_config if own_config is not None else config, name, None))
         return next((int(value) for value in found if value is not None), 1)
 
     return 1 if setting("num_beams") > 1 else setting("num_return_sequences")

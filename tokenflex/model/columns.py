@@ -1,9 +1,9 @@
 """Which column of the shortened batch stands for which position of the caller's sequence.
 
 Words keep their own column. An image of ``N`` placeholders that became ``n`` visual tokens has them at its last ``n``
-placeholders, so that the output right in front of the words behind the image is the one that predicts them. Where an
-image's run was dropped together with words that belong to it, the output in front of the next word that is left stands
-right in front of that word, too. All other positions, padding among them, have no column.
+placeholders, so that the output right in front of the text tokens behind the image is the one that predicts them. Where
+an image's run was dropped together with text tokens that belong to it, the output in front of the next word that is
+left stands right in front of that word, too. All other positions, padding among them, have no column.
 """
 
 import numpy as np
@@ -50,11 +50,11 @@ def _place_images(rows: Rows, found: np.ndarray, index: np.ndarray, real: np.nda
     length = found.shape[1]
     for i in sorted(range(len(spans)), key=lambda i: (spans[i].row, int(spans[i].at[0]))):
         row, at = spans[i].row, spans[i].at.numpy()
-        mine, left[row] = left[row][: kept[i]], left[row][kept[i] :]
-        for run in np.split(mine, np.flatnonzero(np.diff(mine) > 1) + 1) if len(mine) else ():
-            words = np.where(index[row] >= 0, index[row], NONE)
-            behind = words[run[-1] + 1 :]
-            begin = words[: run[0]].max(initial=NONE)
+        own, left[row] = left[row][: kept[i]], left[row][kept[i] :]
+        for run in np.split(own, np.flatnonzero(np.diff(own) > 1) + 1) if len(own) else ():
+            text = np.where(index[row] >= 0, index[row], NONE)
+            behind = text[run[-1] + 1 :]
+            begin = text[: run[0]].max(initial=NONE)
             end = behind[behind >= 0].min(initial=length)
             places = at[(at > begin) & (at < end)][-len(run) :]
             found[row, places] = run[len(run) - len(places) :]

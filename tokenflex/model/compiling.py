@@ -13,7 +13,7 @@ from tokenflex.contracts import Instruction, VisualTokens
 def compile_parts(parts: Compressor, *args: Any, **options: Any) -> None:
     """Compile what decides an image's level: `Compressor.forward`, in place, as ``nn.Module.compile`` does it.
 
-    The numbers of images, views and words are variables of the graph (one of anything is a graph of its own, as
+    The numbers of images, views and text tokens are variables of the graph (one of anything is a graph of its own, as
     always in torch), grids are constants: every grid has its graph, up to torch's ``recompile_limit``, beyond which
     further grids run uncompiled. Nothing is compiled before the first call. Weights keep their names; copies and what
     is saved aren't compiled.
@@ -26,19 +26,19 @@ def compile_parts(parts: Compressor, *args: Any, **options: Any) -> None:
         return
     compiled = torch.compile(parts._call_impl, *args, **{"dynamic": False, **options})
 
-    def call(stack: VisualTokens | Stacked, words: Instruction) -> Any:
-        for tensor, axes in _stacked(stack, words):
+    def call(stack: VisualTokens | Stacked, instruction: Instruction) -> Any:
+        for tensor, axes in _stacked(stack, instruction):
             for axis in range(axes):
                 torch._dynamo.maybe_mark_dynamic(tensor, axis)
-        return compiled(stack, words)
+        return compiled(stack, instruction)
 
     # Where nn.Module.compile keeps its call: state dict, copies and pickles leave it out.
     parts._compiled_call_impl = call
 
 
-def _stacked(stack: VisualTokens | Stacked, words: Instruction) -> Iterator[tuple[Tensor, int]]:
-    """Every tensor, and how many of its leading axes differ from request to request: images, and views or words."""
-    said: list[Instruction | None] = [words]
+def _stacked(stack: VisualTokens | Stacked, instruction: Instruction) -> Iterator[tuple[Tensor, int]]:
+    """Every tensor, and how many of its leading axes differ from request to request: images, and views or prompt."""
+    said: list[Instruction | None] = [instruction]
     if isinstance(stack, Stacked):
         yield stack.readable, 1
         for level in stack.levels:

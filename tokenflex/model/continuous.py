@@ -1,4 +1,4 @@
-"""transformers' continuous batching: text goes to the host's own engine, pictures are refused until it serves them."""
+"""transformers' continuous batching: text goes to the host's own engine, images are refused until it serves them."""
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ from tokenflex.hosts import stock
 from tokenflex.model import door, request
 
 REMEDY = (
-    "transformers' continuous batching has no place for pictures yet and would answer without them. Call "
-    "flex.generate(...), or serve pictures with 'tokenflex serve'."
+    "transformers' continuous batching has no place for images yet and would answer without them. Call "
+    "flex.generate(...), or serve images with 'tokenflex serve'."
 )
 
 
@@ -37,7 +37,7 @@ class TextBatching(GenerationMixin):
 
         Returns:
             A manager whose ``add_request`` and ``add_requests`` raise an `InputError` for prompts with placeholders of
-            pictures.
+            images.
         """
         config = self.generation_config if generation_config is None else generation_config
         own = copy.deepcopy(config)  # transformers writes into it
@@ -59,7 +59,7 @@ class TextBatching(GenerationMixin):
             transformers' outputs by request, in the order of the prompts.
 
         Raises:
-            InputError: there are pictures, or placeholders of pictures; or a level or budget, which say how pictures
+            InputError: there are images, or placeholders of images; or a level or budget, which say how images
                 are shortened.
             UnsupportedHostError: transformers answered none of the prompts, as with hosts whose attention it can't
                 page.
@@ -83,7 +83,7 @@ class TextBatching(GenerationMixin):
         """Whether ``generate`` is asked for continuous batching, which on text is the host's own business.
 
         Raises:
-            InputError: it is, and the batch has pictures.
+            InputError: it is, and the batch has images.
         """
         if options.get("cache_implementation") != "paged":
             return False
@@ -98,7 +98,7 @@ class TextManager:
 
     Args:
         manager: answers everything but the requests' prompts.
-        placeholder_ids: tokens that stand for pictures.
+        placeholder_ids: tokens that stand for images.
     """
 
     def __init__(self, manager: Any, placeholder_ids: Collection[int]) -> None:
@@ -108,7 +108,7 @@ class TextManager:
         """As transformers' own.
 
         Raises:
-            InputError: the prompt has placeholders of pictures.
+            InputError: the prompt has placeholders of images.
         """
         _require_text(input_ids, self.placeholder_ids)
         return self.manager.add_request(input_ids, *args, **settings)
@@ -117,7 +117,7 @@ class TextManager:
         """As transformers' own.
 
         Raises:
-            InputError: a prompt has placeholders of pictures; none is added.
+            InputError: a prompt has placeholders of images; none is added.
         """
         for ids in inputs:
             _require_text(ids, self.placeholder_ids)
@@ -133,4 +133,4 @@ class TextManager:
 def _require_text(ids: Sequence[int], placeholders: Collection[int]) -> None:
     found = {int(one) for one in ids} & set(placeholders)
     if found:
-        raise InputError(f"the prompt has placeholders of pictures (token {', '.join(map(str, found))}): {REMEDY}")
+        raise InputError(f"the prompt has placeholders of images (token {', '.join(map(str, found))}): {REMEDY}")

@@ -48,16 +48,16 @@ def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0, prefixe
     Raises:
         InputError: the message names the input, what was expected, and how to mend it.
     """
-    given = {name: value for name, value in batch.items() if value is not None}
-    shown = visual_inputs(given, adapter)
+    present = {name: value for name, value in batch.items() if value is not None}
+    shown = visual_inputs(present, adapter)
     if held and shown and not prefixed:
         raise InputError(
             f"the cache already holds {held} tokens, the images among them; pass no {', '.join(shown)} with it. To "
             "continue a conversation give generate() the earlier output's compact_sequences, extended by the new "
             "turn, as input_ids, and compact_attention_mask alike. For another image begin without a cache."
         )
-    ids = given.get("input_ids")
-    if shown and (ids is None or "inputs_embeds" in given):
+    ids = present.get("input_ids")
+    if shown and (ids is None or "inputs_embeds" in present):
         raise InputError(
             f"{', '.join(shown)} came {'without input_ids' if ids is None else 'together with inputs_embeds'}: images "
             "are shortened in input_ids, before they are embedded. Pass input_ids as the processor made them, and no "
@@ -70,23 +70,23 @@ def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0, prefixe
         )
     if ids is not None:
         _check_ids(ids)
-        _check_labels(given, ids)
-        _check_mask(given, ids, held, bool(shown))
+        _check_labels(present, ids)
+        _check_mask(present, ids, held, bool(shown))
     if shown:
         assert isinstance(ids, Tensor)
-        _check_types(given, ids)
-        _check_positions(given, ids, {*adapter.encoder_inputs, *adapter.position_inputs})
+        _check_types(present, ids)
+        _check_positions(present, ids, {*adapter.encoder_inputs, *adapter.position_inputs})
 
 
-def refuse_whole_batch(given: Any) -> None:
+def refuse_whole_batch(batch: Any) -> None:
     """Refuse a whole batch in the place of ids.
 
     Raises:
         InputError: says how batches are given.
     """
-    if isinstance(given, Mapping):
+    if isinstance(batch, Mapping):
         raise InputError(
-            f"a {type(given).__name__} with {', '.join(map(str, given))} came as input_ids; give a batch by keywords: "
+            f"a {type(batch).__name__} with {', '.join(map(str, batch))} came as input_ids; give a batch by keywords: "
             "flex.generate(**inputs)."
         )
 
@@ -157,12 +157,14 @@ def check_contents(batch: HostBatch, adapter: HostAdapter) -> None:
             more than yes and no, or labels on placeholders; the message names the row and the value.
     """
     ids, labels, mask = batch.cpu["input_ids"], batch.cpu.get("labels"), batch.cpu.get("attention_mask")
-    words = _vocabulary(adapter)
-    if words is not None:
-        _refuse_unknown("input_ids", ids.numpy(), adapter.placeholder_ids, words)
+    vocabulary = _vocabulary(adapter)
+    if vocabulary is not None:
+        _refuse_unknown("input_ids", ids.numpy(), adapter.placeholder_ids, vocabulary)
         if labels is not None:
             shown = set(adapter.placeholder_ids).intersection(np.unique(ids.numpy()).tolist())
-            _refuse_unknown("labels", labels.numpy(), (IGNORE, *shown), min(_answers(adapter) or words, words))
+            _refuse_unknown(
+                "labels", labels.numpy(), (IGNORE, *shown), min(_num_predicted(adapter) or vocabulary, vocabulary)
+            )
     if mask is not None:
         _check_marks((mask.float() if mask.dtype == torch.bfloat16 else mask).numpy(), bool(batch.spans))
     _check_targets(ids, labels, adapter.placeholder_ids)
@@ -175,15 +177,15 @@ def _vocabulary(adapter: HostAdapter) -> int | None:
     return getattr(table, "num_embeddings", None)
 
 
-def _answers(adapter: HostAdapter) -> int | None:
+def _num_predicted(adapter: HostAdapter) -> int | None:
     """How many tokens the host has logits for; None where it doesn't say."""
     model = stock.base_of(adapter.host)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return getattr(head, "out_features", None)
 
 
-def _refuse_unknown(name: str, values: np.ndarray, known: Sequence[int], words: int) -> None:
-    wrong = (values < 0) | (values >= words)
+def _refuse_unknown(name: str, values: np.ndarray, known: Sequence[int], vocabulary: int) -> None:
+    wrong = (values < 0) | (values >= vocabulary)
     if wrong.any():
         wrong &= ~np.isin(values, known)
     if wrong.any():
@@ -191,7 +193,7 @@ def _refuse_unknown(name: str, values: np.ndarray, known: Sequence[int], words: 
         also = f", or {IGNORE} where nothing is supervised" if name == "labels" else ""
         raise InputError(
             f"{name} of row {row} has {int(values[row, place])} at position {place}; the host's vocabulary is 0 to "
-            f"{words - 1}{also}. Use the tokenizer that belongs to the host."
+            f"{vocabulary - 1}{also}. Use the tokenizer that belongs to the host."
         )
 
 

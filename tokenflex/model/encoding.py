@@ -50,9 +50,9 @@ def encode(flex: FlexModel, inputs: HostInputs, look: bool = True) -> Encoded:
         masked = replace(batch, cpu=generation.with_mask(batch.cpu, flex.host))
         rows = adapter.instructions(masked)
         instructions = tuple(rows[row] for row in batch.rows)
-    images = tower.told(images, instructions, range(len(images)))
-    counts, layouts, pictures = tower.levels(batch)
-    return Encoded(images, instructions, counts, batch, layouts, pictures)
+    images = tower.with_instructions(images, instructions, range(len(images)))
+    counts, layouts, resized = tower.levels(batch)
+    return Encoded(images, instructions, counts, batch, layouts, resized)
 
 
 def scores(flex: FlexModel, encoded: Encoded) -> Float[Tensor, "images levels"]:
@@ -82,8 +82,8 @@ def decide(
     if not len(counts):
         return ()
     kept = pins.current() if levels is None and policy is None else None
-    pictures = pins.pictures_of(flex.compressor.scaler, encoded) if kept is not None else []
-    known = [kept.level(one) for one in pictures] if kept is not None else []
+    pinned = pins.images_of(flex.compressor.scaler, encoded) if kept is not None else []
+    known = [kept.level(one) for one in pinned] if kept is not None else []
     if known and None not in known:
         forced = [level for level in known if level is not None]
     if forced is not None:
@@ -97,7 +97,7 @@ def decide(
         encoded.made["judged"] = all(choice.judged)
         picked, rows = list(choice.levels), list[Tensor | None](choice.scores)
         if kept is not None:
-            picked, rows = kept.settled(pictures, picked, rows)
+            picked, rows = kept.settled(pinned, picked, rows)
     table = counts.tolist()
     return tuple(
         Decision(level=pick, scores=row, tokens=costs[pick], of=costs[-1])

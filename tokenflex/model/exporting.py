@@ -50,8 +50,8 @@ class ExportedImage:
 
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(digest_size=16)
-        told = (self.decision.level, self.grid, str(self.embeddings.dtype), tuple(self.embeddings.shape))
-        digest.update(repr(told).encode())
+        header = (self.decision.level, self.grid, str(self.embeddings.dtype), tuple(self.embeddings.shape))
+        digest.update(repr(header).encode())
         digest.update(self.embeddings.contiguous().flatten().view(torch.uint8).numpy().data)
         object.__setattr__(self, "key", digest.hexdigest())
 
@@ -137,7 +137,7 @@ def _require_exportable(flex: FlexModel, batch: HostBatch, spliced: Spliced) -> 
     """
     kind, outputs = flex.adapter.model_type, spliced.inputs.get(ENCODED) or {}
     if any(batch.frames) or set(outputs) - {"image"}:
-        raise InputError("the batch has videos; only pictures are exported. Call flex.generate for it.")
+        raise InputError("the batch has videos; only images are exported. Call flex.generate for it.")
     for output in outputs.values():
         if output.get(DEEP):
             raise InputError(
@@ -163,8 +163,8 @@ def _require_exportable(flex: FlexModel, batch: HostBatch, spliced: Spliced) -> 
 
 def _rows(spliced: Spliced) -> tuple[Tensor, Tensor]:
     """Ids and attended places of every row, on the CPU."""
-    given = {"ids": spliced.inputs["input_ids"], "mask": spliced.inputs.get("attention_mask")}
-    found = to_cpu({name: value for name, value in given.items() if value is not None})
+    tensors = {"ids": spliced.inputs["input_ids"], "mask": spliced.inputs.get("attention_mask")}
+    found = to_cpu({name: value for name, value in tensors.items() if value is not None})
     return found["ids"], found["mask"] != 0 if "mask" in found else torch.ones_like(found["ids"], dtype=torch.bool)
 
 
@@ -178,10 +178,10 @@ def _embeddings(spliced: Spliced, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def _grids(spliced: Spliced, images: int) -> list[tuple[int, int, int] | None]:
-    given = spliced.inputs.get(IMAGE_GRID)
-    if given is None:
+    grids = spliced.inputs.get(IMAGE_GRID)
+    if grids is None:
         return [None] * images
-    return [(int(time), int(height), int(width)) for time, height, width in given.tolist()]
+    return [(int(time), int(height), int(width)) for time, height, width in grids.tolist()]
 
 
 def _prompt(batch: HostBatch, row: int) -> tuple[int, ...]:

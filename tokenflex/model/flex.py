@@ -130,7 +130,7 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         self._batching = value
 
     def encode(self, inputs: HostInputs, look: bool = True) -> Encoded:
-        """Read the batch and run the vision tower once: over the pictures, or over the coarsest ones of a scaler with
+        """Read the batch and run the vision tower once: over the images, or over the coarsest ones of a scaler with
         `Scaler.shares`, whose finer ones are encoded when they are wanted.
 
         Args:
@@ -210,7 +210,7 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
     def decide(self, *, level: Level = None, budget: Budgets = None, **inputs: Any) -> list[Decision]:
         """What would be done with each image, without running the language model.
 
-        These decisions carry `Decision.processor`: settings by which a processor makes pictures of the chosen size.
+        These decisions carry `Decision.processor`: settings by which a processor makes images of the chosen size.
 
         Args:
             inputs: the batch as the host's processor made it.
@@ -434,10 +434,10 @@ def _require_served(parts: Compressor, adapter: HostAdapter) -> None:
 
 
 def _require_sizes(parts: Compressor, adapter: HostAdapter) -> None:
-    """Refuse a scaler that wants smaller pictures where it can't have them, or where parts read what they don't give.
+    """Refuse a scaler that wants smaller images where it can't have them, or where parts read what they don't give.
 
     Raises:
-        UnsupportedHostError: the host can't be given smaller pictures.
+        UnsupportedHostError: the host can't be given smaller images.
         ConfigError: parts read the vision tower, or compare levels that the router isn't shown.
     """
     if not parts.scaler.shares:
@@ -445,7 +445,7 @@ def _require_sizes(parts: Compressor, adapter: HostAdapter) -> None:
     name = type(parts.scaler).__name__
     if adapter.resize_refusal:
         raise UnsupportedHostError(
-            f"{name} makes pictures smaller before they are encoded, which {adapter.model_type!r} can't take: "
+            f"{name} makes images smaller before they are encoded, which {adapter.model_type!r} can't take: "
             f"{adapter.resize_refusal}. Use a scaler that shortens what was encoded, such as 'average-pool', or a "
             "host that docs/resolution.md lists."
         )
@@ -453,12 +453,12 @@ def _require_sizes(parts: Compressor, adapter: HostAdapter) -> None:
     if read:
         raise ConfigError(
             f"{type(parts.router).__name__} needs the vision tower's {' and '.join(read)}, which isn't read of the "
-            f"smaller pictures that {name} makes. Use a router that needs features only, such as 'avg'."
+            f"smaller images that {name} makes. Use a router that needs features only, such as 'avg'."
         )
     if parts.router.compares_levels:
         raise ConfigError(
             f"{type(parts.router).__name__} compares an image's levels, and with {name} it would see the coarsest "
-            "picture only. Use a router that votes by what it sees, such as 'avg', or another scaler."
+            "image only. Use a router that votes by what it sees, such as 'avg', or another scaler."
         )
 
 
@@ -476,7 +476,7 @@ def _units(flex: FlexModel) -> set[str]:
 def _accepts_loss_kwargs(host: Any) -> bool:
     """Whether the host's loss can be a mean over all answer tokens of a step; ``Trainer`` asks the same way."""
     inner = host.get_base_model() if hasattr(host, "get_base_model") else host
-    told = getattr(inner, "accepts_loss_kwargs", None)
-    if told is not None:
-        return bool(told)
+    declared = getattr(inner, "accepts_loss_kwargs", None)
+    if declared is not None:
+        return bool(declared)
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(inner.forward).parameters.values())

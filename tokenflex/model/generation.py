@@ -75,16 +75,16 @@ def with_mask(batch: Mapping[str, Any], host: Any, options: Mapping[str, Any] = 
     ids = batch.get("input_ids")
     if batch.get("attention_mask") is not None or ids is None:
         return batch
-    given = options.get("generation_config")
-    config = getattr(host, "generation_config", None) if given is None else given
+    own_config = options.get("generation_config")
+    config = getattr(host, "generation_config", None) if own_config is None else own_config
 
     def setting(name: str) -> Any:
         return options[name] if options.get(name) is not None else getattr(config, name, None)
 
     pad, ends = setting("pad_token_id"), setting("eos_token_id")
     ends = [] if ends is None else ends if isinstance(ends, list | tuple) else [ends]
-    told = isinstance(pad, int) and pad not in ends
-    mask = ids.ne(pad) if told else torch.ones_like(ids, dtype=torch.bool)
+    pad_known = isinstance(pad, int) and pad not in ends
+    mask = ids.ne(pad) if pad_known else torch.ones_like(ids, dtype=torch.bool)
     return {**batch, "attention_mask": mask.long()}
 
 
@@ -118,19 +118,19 @@ def lengths(options: Mapping[str, Any], default: Any, dropped: int) -> dict[str,
         default: the model's own generation config, in force where ``options`` has none.
     """
     out = dict(options)
-    given = out.get("generation_config")
-    config = default if given is None else given
+    own_config = out.get("generation_config")
+    config = default if own_config is None else own_config
     for key, newer in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if out.get(newer) is not None or getattr(config, newer, None) is not None:
             continue
         wanted = out.get(key) if out.get(key) is not None else getattr(config, key, None)
         if wanted is None or dropped == 0:
             continue
-        if out.get(key) is not None or given is None:
+        if out.get(key) is not None or own_config is None:
             out[key] = max(wanted - dropped, 0)
         else:
-            given = out["generation_config"] = copy.deepcopy(given)
-            setattr(given, key, max(wanted - dropped, 0))
+            own_config = out["generation_config"] = copy.deepcopy(own_config)
+            setattr(own_config, key, max(wanted - dropped, 0))
     return out
 
 

@@ -135,10 +135,10 @@ class HostWeights(PreTrainedModel):
         Raises:
             ValueError: the host has no such kernels.
         """
-        given = attn_implementation
-        if isinstance(given, dict) and "host" in given:
-            given = given["host"]
-        stock.base_of(self.host).set_attn_implementation(given, *args, **kwargs)
+        implementation = attn_implementation
+        if isinstance(implementation, dict) and "host" in implementation:
+            implementation = implementation["host"]
+        stock.base_of(self.host).set_attn_implementation(implementation, *args, **kwargs)
 
 
 def _is_nowhere(parts: nn.Module) -> bool:

@@ -148,7 +148,7 @@ def told_turns(adapter: HostAdapter, processor: Any) -> HostAdapter:
         if not known.marker:
             logger.warning(
                 "The chat template of %s doesn't show where a user's turn begins; the router reads all text of the "
-                "prompt, earlier turns too. Give the adapter a marker: the ids of the words that open a turn.",
+                "prompt, earlier turns too. Give the adapter a marker: the ids of the text tokens that open a turn.",
                 type(processor).__name__,
             )
     return adapter

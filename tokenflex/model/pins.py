@@ -2,7 +2,7 @@
 
 A trainer generates an answer, scores it with the model and with a reference, and compares the numbers. They belong
 together only if every call saw the same visual tokens, but a router may choose otherwise once an answer stands behind
-the prompt, or once weights have moved. Inside `pinned` a picture keeps the level it got first.
+the prompt, or once weights have moved. Inside `pinned` an image keeps the level it got first.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ from tokenflex.errors import ConfigError
 from tokenflex.model.tower import Encoded
 
 CAPACITY = 16384
-"""Prompts that are remembered; the pictures used longest ago are forgotten first."""
+"""Prompts that are remembered; the images used longest ago are forgotten first."""
 Prompts = OrderedDict[tuple[int, bytes], int]
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """What a picture is known by.
+    """What an image is known by.
 
     Attributes:
-        picture: its pixels, its number in its row, and the scaler whose levels are meant.
+        image: its pixels, its number in its row, and the scaler whose levels are meant.
         ids: of its row, without padding.
     """
 
-    picture: tuple[Any, ...]
+    image: tuple[Any, ...]
     ids: bytes
 
     def begins(self, tokens: int) -> tuple[int, bytes]:
@@ -53,10 +53,10 @@ WIDTH = 8
 
 
 class Pins:
-    """Levels of pictures and prompts, in the order they were used.
+    """Levels of images and prompts, in the order they were used.
 
-    A picture has its level by its pixels and by the words of its row: those of a prompt seen before, with or without
-    an answer behind it. Several prompts about one picture have levels of their own.
+    An image has its level by its pixels and by the text tokens of its row: those of a prompt seen before, with or
+    without an answer behind it. Several prompts about one image have levels of their own.
 
     Args:
         capacity: prompts to remember.
@@ -82,20 +82,20 @@ class Pins:
 
     def level(self, one: Pinned) -> int | None:
         """The level of the longest prompt that this row begins with; None where there is none."""
-        prompts = self._levels.get(one.picture)
+        prompts = self._levels.get(one.image)
         if prompts is None:
             return None
-        self._levels.move_to_end(one.picture)
+        self._levels.move_to_end(one.image)
         sizes = sorted({tokens for tokens, _ in prompts if tokens <= one.tokens}, reverse=True)
         return next((prompts[key] for key in map(one.begins, sizes) if key in prompts), None)
 
     def keep(self, one: Pinned, level: int) -> None:
         """Remember a level from now on."""
-        prompts = self._levels.setdefault(one.picture, OrderedDict())
+        prompts = self._levels.setdefault(one.image, OrderedDict())
         before = len(prompts)
         prompts[one.begins(one.tokens)] = level
         self._size += len(prompts) - before
-        self._levels.move_to_end(one.picture)
+        self._levels.move_to_end(one.image)
         while self._size > self.capacity:
             oldest = next(iter(self._levels.values()))
             oldest.popitem(last=False)
@@ -104,7 +104,7 @@ class Pins:
                 self._levels.popitem(last=False)
 
     def settled(
-        self, pictures: Sequence[Pinned], levels: Sequence[int], scores: Sequence[Tensor | None]
+        self, images: Sequence[Pinned], levels: Sequence[int], scores: Sequence[Tensor | None]
     ) -> tuple[list[int], list[Tensor | None]]:
         """(Levels, scores) of a batch: those known from before, without scores; the others are remembered.
 
@@ -112,7 +112,7 @@ class Pins:
             levels, scores: as they would be chosen now.
         """
         found, judged = list(levels), list(scores)
-        for i, one in enumerate(pictures):
+        for i, one in enumerate(images):
             level = self.level(one)
             if level is None:
                 self.keep(one, found[i])
@@ -126,7 +126,7 @@ _CURRENT: ContextVar[Pins | None] = ContextVar("tokenflex_pins", default=None)
 
 @contextmanager
 def pinned(pins: Pins | None = None) -> Iterator[Pins]:
-    """Within the context every picture keeps the level that it got first, in every FlexModel with the same scaler.
+    """Within the context every image keeps the level that it got first, in every FlexModel with the same scaler.
 
     What a call forces by ``level`` or limits by ``budget`` isn't remembered, and isn't changed.
 
@@ -146,7 +146,7 @@ def current() -> Pins | None:
     return _CURRENT.get()
 
 
-def pictures_of(scaler: Any, encoded: Encoded) -> list[Pinned]:
+def images_of(scaler: Any, encoded: Encoded) -> list[Pinned]:
     """What every image of a batch is known by; nothing where its pixels aren't under a usual name.
 
     Args:
@@ -173,15 +173,15 @@ def _digests(batch: HostBatch, views: Sequence[int]) -> list[bytes]:
         views: of every image.
     """
     count = len(batch.spans)
-    given = [
+    tensors = [
         value
         for name, value in batch.inputs.items()
         if "pixel_values" in name and isinstance(value, Tensor) and value.is_floating_point()
     ]
-    slices = [_slices(batch, pixels, views) for pixels in given]
+    slices = [_slices(batch, pixels, views) for pixels in tensors]
     known = [pieces for pieces in slices if pieces is not None]
-    if len(known) < len(given):
-        return [_digest(*map(_content, given))] * count
+    if len(known) < len(tensors):
+        return [_digest(*map(_content, tensors))] * count
     return [_digest(*map(_content, pieces)) for pieces in zip(*known, strict=True)]
 
 
@@ -203,7 +203,7 @@ def _slices(batch: HostBatch, pixels: Tensor, views: Sequence[int]) -> list[Tens
 
 
 def _content(pixels: Tensor) -> bytes:
-    """Their bytes without zeros: pictures are padded by zeros to what else is in their batch."""
+    """Their bytes without zeros: images are padded by zeros to what else is in their batch."""
     flat = pixels.detach().flatten()
     return flat[flat != 0].cpu().contiguous().view(torch.uint8).numpy().tobytes()
 

@@ -104,8 +104,8 @@ def _behind_prefix(inputs: Mapping[str, Any], batch: Mapping[str, Any], held: in
     caches = {name: batch[name] for name in CACHES if name in batch}
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     own = torch.ones_like(ids) if mask is None else mask
-    given, length = batch.get("attention_mask"), batch["input_ids"].shape[1]
+    own_mask, length = batch.get("attention_mask"), batch["input_ids"].shape[1]
     before = own.new_ones(len(ids), held)
-    if isinstance(given, Tensor) and given.dim() == 2 and given.shape[1] == held + length:
-        before = given[:, :held]
+    if isinstance(own_mask, Tensor) and own_mask.dim() == 2 and own_mask.shape[1] == held + length:
+        before = own_mask[:, :held]
     return {**inputs, **caches, "attention_mask": torch.cat([before.to(own), own], dim=1)}

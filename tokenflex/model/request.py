@@ -116,7 +116,7 @@ def _refuse_misspelt(flex: Any, name: str) -> None:
 
 
 def _is_known(flex: Any, name: str) -> bool:
-    """Whether the host's forward or generate, its generation options or its pictures have an input of that name."""
+    """Whether the host's forward or generate, its generation options or its images have an input of that name."""
     host = stock.base_of(flex.host)
     calls = [call for call in (getattr(host, "forward", None), getattr(host, "generate", None)) if call is not None]
     named = any(name in inspect.signature(call).parameters for call in calls)

@@ -85,12 +85,12 @@ def require_as_saved(flex: Any, entries: Mapping[str, reading.Entry], source: An
             parts' description has an ``escalate`` that isn't one.
         InputError: ``escalate`` names a level that the parts don't have.
     """
-    told = flex.config.parts.pop(checkpoint.DIGEST, None)
+    digest = flex.config.parts.pop(checkpoint.DIGEST, None)
     if entries and quantizer_of(flex) is None:
         loadable.require_kinds(flex, entries, source)
     checkpoint.require_sound(dict(flex.named_parameters()), str(source))
     if entries and (Path(source) / "config.json").is_file():
-        stored.require_saved(told, str(source))
+        stored.require_saved(digest, str(source))
     if flex.escalate is not None:
         flex.escalate.ladder(flex.compressor.num_levels)
 
@@ -202,11 +202,11 @@ def upload(folder: str, repository: str, options: Mapping[str, Any]) -> str:
     """
     from huggingface_hub import HfApi
 
-    given = dict(options)
-    api, private = HfApi(token=given.pop("token", None)), given.pop("private", None)
+    arguments = dict(options)
+    api, private = HfApi(token=arguments.pop("token", None)), arguments.pop("private", None)
     try:
         made = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        return str(api.upload_folder(repo_id=made, folder_path=folder, **given).commit_url)
+        return str(api.upload_folder(repo_id=made, folder_path=folder, **arguments).commit_url)
     except Exception as error:  # of the network, the hub and what checks names
         raise ConfigError(f"{repository!r} can't be written on the hub: {error}") from error
 

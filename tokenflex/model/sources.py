@@ -83,13 +83,13 @@ def read_model(
     Raises:
         ConfigError: it can't be loaded.
     """
-    given: dict[str, Any] = {"dtype": dtype}
+    settings: dict[str, Any] = {"dtype": dtype}
     if str(device) != "cpu":
-        given["device_map"] = device
+        settings["device_map"] = device
     if attn_implementation is not None:
-        given["attn_implementation"] = attn_implementation
+        settings["attn_implementation"] = attn_implementation
     try:
-        return AutoModelForImageTextToText.from_pretrained(source, **given)
+        return AutoModelForImageTextToText.from_pretrained(source, **settings)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{source!r} can't be loaded: {error} {EXPECTED}") from error
 

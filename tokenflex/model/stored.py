@@ -22,34 +22,34 @@ def digest(state: Mapping[str, Tensor]) -> str | None:
     return f"blake2b:{of_tensors(parts)}" if plain else None
 
 
-def require_same(told: object, state: Mapping[str, Tensor], source: str) -> None:
+def require_same(expected: object, state: Mapping[str, Tensor], source: str) -> None:
     """Refuse weights of parts that aren't those that were saved.
 
     Args:
-        told: the digest that ``config.json`` tells; None passes, as in models of versions before there was one.
+        expected: the digest that ``config.json`` tells; None passes, as in models of versions before there was one.
         state: the weights, as `weights` gives them.
         source: the folder that they come from, for the message.
 
     Raises:
         ConfigError: they are others.
     """
-    found = None if told is None else digest({f"{PREFIX}{name}": value for name, value in state.items()})
-    if told != found:
+    found = None if expected is None else digest({f"{PREFIX}{name}": value for name, value in state.items()})
+    if expected != found:
         raise ConfigError(
-            f"{source}: config.json was saved with other weights of the parts ({DIGEST}: {told!r:.200}) than the "
+            f"{source}: config.json was saved with other weights of the parts ({DIGEST}: {expected!r:.200}) than the "
             f"folder holds ({found}). Save it again, or download it again; if you changed them on purpose, remove the "
             f"key {DIGEST!r} from its parts."
         )
 
 
-def require_saved(told: object, source: str) -> None:
+def require_saved(expected: object, source: str) -> None:
     """As `require_same`, of the weights in a folder; one without safetensors under the usual names passes.
 
     Raises:
         ConfigError: they are others, or a file is damaged.
     """
-    if told is not None and loadable.weight_files(Path(source)):
-        require_same(told, weights(source), source)
+    if expected is not None and loadable.weight_files(Path(source)):
+        require_same(expected, weights(source), source)
 
 
 def weights(source: str) -> dict[str, Tensor]:
@@ -77,8 +77,8 @@ def _fetched(source: str) -> list[Path]:
     whole, index = _file(source, WEIGHTS), _file(source, INDEX)
     if whole is not None or index is None:
         return [] if whole is None else [whole]
-    told = reading.json_file(index)
-    shards = told.get("weight_map") if isinstance(told, Mapping) else None
+    contents = reading.json_file(index)
+    shards = contents.get("weight_map") if isinstance(contents, Mapping) else None
     try:
         names = sorted({bare_name(file) for name, file in dict(shards or {}).items() if name.startswith(PREFIX)})
     except (AttributeError, TypeError, ValueError) as error:

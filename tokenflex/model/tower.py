@@ -1,7 +1,7 @@
-"""When the vision tower runs: once for all levels, or for a look and then for the pictures that are wanted finer.
+"""When the vision tower runs: once for all levels, or for a look and then for the images that are wanted finer.
 
-A scaler without `Scaler.shares` makes its levels of the tokens of whole pictures (`OnceForAll`). One with shares has a
-picture of its own at every level (`PerLevel`): the coarsest is encoded first, for the router, and of the others only
+A scaler without `Scaler.shares` makes its levels of the tokens of whole images (`OnceForAll`). One with shares has an
+image of its own at every level (`PerLevel`): the coarsest is encoded first, for the router, and of the others only
 what is chosen.
 """
 
@@ -30,7 +30,7 @@ from tokenflex.contracts import (
 Layouts = tuple[tuple[Grid | int, ...], ...]
 """Per image and level, the grid (or number) of the tokens kept per view."""
 Sizes = tuple[tuple[tuple[Grid, int], ...], ...]
-"""Per image and level, the grid of a picture's views and its visual tokens in all."""
+"""Per image and level, the grid of an image's views and its visual tokens in all."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Encoded:
     """A batch whose levels can be decided.
 
     Attributes:
-        images: what the router looks at, one item per image, in batch order: the pictures as they are, or the coarsest
+        images: what the router looks at, one item per image, in batch order: the images as they are, or the coarsest
             ones where every level has its own; then none where nobody was to look.
         instructions: one per image: that of its row.
         counts: ``(images, levels)``, visual tokens each level costs, on the CPU.
         batch: what was read of it before; None where there is no host.
         layouts: what is kept per view; empty where there is no host.
-        pictures: per image and level, the size of the picture it is made of; empty where all levels are made of one.
+        sizes: per image and level, the size of the image it is made of; empty where all levels are made of one.
         made: what has been made of it since, by name. New images need a new dict.
     """
 
@@ -53,7 +53,7 @@ class Encoded:
     counts: Int[Tensor, "images levels"]
     batch: HostBatch | None = None
     layouts: Layouts = ()
-    pictures: Sizes = ()
+    sizes: Sizes = ()
     made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -62,8 +62,8 @@ class Chosen:
     """Every image of a batch at its level, ready for the text.
 
     Attributes:
-        batch: that the images stand in: as it was read, or as the processor makes it of smaller pictures.
-        images: the tokens of these pictures.
+        batch: that the images stand in: as it was read, or as the processor makes it of smaller images.
+        images: the tokens of these images.
         scaled: what is kept of them.
     """
 
@@ -94,10 +94,10 @@ class Tower(ABC):
     def __init__(self, adapter: HostAdapter, parts: Compressor) -> None:
         self.adapter, self.parts = adapter, parts
 
-    def told(
+    def with_instructions(
         self, images: Sequence[VisualTokens], instructions: Sequence[Instruction], numbers: Iterable[int]
     ) -> tuple[VisualTokens, ...]:
-        """The images with the words they were sent with, where parts read them.
+        """The images with their instructions, where parts read them.
 
         Args:
             instructions: of all images of the batch.
@@ -109,7 +109,7 @@ class Tower(ABC):
 
     @abstractmethod
     def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts, Sizes]:
-        """(What every level costs, what it keeps per view, the sizes of its pictures), before anything is encoded."""
+        """(What every level costs, what it keeps per view, the sizes of its images), before anything is encoded."""
 
     @abstractmethod
     def look(self, batch: HostBatch, looked_at: bool) -> tuple[VisualTokens, ...]:
@@ -132,7 +132,7 @@ class OnceForAll(Tower):
     """All levels are made of one encoding."""
 
     def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts, Sizes]:
-        """By the grids of the pictures as they are."""
+        """By the grids of the images as they are."""
         scaler, levels = self.parts.scaler, range(self.parts.num_levels)
         layouts = tuple(scaler.layouts(grid) for grid in batch.grids)
         frames = [[scaler.kept_views(n, i) for i in levels] if n else None for n in batch.frames]
@@ -156,10 +156,10 @@ class OnceForAll(Tower):
 
 
 class PerLevel(Tower):
-    """Every level has a picture of its own, which is encoded once and only if it is wanted."""
+    """Every level has an image of its own, which is encoded once and only if it is wanted."""
 
     def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts, Sizes]:
-        """By the grids of the pictures that the host's processor makes for every level."""
+        """By the grids of the images that the host's processor makes for every level."""
         scaler, images = self.parts.scaler, len(batch.spans)
         counts, layouts, sizes = list[Tensor](), list[list[Grid | int]](), list[list[tuple[Grid, int]]]()
         for level, share in enumerate(scaler.shares):
@@ -173,24 +173,24 @@ class PerLevel(Tower):
         return torch.cat(counts, dim=-1), tuple(zip(*layouts, strict=True)), tuple(zip(*sizes, strict=True))
 
     def look(self, batch: HostBatch, looked_at: bool) -> tuple[VisualTokens, ...]:
-        """The coarsest pictures."""
+        """The coarsest images."""
         images = len(batch.spans) if looked_at else 0
         return self._encoded(batch, self.parts.scaler.shares[:1] * len(batch.spans), range(images))
 
     def chosen(self, encoded: Encoded, batch: HostBatch, levels: Sequence[int]) -> Chosen:
         """What was encoded for the router, or for a level of the same size, is taken from there; the rest is new."""
         shares = [self.parts.scaler.shares[level] for level in levels]
-        wanted = [(i, encoded.pictures[i][level]) for i, level in enumerate(levels)]
-        looked_at = {(i, encoded.pictures[i][0]): image for i, image in enumerate(encoded.images)}
-        known: dict[tuple[int, tuple[Grid, int]], VisualTokens] = encoded.made.setdefault("pictures", looked_at)
-        missing = [i for i, picture in enumerate(wanted) if picture not in known]
-        found = self.told(self._encoded(batch, shares, missing), encoded.instructions, missing)
+        wanted = [(i, encoded.sizes[i][level]) for i, level in enumerate(levels)]
+        looked_at = {(i, encoded.sizes[i][0]): image for i, image in enumerate(encoded.images)}
+        known: dict[tuple[int, tuple[Grid, int]], VisualTokens] = encoded.made.setdefault("resized", looked_at)
+        missing = [i for i, asked in enumerate(wanted) if asked not in known]
+        found = self.with_instructions(self._encoded(batch, shares, missing), encoded.instructions, missing)
         known.update(zip((wanted[i] for i in missing), found, strict=True))
-        images = [known[picture] for picture in wanted]
+        images = [known[asked] for asked in wanted]
         return Chosen(self.adapter.resized(batch, shares), images, self.parts.scale(images, levels))
 
     def _encoded(self, batch: HostBatch, shares: Sequence[float], images: Sequence[int]) -> tuple[VisualTokens, ...]:
-        """One pass of the tower over some of the images; over whole pictures alone as the host makes it."""
+        """One pass of the tower over some of the images; over whole images alone as the host makes it."""
         if not images:
             return ()
         if len(images) == len(shares) and all(share == 1 for share in shares):

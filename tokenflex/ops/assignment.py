@@ -22,10 +22,10 @@ def over_views(
     assignment: Int[Tensor, " tokens"], features: Float[Tensor, "*batch views tokens dim"]
 ) -> Int[Tensor, "*batch views tokens"]:
     """One view's assignment for all views of ``features``, on its device; a view, not a copy."""
-    return beside(assignment, features).expand(features.shape[:-1])
+    return on_device_of(assignment, features).expand(features.shape[:-1])
 
 
-def beside(indices: Int[Tensor, " n"], features: Float[Tensor, "..."]) -> Int[Tensor, " n"]:
+def on_device_of(indices: Int[Tensor, " n"], features: Float[Tensor, "..."]) -> Int[Tensor, " n"]:
     """``indices``, made by the host, on the device of ``features``; the host doesn't wait for the device."""
     return indices.to(features.device, non_blocking=features.is_cuda)
 

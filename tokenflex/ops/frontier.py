@@ -42,9 +42,9 @@ class Frontier:
         Args:
             weights: ``(samples,)``, adding up to 1.
         """
-        mine = weights[self.owner]
-        tokens = np.cumsum(np.concatenate([[weights @ self.tokens], mine * self.dearer]))
-        score = np.cumsum(np.concatenate([[weights @ self.score], mine * self.better]))
+        own = weights[self.owner]
+        tokens = np.cumsum(np.concatenate([[weights @ self.tokens], own * self.dearer]))
+        score = np.cumsum(np.concatenate([[weights @ self.score], own * self.better]))
         return tokens, score
 
 

@@ -5,12 +5,12 @@ columns that hold only padding are cut off, and every remaining row ends with a 
 
 Cutting (``unpad``):
     ``geometric``  the padding is found on the unpooled canvas and carried over to pooled cells, so no cell
-                   that shows part of the picture is lost. On an unpooled canvas this is what transformers does.
+                   that shows part of the image is lost. On an unpooled canvas this is what transformers does.
     ``released``   the padding is found on the pooled canvas as if its cells were square, as in the published
                    AVG-LLaVA code, which crops real rows at 1:2 cells (72 and 288 tokens).
 
 Shrinking (``most``): LLaVA-OneVision resamples a canvas that exceeds ``most`` tiles' worth of tokens. Here the rule
-is applied to tiles of the level's own size, so a level costs the same share of the finest one whether a picture is
+is applied to tiles of the level's own size, so a level costs the same share of the finest one whether an image is
 shrunk or not.
 """
 
@@ -29,10 +29,10 @@ Span = tuple[int, int]
 
 
 def visible_span(canvas: Grid, image_size: tuple[int, int], *, digits: int | None = 7) -> tuple[Span, Span]:
-    """Half-open (rows, cols) of ``canvas`` that show the picture.
+    """Half-open (rows, cols) of ``canvas`` that show the image.
 
     Args:
-        image_size: (height, width) of the picture before it was fitted into the canvas, in pixels.
+        image_size: (height, width) of the image before it was fitted into the canvas, in pixels.
         digits: decimals the fitted side is rounded to before it is truncated (transformers); None truncates
             at once (the published code).
     """

@@ -1,4 +1,4 @@
-"""Pixels: resampling, and the patches that processors cut pictures into."""
+"""Pixels: resampling, and the patches that processors cut images into."""
 
 from collections.abc import Callable, Hashable, Sequence
 
@@ -11,16 +11,16 @@ from torch import Tensor
 Frames = Float[Tensor, "frames channels height width"]
 
 
-def resampled(pictures: Frames, size: tuple[int, int]) -> Float[Tensor, "frames channels new_height new_width"]:
-    """Bicubic and antialiased, in 32 bits, given back in the pictures' own type; as they are if they have that size.
+def resampled(images: Frames, size: tuple[int, int]) -> Float[Tensor, "frames channels new_height new_width"]:
+    """Bicubic and antialiased, in 32 bits, given back in the images' own type; as they are if they have that size.
 
     Args:
         size: (height, width) in pixels.
     """
-    if pictures.shape[-2:] == size:
-        return pictures
-    made = F.interpolate(pictures.float(), size, mode="bicubic", antialias=True, align_corners=False)
-    return made.to(pictures.dtype)
+    if images.shape[-2:] == size:
+        return images
+    made = F.interpolate(images.float(), size, mode="bicubic", antialias=True, align_corners=False)
+    return made.to(images.dtype)
 
 
 def together(
@@ -36,22 +36,22 @@ def together(
     """
     found: list[Tensor | None] = [None] * len(values)
     for kind in dict.fromkeys(kinds):
-        mine = [i for i, one in enumerate(kinds) if one == kind]
-        for i, result in zip(mine, make(torch.stack([values[i] for i in mine]), mine[0]), strict=True):
+        same = [i for i, one in enumerate(kinds) if one == kind]
+        for i, result in zip(same, make(torch.stack([values[i] for i in same]), same[0]), strict=True):
             found[i] = result
     return [one for one in found if one is not None]
 
 
 def unpatched(
-    patches: Float[Tensor, "pictures patches numbers"],
+    patches: Float[Tensor, "images patches numbers"],
     pattern: str,
     *,
     grid: tuple[int, int, int],
     merge: tuple[int, int],
     patch: int,
     channels: int = 3,
-) -> Float[Tensor, "pictures frames channels height width"]:
-    """Pictures of one size from their patches.
+) -> Float[Tensor, "images frames channels height width"]:
+    """Images of one size from their patches.
 
     Args:
         pattern: how patches lie, in the names ``t`` (time), ``gh gw`` (merged patches), ``mh mw`` (patches within
@@ -67,28 +67,28 @@ def unpatched(
 
 
 def patched(
-    pictures: Float[Tensor, "pictures frames channels height width"],
+    images: Float[Tensor, "images frames channels height width"],
     pattern: str,
     *,
     time: int,
     merge: tuple[int, int],
     patch: int,
-) -> Float[Tensor, "pictures patches numbers"]:
+) -> Float[Tensor, "images patches numbers"]:
     """The other way round; arguments as in `unpatched`."""
     sizes = {"t": time, "mh": merge[0], "mw": merge[1], "ph": patch, "pw": patch}
-    return rearrange(pictures, f"n (t tp) c (gh mh ph) (gw mw pw) -> n {pattern}", **sizes)
+    return rearrange(images, f"n (t tp) c (gh mh ph) (gw mw pw) -> n {pattern}", **sizes)
 
 
 def tiled(
-    canvas: Float[Tensor, "pictures channels height width"], side: int
-) -> Float[Tensor, "pictures tiles channels side side"]:
+    canvas: Float[Tensor, "images channels height width"], side: int
+) -> Float[Tensor, "images tiles channels side side"]:
     """Canvases cut into square tiles, row-major."""
     return rearrange(canvas, "n c (r h) (k w) -> n (r k) c h w", h=side, w=side)
 
 
 def untiled(
-    tiles: Float[Tensor, "pictures tiles channels side side"], rows: int
-) -> Float[Tensor, "pictures channels height width"]:
+    tiles: Float[Tensor, "images tiles channels side side"], rows: int
+) -> Float[Tensor, "images channels height width"]:
     """The canvases that were cut into tiles.
 
     Args:

@@ -13,7 +13,7 @@ def straight_through(levels: Sequence[Tensor], scores: Float[Tensor, " levels"])
 
     sum_g p_g x features_g, shorter levels padded with zeros, cut to the winner's length, where p is the one-hot choice
     going forward and the softmax going backward. As published, a losing level's score is paired with the features at
-    the same index, which show other places of the picture.
+    the same index, which show other places of the image.
 
     Args:
         levels: one level's features each, ``(*batch, kept, dim)``, coarse to fine.

@@ -12,8 +12,8 @@ def margin(scores: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, " rows"]:
 
 def negative_entropy(scores: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, " rows"]:
     """Minus the entropy of the distribution, in nats: 0 where one token has all of it, else below."""
-    told = scores.float().log_softmax(-1)
-    return (told.exp() * told.clamp(min=-1e4)).sum(-1)  # 0 times -inf is no number
+    logp = scores.float().log_softmax(-1)
+    return (logp.exp() * logp.clamp(min=-1e4)).sum(-1)  # 0 times -inf is no number
 
 
 def log_probability(scores: Float[Tensor, "rows vocabulary"], chosen: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:

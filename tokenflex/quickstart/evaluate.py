@@ -11,13 +11,13 @@ from transformers import ProcessorMixin
 from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
 from tokenflex.model import Escalate, FlexModel
-from tokenflex.quickstart.pictures import COARSE_KINDS, FINE_KINDS, Picture, Question, row
+from tokenflex.quickstart.images import COARSE_KINDS, FINE_KINDS, Question, Scene, row
 from tokenflex.quickstart.tower import tower_work
 
 BATCH, SHUFFLES = 96, 200
 ANSWER = 3
 """Tokens of an answer, at most."""
-Exam = Sequence[tuple[Picture, Question]]
+Exam = Sequence[tuple[Scene, Question]]
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def batches(flex: FlexModel, processor: ProcessorMixin, exam: Exam) -> Iterator[
     """The exam's questions as the processor makes them, without their answers."""
     for start in range(0, len(exam), BATCH):
         batch = exam[start : start + BATCH]
-        prompts = [row(picture, [question])["messages"][:1] for picture, question in batch]
+        prompts = [row(image, [question])["messages"][:1] for image, question in batch]
         questions = [written(processor, p, f"question {start + i}", reply=True) for i, p in enumerate(prompts)]
-        images = [picture.image for picture, _ in batch]
+        images = [image.image for image, _ in batch]
         options: Any = {"padding": True, "return_tensors": "pt", **special_tokens(processor, questions)}
         yield dict(processor(images=images, text=questions, **options).to(flex.device))
 
@@ -105,7 +105,7 @@ class Results:
         levels: at every level.
         routers: by name, ``router`` or ``..._router``.
         escalated: by name, answers and what they were allowed to.
-        smaller: with the smallest picture that the host takes, encoded as such; None where that is a level, or there
+        smaller: with the smallest image that the host takes, encoded as such; None where that is a level, or there
             is one size only.
     """
 
@@ -129,7 +129,7 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     places = np.arange(len(exam))
     best = np.where(table.any(0), table.argmax(0), 0)
 
-    def told(answers: Answers) -> dict[str, Any]:
+    def entry(answers: Answers) -> dict[str, Any]:
         tower = float(answers.tower.mean() / levels[-1].tower.mean())
         return {**summarise(answers.right, answers.tokens, exam), "tower": round(tower, 4)}
 
@@ -145,7 +145,7 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
         for level, (_, question) in zip(answers.levels.tolist(), exam, strict=True):
             choices[question.kind][level] += 1
         counts = {kind: [count[level] for level in range(len(levels))] for kind, count in sorted(choices.items())}
-        return {**told(answers), "choices_by_kind": counts}
+        return {**entry(answers), "choices_by_kind": counts}
 
     def promised(answers: Answers, escalate: Escalate) -> dict[str, Any]:
         differs = np.array([one != other for one, other in zip(answers.texts, levels[-1].texts, strict=True)])
@@ -157,8 +157,8 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
         }
 
     return {
-        "levels": [told(answers) for answers in levels],
-        **({} if results.smaller is None else {"smaller_picture": told(results.smaller)}),
+        "levels": [entry(answers) for answers in levels],
+        **({} if results.smaller is None else {"smaller_image": entry(results.smaller)}),
         **{name: chosen(answers) for name, answers in results.routers.items()},
         **{f"random_{name.removesuffix('_router')}": dealt(answers) for name, answers in results.routers.items()},
         **{name: promised(*found) for name, found in results.escalated.items()},

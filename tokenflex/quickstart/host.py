@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.models.llava_next import LlavaNextImageProcessor
 
-from tokenflex.quickstart.pictures import CELL, words
+from tokenflex.quickstart.images import CELL, words
 
 TILE = 64
 PINPOINTS = [[TILE, 2 * TILE]]
@@ -42,7 +42,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaNextProcessor:
-    """64-pixel tiles of 4 x 4 patches: the whole picture and its two halves."""
+    """64-pixel tiles of 4 x 4 patches: the whole image and its two halves."""
     images = LlavaNextImageProcessor(
         size={"shortest_edge": TILE},
         crop_size={"height": TILE, "width": TILE},

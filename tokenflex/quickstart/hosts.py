@@ -23,17 +23,17 @@ class SmallHost:
     Attributes:
         model, processor: as `tokenflex.wrap` and the trainer take them.
         tower: the part that stage 0 trains.
-        look: from what the processor makes of pictures of one size, ``(pictures, views, patches, width)``; the tiles
+        look: from what the processor makes of images of one size, ``(images, views, patches, width)``; the tiles
             are the last views.
         width: channels of a patch.
-        tiles: views that lie side by side and together are the picture.
-        shares: of the picture's pixels that the tower is shown in stage 0; 1: all.
+        tiles: views that lie side by side and together are the image.
+        shares: of the image's pixels that the tower is shown in stage 0; 1: all.
     """
 
     model: Any
     processor: Any
     tower: nn.Module
-    look: Callable[[Mapping[str, Tensor]], Float[Tensor, "pictures views patches width"]]
+    look: Callable[[Mapping[str, Tensor]], Float[Tensor, "images views patches width"]]
     width: int
     tiles: int
     shares: tuple[float, ...] = (1.0,)
@@ -61,7 +61,7 @@ def check(name: str) -> str:
 
 
 def _llava_next(seed: int, device: torch.device) -> SmallHost:
-    """The whole picture and its two halves, 4 x 4 patches each."""
+    """The whole image and its two halves, 4 x 4 patches each."""
     made, processor = seeded(seed)
     model: Any = nn.Module.to(made, device)
     tower = model.model.vision_tower
@@ -75,7 +75,7 @@ def _llava_next(seed: int, device: torch.device) -> SmallHost:
 
 
 def _composed(seed: int, device: torch.device) -> SmallHost:
-    """The whole picture as 4 x 8 patches of a timm vision transformer, a projector, the same language model."""
+    """The whole image as 4 x 8 patches of a timm vision transformer, a projector, the same language model."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     made, processor = compose(
@@ -96,9 +96,9 @@ def _composed(seed: int, device: torch.device) -> SmallHost:
 
 
 def _qwen2_5_vl(seed: int, device: torch.device) -> SmallHost:
-    """The whole picture as 8 x 16 patches, four of which are merged into a token.
+    """The whole image as 8 x 16 patches, four of which are merged into a token.
 
-    The published towers were trained on pictures of all sizes, so stage 0 shows this one several.
+    The published towers were trained on images of all sizes, so stage 0 shows this one several.
     """
     made, processor = qwen_host.seeded(seed)
     model: Any = nn.Module.to(made, device)

@@ -1,9 +1,9 @@
 """Stage 0: stands in for the pre-training a CLIP tower brings along and a tower from config lacks.
 
 A linear head on every patch names its digit and ink, one on every view names photograph and wash. A tower that is to
-take pictures of several sizes is shown them: in every second step, on average, the pictures are smaller, and only
+take images of several sizes is shown them: in every second step, on average, the images are smaller, and only
 photograph, wash and the number of digits are asked of them.
-Only training pictures are used, and the heads are thrown away.
+Only training images are used, and the heads are thrown away.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from tokenflex.quickstart.hosts import SmallHost
-from tokenflex.quickstart.pictures import COLS, COUNTS, INKS, PHOTOS, WASHES, Picture
+from tokenflex.quickstart.images import COLS, COUNTS, INKS, PHOTOS, WASHES, Scene
 
 DIGITS, BATCH = 10, 64
 EMPTY_WEIGHT = 0.1
@@ -40,9 +40,9 @@ class DenseHeads(nn.Module):
 
     def loss(
         self,
-        features: Float[Tensor, "pictures views patches width"],
-        cells: Int[Tensor, "pictures tiles patches two"] | None,
-        whole: Int[Tensor, "pictures three"],
+        features: Float[Tensor, "images views patches width"],
+        cells: Int[Tensor, "images tiles patches two"] | None,
+        whole: Int[Tensor, "images three"],
     ) -> Float[Tensor, ""]:
         """The sum of the heads' cross-entropies; empty cells weigh a tenth.
 
@@ -65,7 +65,7 @@ class DenseHeads(nn.Module):
 
 def pretrain(
     small: SmallHost,
-    stock: Sequence[Picture],
+    stock: Sequence[Scene],
     *,
     steps: int,
     rate: float,
@@ -75,7 +75,7 @@ def pretrain(
     """Train the vision tower in place.
 
     Args:
-        steps: optimizer steps of 64 pictures.
+        steps: optimizer steps of 64 images.
         rate: peak learning rate.
         tick: called after every step.
     """
@@ -90,7 +90,7 @@ def pretrain(
     for _ in range(steps):
         chosen = [stock[i] for i in rng.integers(0, len(stock), BATCH)]
         share = rng.choice(small.shares, p=_odds(small.shares)) if len(small.shares) > 1 else 1.0
-        seen = images([_smaller(picture, share) for picture in chosen], return_tensors="pt").to(device)
+        seen = images([_smaller(image, share) for image in chosen], return_tensors="pt").to(device)
         cells = _cells(chosen, small.tiles).to(device) if share == 1 else None
         loss = heads.loss(small.look(seen), cells, _whole(chosen).to(device))
         optimizer.zero_grad()
@@ -101,24 +101,24 @@ def pretrain(
         tick()
 
 
-def _cells(chosen: Sequence[Picture], tiles: int) -> Int[Tensor, "pictures tiles patches two"]:
+def _cells(chosen: Sequence[Scene], tiles: int) -> Int[Tensor, "images tiles patches two"]:
     """Targets of each tile's patches, row-major; tiles lie side by side."""
-    cells = torch.from_numpy(np.stack([picture.cells for picture in chosen]))
+    cells = torch.from_numpy(np.stack([image.cells for image in chosen]))
     return cells.unflatten(2, (tiles, COLS // tiles)).transpose(1, 2).flatten(2, 3)
 
 
 def _odds(shares: Sequence[float]) -> list[float]:
-    """Half for the last, which is the whole picture."""
+    """Half for the last, which is the whole image."""
     return [0.5 / (len(shares) - 1)] * (len(shares) - 1) + [0.5]
 
 
-def _smaller(picture: Picture, share: float) -> Image.Image:
+def _smaller(image: Scene, share: float) -> Image.Image:
     if share == 1:
-        return picture.image
-    width, height = (round(side * share**0.5) for side in picture.image.size)
-    return picture.image.resize((width, height), Image.Resampling.BICUBIC)
+        return image.image
+    width, height = (round(side * share**0.5) for side in image.image.size)
+    return image.image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _whole(chosen: Sequence[Picture]) -> Int[Tensor, "pictures three"]:
-    digits = [min(int((picture.cells[..., 0] < DIGITS).sum()), len(COUNTS) - 1) for picture in chosen]
+def _whole(chosen: Sequence[Scene]) -> Int[Tensor, "images three"]:
+    digits = [min(int((image.cells[..., 0] < DIGITS).sum()), len(COUNTS) - 1) for image in chosen]
     return torch.tensor([(p.photo, p.wash, count) for p, count in zip(chosen, digits, strict=True)])

@@ -1,6 +1,6 @@
 """A small Qwen2.5-VL from config: stock classes, stock processor, the same word-level tokenizer.
 
-Its tower takes pictures of any size, so that they can be made smaller before they are encoded.
+Its tower takes images of any size, so that they can be made smaller before they are encoded.
 """
 
 from typing import Any
@@ -15,19 +15,19 @@ from transformers import (
 )
 
 from tokenflex.quickstart.host import IMAGE, build_tokenizer, text_config
-from tokenflex.quickstart.pictures import CELL, COLS, ROWS
+from tokenflex.quickstart.images import CELL, COLS, ROWS
 
 MERGE = 2
 PATCH = CELL // MERGE
 WIDTH = 96
 SHARES = (1 / 16, 1 / 4, 9 / 16, 1.0)
-"""Of a picture's pixels: its sides become a quarter, a half, three quarters, and stay as they are."""
+"""Of an image's pixels: its sides become a quarter, a half, three quarters, and stay as they are."""
 VIDEO = "<video>"
 """A placeholder that the classes ask for; no word of the tokenizer, as there are no videos."""
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """Patches of 8 pixels, four of which make a token; pictures keep their size."""
+    """Patches of 8 pixels, four of which make a token; images keep their size."""
     tokenizer = build_tokenizer()
     limits = {"shortest_edge": CELL * CELL, "longest_edge": 4 * ROWS * COLS * CELL * CELL}
     sizes: dict[str, Any] = {"patch_size": PATCH, "merge_size": MERGE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}

@@ -12,7 +12,7 @@ from tokenflex.contracts import Component
 from tokenflex.model import FlexModel
 from tokenflex.model.loading import fresh
 from tokenflex.quickstart.hosts import SmallHost
-from tokenflex.quickstart.pictures import Picture, Row, exam, practice, row
+from tokenflex.quickstart.images import Row, Scene, exam, practice, row
 from tokenflex.quickstart.pretrain import pretrain
 from tokenflex.quickstart.progress import Overall
 from tokenflex.quickstart.qwen_host import SHARES
@@ -23,7 +23,7 @@ from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjecti
 
 RESOLUTION = "resolution"
 TOWER = "stage 0: vision tower"
-BESIDES = {"pictures": 5.0, TOWER: 15.0, "calibration": 20.0, "evaluation": 45.0}
+BESIDES = {"images": 5.0, TOWER: 15.0, "calibration": 20.0, "evaluation": 45.0}
 """Expected seconds on two CPU cores of what isn't a `Phase`, by name."""
 
 
@@ -54,11 +54,11 @@ class Plan:
     """Sizes and rates of the embedded default. The LLM has no pre-training either, so stage 1 trains it too.
 
     Attributes:
-        stock: training pictures.
+        stock: training images.
         questions: of the exam.
         calibration: questions that the promise of escalation is calibrated on.
         risk, confidence: of that promise; see `tokenflex.Escalate`.
-        shares: of the picture's pixels, per level, where levels are sizes.
+        shares: of the image's pixels, per level, where levels are sizes.
     """
 
     stock: int = 3000
@@ -93,7 +93,7 @@ class Plan:
 
 def trained(
     small: SmallHost,
-    stock: Sequence[Picture],
+    stock: Sequence[Scene],
     plan: Plan,
     progress: Overall,
     *,
@@ -105,7 +105,7 @@ def trained(
     """The host with its parts, through all stages.
 
     Args:
-        stock: training pictures.
+        stock: training images.
         levels, router_rows: as of `tokenflex.quickstart.run.run`.
         unfinished: what an earlier run of the same settings did, and where this one keeps what it did.
     """
@@ -132,8 +132,8 @@ def trained(
         if phase.name in before:
             continue
         with progress.phase(phase.name, phase.seconds, phase.steps) as tick, tempfile.TemporaryDirectory() as scratch:
-            given = _rows(phase, stock, seed), _objective(phase.stage, plan, "all" if sized else levels)
-            train(flex, small.processor, phase, *given, scratch, seed, tick)
+            prepared = _rows(phase, stock, seed), _objective(phase.stage, plan, "all" if sized else levels)
+            train(flex, small.processor, phase, *prepared, scratch, seed, tick)
         keep(phase.name)
     return flex.eval()
 
@@ -186,7 +186,7 @@ def _rows(phase: Phase, stock: Any, seed: int) -> list[Row]:
     """Stage 1 narrates digits and inks, stages 2 and 3 ask everything, stage 4 asks single questions."""
     count, number = phase.rows * phase.steps, phase.stage.number
     if number == 4:
-        return [row(picture, [question]) for picture, question in exam(seed, "train", count)]
+        return [row(image, [question]) for image, question in exam(seed, "train", count)]
     return practice(seed + number, stock, count, 16 if number == 1 else 12, coarse=number > 1)
 
 
@@ -197,7 +197,7 @@ def _router(plan: Plan, rows: str) -> Any:
 
 
 def sizes(shares: Sequence[float]) -> Any:
-    """Levels that are sizes of the picture; settings of the scaler."""
+    """Levels that are sizes of the image; settings of the scaler."""
     served: type[Component] = scalers.get("resolution")
     return served.Config.from_dict({"shares": tuple(shares)})
 

@@ -20,17 +20,17 @@ from tokenflex.contracts import Grid
 from tokenflex.files import locked, sweep, write_whole
 from tokenflex.ops.pooling import Windows
 from tokenflex.quickstart.evaluate import Answers, Exam
-from tokenflex.quickstart.pictures import CELL, COARSE_KINDS, FINE_KINDS
+from tokenflex.quickstart.images import CELL, COARSE_KINDS, FINE_KINDS
 
 Draw = Callable[[Image.Image, int], Image.Image]
-"""From a picture and a level to a drawing of what was kept."""
+"""From an image and a level to a drawing of what was kept."""
 KINDS = (*FINE_KINDS, *COARSE_KINDS)
 SHOWN = 24
 ZOOM = 3
 
 
 SETTINGS = (
-    ("smaller_picture", "smaller picture", "s", "#64748b"),
+    ("smaller_image", "smaller image", "s", "#64748b"),
     ("router", "router", "*", "#dc2626"),
     ("random_router", "random router", "x", "#ca8a04"),
     ("reconstruction_router", "reconstruction", "P", "#2563eb"),
@@ -62,13 +62,13 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
         table.add_row(name, f"{tokens:.1f}", share, tower, f"{summary['accuracy']:.3f}", *kinds)
     console.print(table)
     untrained = (
-        " Smaller picture: the smallest that the host takes, where it takes several; no stage trained on it."
-        " Reconstruction: a router without training, which looks at the picture only; random reconstr.: its own "
+        " Smaller image: the smallest that the host takes, where it takes several; no stage trained on it."
+        " Reconstruction: a router without training, which looks at the image only; random reconstr.: its own "
         "choices at random."
     )
     console.print(
         f"{result['questions']} held-out questions, answered with generate; {100 * result['fine_share']:.0f} % of them "
-        f"need fine detail ({', '.join(FINE_KINDS)}). Tokens: visual tokens per picture, mean, of all passes. Tower: "
+        f"need fine detail ({', '.join(FINE_KINDS)}). Tokens: visual tokens per image, mean, of all passes. Tower: "
         "work of the vision tower, of that at the finest level. Random router: the router's own choices, dealt out at "
         f"random.{untrained if 'reconstruction_router' in result else ''}"
     )
@@ -138,7 +138,7 @@ def plot(result: dict[str, Any]) -> str:
                 point["tokens_mean"], point["accuracy"], marker, color=colour, markersize=size, label=label,
                 linestyle="none", markeredgewidth=2,
             )  # fmt: skip
-        axes.set(xlabel="mean visual tokens per picture", ylabel="accuracy")
+        axes.set(xlabel="mean visual tokens per image", ylabel="accuracy")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
         target = io.StringIO()
@@ -147,13 +147,13 @@ def plot(result: dict[str, Any]) -> str:
 
 
 def cards(exam: Exam, finest: Answers, routed: Answers, draw: Draw) -> list[dict[str, Any]]:
-    """The first questions of each kind, with the routed answer and the chosen grid drawn over the picture."""
+    """The first questions of each kind, with the routed answer and the chosen grid drawn over the image."""
     shown: list[dict[str, Any]] = []
     per_kind = -(-SHOWN // len(KINDS))
     for kind in KINDS:
         places = [i for i, (_, question) in enumerate(exam) if question.kind == kind][:per_kind]
         for i in places:
-            picture, question = exam[i]
+            image, question = exam[i]
             level = int(routed.levels[i])
             shown.append(
                 {
@@ -166,7 +166,7 @@ def cards(exam: Exam, finest: Answers, routed: Answers, draw: Draw) -> list[dict
                     "level": level,
                     "tokens": int(routed.tokens[i]),
                     "of": int(finest.tokens[i]),
-                    "image": _embedded(draw(picture.image, level)),
+                    "image": _embedded(draw(image.image, level)),
                 }
             )
     return shown
@@ -183,7 +183,7 @@ def pooled(windows: Windows) -> Draw:
 
 
 def resized(grids: Sequence[Grid]) -> Draw:
-    """Draws the picture as it was encoded, and its tokens.
+    """Draws the image as it was encoded, and its tokens.
 
     Args:
         grids: of the tokens, per level.
@@ -199,10 +199,10 @@ def resized(grids: Sequence[Grid]) -> Draw:
 
 
 def gridded(image: Image.Image, cell: tuple[float, float]) -> Image.Image:
-    """The picture, enlarged, with lines between cells.
+    """The image, enlarged, with lines between cells.
 
     Args:
-        cell: (height, width) in pixels of the enlarged picture.
+        cell: (height, width) in pixels of the enlarged image.
     """
     large = image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(large)

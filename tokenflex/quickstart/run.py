@@ -19,14 +19,14 @@ from tokenflex.ops.pooling import PYRAMID
 from tokenflex.quickstart import evaluate, report
 from tokenflex.quickstart.evaluate import Answers, Results
 from tokenflex.quickstart.hosts import build, check
-from tokenflex.quickstart.pictures import exam, pictures
+from tokenflex.quickstart.images import exam, images
 from tokenflex.quickstart.progress import shown
 from tokenflex.quickstart.recipe import BESIDES, RESOLUTION, Plan, sizes, trained
 from tokenflex.quickstart.unfinished import Unfinished
 from tokenflex.training.objectives import MultiGranularityObjective
 
 SMALLEST = 1 / 64
-"""Of a picture's pixels: no host makes more than its smallest picture of them."""
+"""Of an image's pixels: no host makes more than its smallest image of them."""
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
         host: ``llava-next``; ``composed`` for a timm encoder and a language model put together; ``qwen2.5-vl``;
             ``auto``: the first, or the last where ``levels`` needs it.
         levels: of each step of stage 3, as of `MultiGranularityObjective`; or ``resolution``: levels are sizes of
-            the picture, chosen before it is encoded.
+            the image, chosen before it is encoded.
         router_rows: which tokens vote; see `AVGRouter.Config`.
 
     Raises:
@@ -85,16 +85,16 @@ def _run(
     asked = {"plan": plan, "seed": seed, "host": host, "levels": levels, "rows": router_rows, "device": where.type}
     unfinished = Unfinished(folder, asked)
     with _quiet(), shown(console, plan.seconds) as progress:
-        with progress.phase("pictures", BESIDES["pictures"], 1):
-            stock = list(pictures(seed, "train", plan.stock))
-            questions, others = exam(seed, "test", plan.questions), exam(seed, "test", plan.calibration)
+        with progress.phase("images", BESIDES["images"], 1):
+            stock = list(images(seed, "train", plan.stock))
+            questions, held_out = exam(seed, "test", plan.questions), exam(seed, "test", plan.calibration)
         small = build(host, seed, where)
         processor = small.processor
         flex = trained(
             small, stock, plan, progress, seed=seed, levels=levels, router_rows=router_rows, unfinished=unfinished
         )
         with progress.phase("calibration", BESIDES["calibration"], 1):
-            allowed = calibrated(flex, processor, others, plan)
+            allowed = calibrated(flex, processor, held_out, plan)
         ticks = -(-plan.questions // evaluate.BATCH) * (flex.compressor.num_levels + (1 if sized else 3) + len(allowed))
         with progress.phase("evaluation", BESIDES["evaluation"], ticks) as tick:
             found = answered(flex, processor, questions, allowed, tick)
@@ -124,12 +124,12 @@ def _host(name: str, levels: str) -> str:
     """The host that is meant.
 
     Raises:
-        ConfigError: its pictures have one size, and levels are to be sizes.
+        ConfigError: its images have one size, and levels are to be sizes.
     """
     if name == "auto":
         return "qwen2.5-vl" if levels == RESOLUTION else "llava-next"
     if levels == RESOLUTION and name != "qwen2.5-vl":
-        raise ConfigError(f"levels='resolution' needs pictures of any size; host {name!r} has one. Use qwen2.5-vl.")
+        raise ConfigError(f"levels='resolution' needs images of any size; host {name!r} has one. Use qwen2.5-vl.")
     return name
 
 
@@ -149,7 +149,7 @@ def calibrated(flex: FlexModel, processor: ProcessorMixin, questions: evaluate.E
 
 
 def _grids(flex: FlexModel, processor: ProcessorMixin, questions: evaluate.Exam) -> list[Grid]:
-    """What the host makes of a picture at every size."""
+    """What the host makes of an image at every size."""
     read = flex.adapter.read(next(evaluate.batches(flex, processor, questions[:1])))
     return [flex.adapter.resized(read, [share]).grids[0] for share in flex.compressor.scaler.shares]
 
@@ -162,22 +162,22 @@ def answered(
     tick: Callable[[], None],
 ) -> Results:
     """At every level; by the router; escalated. Where levels are made after the tower, a router without training too,
-    and the smallest picture that the host takes.
+    and the smallest image that the host takes.
     """
 
-    def told(model: FlexModel, level: int | None = None, escalate: Escalate | None = None) -> Answers:
+    def answers_at(model: FlexModel, level: int | None = None, escalate: Escalate | None = None) -> Answers:
         return evaluate.answer(model, processor, questions, level, tick, escalate)
 
-    levels = [told(flex, level) for level in range(flex.compressor.num_levels)]
-    routers, smaller = {"router": told(flex)}, None
+    levels = [answers_at(flex, level) for level in range(flex.compressor.num_levels)]
+    routers, smaller = {"router": answers_at(flex)}, None
     if not flex.compressor.scaler.shares:
         plain = wrap(flex.host, router="reconstruction", voter="mean", adapter=flex.adapter).eval()
-        routers["reconstruction_router"] = told(plain)
+        routers["reconstruction_router"] = answers_at(plain)
         if flex.adapter.resize_refusal is None:
             ends = sizes((SMALLEST, 1.0))
             sized = wrap(flex.host, scaler=ends, router="constant", voter="mean", adapter=flex.adapter).eval()
-            smaller = told(sized, 0)
-    escalated = {name: (told(flex, escalate=one), one) for name, one in allowed.items()}
+            smaller = answers_at(sized, 0)
+    escalated = {name: (answers_at(flex, escalate=one), one) for name, one in allowed.items()}
     return Results(levels, routers, escalated, smaller)
 
 

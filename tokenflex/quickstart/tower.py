@@ -1,4 +1,4 @@
-"""What the vision tower computes for a picture, at the sizes that were encoded for a decision."""
+"""What the vision tower computes for an image, at the sizes that were encoded for a decision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from tokenflex.model import FlexModel
 
 @dataclass(frozen=True)
 class TowerWork:
-    """FLOPs of tower and projector for one picture; all pictures of the exam have the same size.
+    """FLOPs of tower and projector for one image; all images of the exam have the same size.
 
     Attributes:
-        by_share: by how many of the picture's pixels are seen; 1: all.
-        shares: per level; all 1 where pictures aren't made smaller.
-        looks: whether the router is shown a picture of its own, the smallest.
+        by_share: by how many of the image's pixels are seen; 1: all.
+        shares: per level; all 1 where images aren't made smaller.
+        looks: whether the router is shown an image of its own, the smallest.
     """
 
     by_share: Mapping[float, int]
@@ -35,10 +35,10 @@ class TowerWork:
 
 @torch.no_grad()
 def tower_work(flex: FlexModel, inputs: HostInputs) -> TowerWork:
-    """Count what the tower does for a picture.
+    """Count what the tower does for an image.
 
     Args:
-        inputs: of one question about one picture, as the processor made them.
+        inputs: of one question about one image, as the processor made them.
     """
     batch, scaler = flex.adapter.read(inputs), flex.compressor.scaler
     if not scaler.shares:

@@ -58,8 +58,8 @@ class Unfinished:
         sweep(self.path.parent, NAME)
         with whole(self.path) as scratch:
             state = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
-            told = {"run": self.run, "seconds": json.dumps(dict(seconds)), "tensors": of_tensors(state)}
-            save_file(state, scratch, told)
+            metadata = {"run": self.run, "seconds": json.dumps(dict(seconds)), "tensors": of_tensors(state)}
+            save_file(state, scratch, metadata)
 
     def remove(self) -> None:
         """The run is finished."""

@@ -20,13 +20,13 @@ from tokenflex.released import layout, processor
 from tokenflex.released.convert import describe, fetch, host_tensors, part_tensors, tower_file
 from tokenflex.released.shards import Shards
 
-WORDS = 12
+TEXT_TOKENS = 12
 
 
 def largest_difference(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> float:
     """Largest absolute difference of logits at every level, and of the router's scores.
 
-    The same picture and prompt go through the converted folder, loaded the way users load it, and through a model
+    The same image and prompt go through the converted folder, loaded the way users load it, and through a model
     filled straight from the released tensors. They are in memory one after the other.
     """
     folder = fetch(source)
@@ -57,19 +57,19 @@ def filled(folder: Path) -> FlexModel:
 
 
 def example(folder: Path) -> dict[str, Any]:
-    """A picture of noise, wider than high, and a prompt of twelve random tokens."""
+    """An image of noise, wider than high, and a prompt of twelve random tokens."""
     model = describe(folder)
     tower: Any = model.tower
     side, vocabulary = tower.image_size, model.config["vocab_size"]
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (side, 2 * side, 3), dtype=np.uint8))
-    pictures = processor.image_processor(model.config, tower, tower_file(folder, "preprocessor_config.json"))
-    seen = pictures(picture, return_tensors="pt")
+    image = Image.fromarray(rng.integers(0, 256, (side, 2 * side, 3), dtype=np.uint8))
+    images = processor.image_processor(model.config, tower, tower_file(folder, "preprocessor_config.json"))
+    seen = images(image, return_tensors="pt")
     height, width = seen["image_sizes"][0].tolist()
     tiles, grid = model.adapter.tiles((height, width)), model.adapter.grid
     placeholders = anyres_count(tiles, grid, grid, (height, width), "geometric")
-    words = rng.integers(min(3, vocabulary - 1), vocabulary, WORDS).tolist()
-    ids = [*words[:2], *[vocabulary] * placeholders, *words[2:]]
+    text = rng.integers(min(3, vocabulary - 1), vocabulary, TEXT_TOKENS).tolist()
+    ids = [*text[:2], *[vocabulary] * placeholders, *text[2:]]
     return {"input_ids": torch.tensor([ids]), "pixel_values": seen["pixel_values"], "image_sizes": seen["image_sizes"]}
 
 

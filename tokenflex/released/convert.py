@@ -42,7 +42,7 @@ class Conversion:
     parts: bool
     written: bool = True
 
-    def told(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """What a record keeps of it."""
         return {"source_tensors": self.source_tensors, "used": self.used, "parts": self.parts}
 
@@ -104,7 +104,7 @@ def convert(
         model = describe(folder)
         _account(tensors, model)
         done = Conversion(len(tensors.file_of), len(tensors.file_of), model.trained)
-        with finished.complete(target, made_of, done.told()) as scratch:
+        with finished.complete(target, made_of, done.record()) as scratch:
             _write(folder, tensors, model, scratch)
     return done
 
@@ -156,7 +156,7 @@ def reverse(
         expected = {name for name in file_of if not layout.RECOMPUTED.search(name)}
         _agree("released layout", expected, {str(name) for name in (*places, *routed)})
         done = Conversion(len(expected), len(expected), bool(routed))
-        with finished.complete(target, made_of, done.told()) as scratch:
+        with finished.complete(target, made_of, done.record()) as scratch:
             total = 0
             for file in sorted(set(file_of.values())):
                 here = sorted(name for name in expected if file_of[name] == file)

@@ -21,7 +21,7 @@ import transformers
 
 from tokenflex import reading
 from tokenflex.errors import ConfigError
-from tokenflex.files import beside, locked, sweep, writing
+from tokenflex.files import locked, scratch_path, sweep, writing
 from tokenflex.released.small import SUFFIXES
 
 NAME = ".conversion.json"
@@ -71,10 +71,10 @@ def earlier(target: Path, folder: Path, source: Callable[[], Record], force: boo
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
-    told = _read(target)
-    reason = _difference(target, told, source)
+    record = _read(target)
+    reason = _difference(target, record, source)
     if reason is None:
-        return told[DONE]
+        return record[DONE]
     if not force:
         raise ConfigError(
             f"{target} exists already, and {reason}. Give a new folder, or say --force (force=True) to replace it."
@@ -100,7 +100,7 @@ def complete(target: Path, source: Callable[[], Record], done: Mapping[str, Any]
     Raises:
         WriteError: it can't be written, as on a full disk.
     """
-    scratch, old = beside(target, hidden=True), beside(target, hidden=True)
+    scratch, old = scratch_path(target, hidden=True), scratch_path(target, hidden=True)
     try:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,19 +137,19 @@ def _read(target: Path) -> Record:
     return found if shaped else {}
 
 
-def _difference(target: Path, told: Record, source: Callable[[], Record]) -> str | None:
+def _difference(target: Path, record: Record, source: Callable[[], Record]) -> str | None:
     """Why a folder isn't what would be written, as a clause."""
     if not target.is_dir():
         return "is no folder"
-    if not told:
+    if not record:
         return f"has no {NAME} that says what it was made of"
-    now, then = source(), told[MADE_OF]
+    now, then = source(), record[MADE_OF]
     if now.get("files") != then.get("files"):
         return "was made of another source" + _first(now.get("files"), then.get("files"))
     if now != then:
         return "was made by other versions of tokenflex, torch or transformers"
     wrote = _digests(target)
-    return None if wrote == told[WROTE] else "was changed since" + _first(wrote, told[WROTE])
+    return None if wrote == record[WROTE] else "was changed since" + _first(wrote, record[WROTE])
 
 
 def _first(one: Any, other: Any) -> str:

@@ -118,7 +118,7 @@ def check(config: Config) -> None:
     if wrong:
         raise ConfigError(
             f"this checkpoint can't become a stock LLaVA-NeXT: {'; '.join(wrong)}. Only checkpoints with anyres tiles, "
-            "unpadded, and an MLP projector have that form; LLaVA-1.5 checkpoints (one padded picture) don't."
+            "unpadded, and an MLP projector have that form; LLaVA-1.5 checkpoints (one padded image) don't."
         )
 
 
@@ -167,10 +167,10 @@ def host_config(config: Config, tower: Any) -> LlavaNextConfig:
 
 def pinpoints(config: Config) -> list[tuple[int, int]]:
     """(width, height) of every canvas; real configs hold a string."""
-    given = config.get("image_grid_pinpoints")
-    pairs = _literal(given)
+    declared = config.get("image_grid_pinpoints")
+    pairs = _literal(declared)
     if not (isinstance(pairs, Sequence) and pairs and all(len(pair) == 2 for pair in pairs)):
-        raise ConfigError(f"image_grid_pinpoints={given!r} isn't a list of (width, height) pairs.")
+        raise ConfigError(f"image_grid_pinpoints={declared!r} isn't a list of (width, height) pairs.")
     return [(int(width), int(height)) for width, height in pairs]
 
 

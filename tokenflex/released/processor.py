@@ -1,4 +1,4 @@
-"""Tokenizer, pictures and conversation template of a released checkpoint, as a stock processor."""
+"""Tokenizer, images and conversation template of a released checkpoint, as a stock processor."""
 
 from pathlib import Path
 from typing import Any
@@ -32,35 +32,35 @@ VICUNA_V1 = (
     "{% endgeneration %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""The conversation wording LLaVA's code calls ``vicuna_v1``; pictures come before the words of their turn."""
+"""The conversation wording LLaVA's code calls ``vicuna_v1``; images come before the words of their turn."""
 
 
-def image_processor(config: layout.Config, tower: CLIPVisionConfig, pictures: layout.Config) -> Any:
-    """The stock picture processor with the released settings.
+def image_processor(config: layout.Config, tower: CLIPVisionConfig, images: layout.Config) -> Any:
+    """The stock image processor with the released settings.
 
     Args:
-        pictures: the vision tower's ``preprocessor_config.json``, empty where there is none (then CLIP's).
+        images: the vision tower's ``preprocessor_config.json``, empty where there is none (then CLIP's).
     """
     side = tower.image_size
     settings: Any = {
         "size": {"shortest_edge": side},
         "crop_size": {"height": side, "width": side},
         "image_grid_pinpoints": [[height, width] for width, height in layout.pinpoints(config)],
-        "image_mean": pictures.get("image_mean", CLIP_MEAN),
-        "image_std": pictures.get("image_std", CLIP_STD),
-        "rescale_factor": pictures.get("rescale_factor", 1 / 255),
-        "resample": pictures.get("resample", 3),
+        "image_mean": images.get("image_mean", CLIP_MEAN),
+        "image_std": images.get("image_std", CLIP_STD),
+        "rescale_factor": images.get("rescale_factor", 1 / 255),
+        "resample": images.get("resample", 3),
     }
     return LlavaNextImageProcessor(**settings)
 
 
-def build(source: Path, config: layout.Config, tower: CLIPVisionConfig, pictures: layout.Config) -> Any:
-    """The stock processor, or only its picture half where the checkpoint has no tokenizer.
+def build(source: Path, config: layout.Config, tower: CLIPVisionConfig, settings: layout.Config) -> Any:
+    """The stock processor, or only its image half where the checkpoint has no tokenizer.
 
     Raises:
         ConfigError: the tokenizer can't be read, or its size isn't the model's vocabulary.
     """
-    images = image_processor(config, tower, pictures)
+    images = image_processor(config, tower, settings)
     if not any((source / name).is_file() for name in TOKENIZER_FILES):
         return images
     try:

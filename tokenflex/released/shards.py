@@ -101,19 +101,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def shard_names(told: Any, where: Path) -> dict[str, str]:
+def shard_names(index: Any, where: Path) -> dict[str, str]:
     """Tensor -> shard, as a file tells it; every shard is a safetensors file beside the others.
 
     Args:
-        told: what the file holds.
+        index: what the file holds.
         where: that file, for the message.
 
     Raises:
         ConfigError: it isn't that, or names a file in another folder.
     """
-    if not isinstance(told, dict):
+    if not isinstance(index, dict):
         raise ConfigError(f"{where} doesn't say which file holds each tensor; the file is damaged. Download it again.")
-    for file in dict.fromkeys(map(str, told.values())):
+    for file in dict.fromkeys(map(str, index.values())):
         try:
             fits = bare_name(file).endswith(".safetensors")
         except ValueError:
@@ -123,7 +123,7 @@ def shard_names(told: Any, where: Path) -> dict[str, str]:
                 f"{where} names the file {file!r}; a shard is a .safetensors file in one folder with the others, "
                 "named without that folder. Mend the name, or get the files from someone you trust."
             )
-    return {str(name): str(file) for name, file in told.items()}
+    return {str(name): str(file) for name, file in index.items()}
 
 
 def write(folder: Path, file: str, tensors: dict[str, Tensor]) -> None:

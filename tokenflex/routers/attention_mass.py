@@ -15,7 +15,7 @@ class AttentionMassRouter(Router):
     """Per view, the fewest tokens that together receive ``mass`` of the attention; levels that keep fewer lose votes.
 
     Attention is that of the vision tower (see `VisualTokens.attention`), so a host is needed whose tower can be read.
-    A picture with one salient thing needs few tokens, a page of text many. It ignores the instruction.
+    An image with one salient thing needs few tokens, a page of text many. It ignores the instruction.
     """
 
     compares_levels: ClassVar[bool] = True

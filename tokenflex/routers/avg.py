@@ -17,9 +17,9 @@ from tokenflex.ops.relevance import most_relevant, relevance
 
 
 class AVGRouter(Router):
-    """Every token of every level, and the words nearest to the image, vote through one transformer layer.
+    """Every token of every level, and the prompt tokens nearest to the image, vote through one transformer layer.
 
-    The rows of a view are its tokens coarse to fine, then the ``text_tokens`` most relevant words (zero rows
+    The rows of a view are its tokens coarse to fine, then the ``text_tokens`` most relevant prompt tokens (zero rows
     where the instruction has fewer), one post-norm encoder layer mixes them, and an MLP turns each row into a
     vote per level.
     """
@@ -31,19 +31,19 @@ class AVGRouter(Router):
         """Settings of the published router.
 
         Attributes:
-            text_tokens: words that take part, the most relevant first.
+            text_tokens: prompt tokens that take part, the most relevant first.
             heads: attention heads; must divide the width of the language model.
             attend: ``tiles``: each row attends to the same row of the other views, as in the released
                 checkpoints; ``tokens``: each row attends to the other rows of its view, as in the paper's text.
             dropout: probability of dropping an activation while training.
-            spill: where the instruction has fewer than ``text_tokens`` words, take masked rows (answers, padding)
-                before zero rows, as the published code does; needs a host adapter with ``scope="published"``.
-            order: of the words that take part: ``relevance``, the most relevant first, as published; ``text``, as they
-                stand in the text. A voter that weighs by position gives a word another weight in another place, so with
-                ``relevance`` two words of nearly equal relevance that change places move the scores (docs/parity.md has
-                figures); with ``text`` relevance only chooses. A router is trained for one of the two.
-            rows: which tokens vote: ``all``, as published; ``pooled``: those of all levels but the finest, for about
-                half of the work. A router is trained for one of the two.
+            spill: where the instruction has fewer than ``text_tokens`` prompt tokens, take masked rows (answers,
+                padding) before zero rows, as the published code does; needs a host adapter with ``scope="published"``.
+            order: of the prompt tokens that take part: ``relevance``, the most relevant first, as published; ``text``,
+                as they stand in the text. A voter that weighs by position gives a word another weight in another place,
+                so with ``relevance`` two prompt tokens of nearly equal relevance that change places move the scores
+                (docs/parity.md has figures); with ``text`` relevance only chooses. A router is trained for one of the
+            two. rows: which tokens vote: ``all``, as published; ``pooled``: those of all levels but the finest, for
+                about half of the work. A router is trained for one of the two.
         """
 
         text_tokens: int = 32
@@ -77,15 +77,15 @@ class AVGRouter(Router):
             nn.init.kaiming_normal_(linear.get_parameter("weight"), mode="fan_in", nonlinearity="relu")
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
-        """The voting levels' grids, then the words as one row."""
+        """The voting levels' grids, then the prompt tokens as one row."""
         grids = grids[self.voting]
         return (*grids, Grid(1, self.text_tokens)) if self.text_tokens else tuple(grids)
 
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
-        """Vote; see `Router.forward` for shapes. Relevance is that of the words and tokens as they come.
+        """Vote; see `Router.forward` for shapes. Relevance is that of the prompt tokens and visual tokens as they come.
 
         Raises:
-            InputError: the levels have different numbers of views, as where frames of a clip were merged.
+            InputError: the levels have different numbers of views, as where frames of a video were merged.
         """
         finest = pyramid[-1].features
         if any(level.features.shape[-3] != finest.shape[-3] for level in pyramid):
@@ -95,7 +95,7 @@ class AVGRouter(Router):
                 "Use windows without time for its scaler, or another router."
             )
         scores = relevance(finest[..., 0, :, :], instruction.embeddings)
-        words = most_relevant(
+        prompt = most_relevant(
             instruction.embeddings,
             scores,
             instruction.mask,
@@ -106,13 +106,13 @@ class AVGRouter(Router):
         votes = self._across_tiles if self.attend == "tiles" else self._across_tokens
         own = next(self.parameters()).dtype
         shown = [replace(level, features=level.features.to(own)) for level in pyramid[self.voting]]
-        logits = votes(shown, words.to(own))
+        logits = votes(shown, prompt.to(own))
         grids = [level.grid or Grid(1, level.features.shape[-2]) for level in pyramid]
         mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
         return Ballots(logits=logits, mask=mask, segments=self.segments(grids))
 
     def _across_tiles(
-        self, pyramid: Sequence[ScaledTokens], words: Float[Tensor, "*batch words dim"]
+        self, pyramid: Sequence[ScaledTokens], prompt: Float[Tensor, "*batch prompt dim"]
     ) -> Float[Tensor, "*batch views voters levels"]:
         """Votes after attention over the views, row by row. A word is the same in all views: it attends to itself."""
         tokens = torch.cat([level.features for level in pyramid], dim=-2)
@@ -126,24 +126,26 @@ class AVGRouter(Router):
         logits = self.mlp(self.merger(tokens, attending=attending))
         if not self.text_tokens:
             return logits
-        alone = partial(attend_alone, at_rows=lambda affine: affine(words))
-        text = self.mlp(self.merger(words, attending=alone))
+        alone = partial(attend_alone, at_rows=lambda affine: affine(prompt))
+        text = self.mlp(self.merger(prompt, attending=alone))
         return torch.cat([logits, _in_every_view(text, views)], dim=-2)
 
     def _across_tokens(
-        self, pyramid: Sequence[ScaledTokens], words: Float[Tensor, "*batch words dim"]
+        self, pyramid: Sequence[ScaledTokens], prompt: Float[Tensor, "*batch prompt dim"]
     ) -> Float[Tensor, "*batch views voters levels"]:
         """Votes after attention over the rows, view by view."""
         views = pyramid[-1].features.shape[-3]
-        rows = torch.cat([*(level.features for level in pyramid), _in_every_view(words, views)], dim=-2)
+        rows = torch.cat([*(level.features for level in pyramid), _in_every_view(prompt, views)], dim=-2)
 
         def attending(layer: nn.TransformerEncoderLayer) -> Tensor:
             projected = at_every_level(pyramid, partial(project, layer))
-            text = _in_every_view(project(layer, words), views)
+            text = _in_every_view(project(layer, prompt), views)
             return attend(layer, torch.cat([projected, text], dim=-2), axis=-2)
 
         return self.mlp(self.merger(rows, attending=attending))
 
 
-def _in_every_view(words: Float[Tensor, "*batch words width"], views: int) -> Float[Tensor, "*batch views words width"]:
-    return words[..., None, :, :].expand(*words.shape[:-2], views, *words.shape[-2:])
+def _in_every_view(
+    prompt: Float[Tensor, "*batch prompt width"], views: int
+) -> Float[Tensor, "*batch views prompt width"]:
+    return prompt[..., None, :, :].expand(*prompt.shape[:-2], views, *prompt.shape[-2:])

@@ -42,15 +42,15 @@ class RandomRouter(Router):
         finest = pyramid[-1].features
         leading = finest.shape[:-3]
         images = finest.reshape(-1, *finest.shape[-3:])
-        words = instruction.embeddings.reshape(len(images), -1, finest.shape[-1])
+        prompt = instruction.embeddings.reshape(len(images), -1, finest.shape[-1])
         masks = instruction.mask.reshape(len(images), -1)
-        levels = [self._draw(i, w[m]) for i, w, m in zip(images, words, masks, strict=True)]
+        levels = [self._draw(i, w[m]) for i, w, m in zip(images, prompt, masks, strict=True)]
         votes = torch.eye(self.num_levels, device=finest.device)[torch.tensor(levels, device=finest.device)]
         return one_per_view(votes.view(*leading, 1, -1).expand(*leading, finest.shape[-3], -1))
 
-    def _draw(self, image: Tensor, words: Tensor) -> int:
+    def _draw(self, image: Tensor, prompt: Tensor) -> int:
         digest = hashlib.sha256(str(self.seed).encode())
-        for tensor in (image, words):
+        for tensor in (image, prompt):
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()[:7], "big"))
         return int(torch.multinomial(torch.tensor(self.weights), 1, generator=generator))

@@ -30,7 +30,7 @@ class AveragePoolScaler(Scaler):
 
         Attributes:
             windows: (rows, cols) in tokens per level, coarse to fine; or (time, rows, cols), which also merges so many
-                neighbouring frames of clips. Pictures have no time.
+                neighbouring frames of videos. Images have no time.
         """
 
         windows: TimedWindows = PYRAMID
@@ -53,7 +53,7 @@ class AveragePoolScaler(Scaler):
         """Average each window of ``level``."""
         window = self.windows[level]
         features = pool_windows(tokens.features, tokens.grid, window)
-        features, frames = pool_frames(features, self.times[level]) if tokens.clip else (features, None)
+        features, frames = pool_frames(features, self.times[level]) if tokens.video else (features, None)
         return ScaledTokens(
             features=features,
             assignment=over_views(window_assignment(tokens.grid, window), tokens.features),

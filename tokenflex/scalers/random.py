@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
-from tokenflex.ops.assignment import beside, keep_only, over_views
+from tokenflex.ops.assignment import keep_only, on_device_of, over_views
 from tokenflex.ops.pooling import PYRAMID, Windows, check_windows, pooled_grid
 
 
@@ -40,7 +40,7 @@ class RandomScaler(Scaler):
         count = layout if isinstance(layout, int) else layout.tokens
         picked = torch.randperm(grid.tokens, generator=generator)[:count].sort().values
         return ScaledTokens(
-            features=tokens.features[..., beside(picked, tokens.features), :],
+            features=tokens.features[..., on_device_of(picked, tokens.features), :],
             assignment=over_views(keep_only(grid.tokens, picked), tokens.features),
             grid=None if isinstance(layout, int) else layout,
             averages=True,

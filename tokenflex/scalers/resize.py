@@ -10,10 +10,10 @@ from tokenflex.ops.pooling import PYRAMID, Windows, check_windows, pooled_grid, 
 
 
 class ResizeScaler(Scaler):
-    """Resamples the tokens of the whole picture (bilinear, antialiased) to the grid average pooling would leave.
+    """Resamples the tokens of the whole image (bilinear, antialiased) to the grid average pooling would leave.
 
-    The vision tower has seen the picture at full size, so this says nothing of smaller pictures: their baseline is the
-    scaler `resolution`, which makes the picture smaller before it is encoded.
+    The vision tower has seen the image at full size, so this says nothing of smaller images: their baseline is the
+    scaler `resolution`, which makes the image smaller before it is encoded.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Smaller pictures: levels before the vision tower, which pooling after it can't save."""
+"""Smaller images: levels before the vision tower, which pooling after it can't save."""
 
 import itertools
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ WHOLE = (1, 1)
 
 
 class ResolutionScaler(Scaler):
-    """Every level is the picture made smaller before it is encoded; a level may also pool the tokens of its picture.
+    """Every level is the image made smaller before it is encoded; a level may also pool the tokens of its image.
 
-    The coarsest picture is encoded first, and router, voter and policy read its tokens with the instruction; a finer
+    The coarsest image is encoded first, and router, voter and policy read its tokens with the instruction; a finer
     one is encoded only if they choose it. So coarse levels save the vision tower's work besides the language model's.
-    Hosts of dynamic resolution (the Qwen-VL kind) were trained on pictures of many sizes; on hosts of tiles a level is
+    Hosts of dynamic resolution (the Qwen-VL kind) were trained on images of many sizes; on hosts of tiles a level is
     a smaller canvas (docs/resolution.md).
     """
 
@@ -25,12 +25,12 @@ class ResolutionScaler(Scaler):
         """Settings.
 
         Attributes:
-            shares: per level, how many of the picture's pixels are encoded, coarse to fine; the last is 1. The default
+            shares: per level, how many of the image's pixels are encoded, coarse to fine; the last is 1. The default
                 leaves about as many tokens as the published pyramid: 36, 64, 144, 256 and 576 of 24 x 24, as sides are
                 whole tokens.
             pooling: per level the (rows, cols) of tokens that are averaged into one; empty: none are. The last is
                 (1, 1), and share divided by the window's area never decreases.
-            view_windows: windows over the tokens of the coarsest picture, coarse to fine, that make what the router
+            view_windows: windows over the tokens of the coarsest image, coarse to fine, that make what the router
                 sees.
         """
 
@@ -53,19 +53,19 @@ class ResolutionScaler(Scaler):
         return self._shares
 
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """The grid that each level's window leaves of its picture's."""
+        """The grid that each level's window leaves of its image's."""
         return tuple(pooled_grid(grid, window) for window in self.windows)
 
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Average each window of ``level`` over the tokens of its picture."""
+        """Average each window of ``level`` over the tokens of its image."""
         return _pooled(tokens, self.windows[level])
 
     def viewed(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """The grids that ``view_windows`` leave of the coarsest picture's."""
-        return tuple(pooled_grid(self.pictures(grid)[0], window) for window in self.view_windows)
+        """The grids that ``view_windows`` leave of the coarsest image's."""
+        return tuple(pooled_grid(self.image_grids(grid)[0], window) for window in self.view_windows)
 
     def view(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
-        """The coarsest picture's tokens, averaged over each of ``view_windows``."""
+        """The coarsest image's tokens, averaged over each of ``view_windows``."""
         return tuple(_pooled(tokens, window) for window in self.view_windows)
 
 
@@ -79,7 +79,7 @@ def _pooled(tokens: VisualTokens, window: tuple[int, int]) -> ScaledTokens:
 
 
 def _check_shares(shares: tuple[float, ...]) -> None:
-    """Refuse shares that aren't shares, coarse to fine, up to the whole picture.
+    """Refuse shares that aren't shares, coarse to fine, up to the whole image.
 
     Raises:
         ConfigError: with the offending share and the rule it breaks.
@@ -88,12 +88,12 @@ def _check_shares(shares: tuple[float, ...]) -> None:
         raise ConfigError("shares is empty; give one per level, coarse to fine, e.g. (0.25, 1.0).")
     for share in shares:
         if not 0 < share <= 1:
-            raise ConfigError(f"share {share} is none of a picture's pixels; use numbers above 0, at most 1.")
+            raise ConfigError(f"share {share} is none of an image's pixels; use numbers above 0, at most 1.")
     if list(shares) != sorted(shares):
         raise ConfigError(f"shares {shares} must go from coarse to fine, e.g. {tuple(sorted(shares))}.")
     if shares[-1] != 1:
         raise ConfigError(
-            f"shares {shares} end with {shares[-1]}; the last level is the picture as it is, so add 1.0 at the end."
+            f"shares {shares} end with {shares[-1]}; the last level is the image as it is, so add 1.0 at the end."
         )
 
 

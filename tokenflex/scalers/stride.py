@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
-from tokenflex.ops.assignment import beside, keep_only, over_views
+from tokenflex.ops.assignment import keep_only, on_device_of, over_views
 from tokenflex.ops.pooling import PYRAMID, Windows, check_windows, pooled_grid
 
 
@@ -38,7 +38,7 @@ class StrideScaler(Scaler):
         cols = (torch.arange(kept.cols) * wide + wide // 2).clamp(max=grid.cols - 1)
         picked = (rows[:, None] * grid.cols + cols[None, :]).flatten()
         return ScaledTokens(
-            features=tokens.features[..., beside(picked, tokens.features), :],
+            features=tokens.features[..., on_device_of(picked, tokens.features), :],
             assignment=over_views(keep_only(grid.tokens, picked), tokens.features),
             grid=kept,
             averages=True,

@@ -26,7 +26,7 @@ from tokenflex.serving.front import Front
 from tokenflex.training.data import Sample
 
 HEAVY = ("image", "images", "messages", "conversations")
-"""Columns that hold pictures, or may; they aren't passed on."""
+"""Columns that hold images, or may; they aren't passed on."""
 DECIDED = {
     "levels": pa.list_(pa.int32()),
     "visual_tokens": pa.int32(),
@@ -60,9 +60,9 @@ class Reading:
         found, errors = dict[int, Sample](), dict[int, str]()
         folder = Path(self.image_folder) if self.image_folder is not None else None
         for place, row in enumerate(rows):
-            told = row.get("row")
+            number = row.get("row")
             try:
-                found[place] = read_question(row, told if isinstance(told, int) else place, folder, self.suffix)
+                found[place] = read_question(row, number if isinstance(number, int) else place, folder, self.suffix)
             except DataError as error:
                 errors[place] = str(error)
         return found, errors
@@ -247,7 +247,7 @@ def _decided(decisions: Sequence[Decision]) -> Row:
 
 
 def _with(table: pa.Table, found: Mapping[int, Row], columns: Mapping[str, pa.DataType]) -> pa.Table:
-    """The table without pictures, and with new columns; null where a row has no value."""
+    """The table without images, and with new columns; null where a row has no value."""
     kept = table.drop_columns([name for name in table.column_names if name in (*HEAVY, *columns)])
     for name, kind in columns.items():
         values = [found[place].get(name) for place in range(table.num_rows)]

@@ -56,7 +56,7 @@ def vllm_prompt(request: Request) -> dict[str, Any]:
 def chat_parts(request: Request) -> list[dict[str, Any]]:
     """Content parts for a chat message to vLLM's server (``--enable-mm-embeds``), one per image in the text's order.
 
-    They take the places of the message's pictures; the server's own chat template writes the prompt.
+    They take the places of the message's images; the server's own chat template writes the prompt.
 
     Raises:
         InputError: as for `vllm_prompt`.
@@ -84,9 +84,9 @@ def prompt_embeds(model: Embedding, request: Request) -> Float[Tensor, "length d
         )
     embed: Any = model.get_input_embeddings()
     ids = torch.tensor(request.compact_ids)
-    words = ids.masked_fill(request.visual, 0).to(embed.weight.device)
+    text = ids.masked_fill(request.visual, 0).to(embed.weight.device)
     with torch.no_grad():
-        found = embed(words).cpu()
+        found = embed(text).cpu()
     if request.images:
         rows = torch.cat([image.embeddings for image in request.images])
         found[request.visual] = rows.to(found.dtype)

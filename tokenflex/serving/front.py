@@ -165,9 +165,9 @@ def _load(kind: Any, model: Any, config: Any, dtype: Any) -> Any:
     loadable.require_complete({**info, "unexpected_keys": left}, model)
     if kind is FlexModel:
         checkpoint.require_sound(loaded.compressor.state_dict(), str(model))
-        told = loaded.config.parts.pop(checkpoint.DIGEST, None)
+        digest = loaded.config.parts.pop(checkpoint.DIGEST, None)
         if Path(model).is_dir():
-            stored.require_saved(told, str(model))
+            stored.require_saved(digest, str(model))
     return loaded
 
 

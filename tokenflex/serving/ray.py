@@ -5,12 +5,12 @@ row group of a file is a partition: what an actor takes at a time, and what is d
 of rows are right. Actors load the model once. The driver writes every partition as a whole; what is written isn't done
 again.
 
-Written rows have the columns of what was read, less pictures and conversations, and
+Written rows have the columns of what was read, less images and conversations, and
 
 ``row``                  place in the file
 ``answer``               text; null where there is an ``error``
-``levels``               one per picture
-``visual_tokens``        what the language model saw of all pictures
+``levels``               one per image
+``visual_tokens``        what the language model saw of all images
 ``visual_tokens_full``   what it would have seen without TokenFlex
 ``error``                why the row couldn't be answered; null where it was
 """
@@ -37,7 +37,7 @@ MANIFEST = "run.json"
 OWN = ("partition", "row")
 """Columns that say where a row belongs."""
 LOADED = ("model", "parts")
-"""Settings that may be folders an actor loads; others, of pictures for example, may have millions of files."""
+"""Settings that may be folders an actor loads; others, of images for example, may have millions of files."""
 READING = 1
 """CPUs that are kept free of actors for tasks that read; without them such a pipeline stands still."""
 ROWS = 32
@@ -77,13 +77,13 @@ class Stage:
 
     def described(self) -> dict[str, Any]:
         """What answers depend on: the actor, its settings, and the files it loads, by size and time."""
-        told: dict[str, Any] = {"actor": f"{self.actor.__module__}.{self.actor.__qualname__}"}
+        record: dict[str, Any] = {"actor": f"{self.actor.__module__}.{self.actor.__qualname__}"}
         for name, value in self.settings.items():
-            told[name] = repr(_absolute(value))
+            record[name] = repr(_absolute(value))
             if name in LOADED and value is not None and Path(value).is_dir():
                 files = [(file, file.stat()) for file in sorted(Path(value).iterdir()) if file.is_file()]
-                told[f"{name}'s files"] = {file.name: [stat.st_size, stat.st_mtime_ns] for file, stat in files}
-        return told
+                record[f"{name}'s files"] = {file.name: [stat.st_size, stat.st_mtime_ns] for file, stat in files}
+        return record
 
 
 def imported() -> Any:
@@ -125,22 +125,22 @@ def partitions(source: str | os.PathLike[str]) -> list[Partition]:
     Raises:
         DataError: there are none, or a file can't be read.
     """
-    given = Path(source).absolute()
-    files = sorted(given.glob("*.parquet")) if given.is_dir() else [given]
+    path = Path(source).absolute()
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     found = list[Partition]()
     for file in files:
         try:
-            told = pq.read_metadata(file)
+            metadata = pq.read_metadata(file)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file} can't be read as Parquet: {error}") from error
         start = 0
-        for group in range(told.num_row_groups):
-            rows = told.row_group(group).num_rows
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group).num_rows
             if rows:
                 found.append(Partition(f"{file.stem}-{group:05d}.parquet", str(file), group, start, rows))
             start += rows
     if not found:
-        raise DataError(f"{given} has no rows; give a Parquet file or a folder of them.")
+        raise DataError(f"{splits} has no rows; give a Parquet file or a folder of them.")
     return found
 
 
@@ -149,7 +149,7 @@ def answer(
 ) -> dict[str, dict[int, str]]:
     """Answer what isn't answered yet.
 
-    Ray is started where it isn't running. Several machines need a file system they share for ``source``, pictures that
+    Ray is started where it isn't running. Several machines need a file system they share for ``source``, images that
     are given by path, and models; ``folder`` is written by this process alone.
 
     Args:
@@ -165,12 +165,12 @@ def answer(
             else, or by something else.
         DataError: the source can't be read, or answers are missing at the end.
     """
-    ray, out, given = imported(), as_path(folder).absolute(), partitions(source)
+    ray, out, splits = imported(), as_path(folder).absolute(), partitions(source)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, "ray"):
-        _begin(out, given, stages)
+        _begin(out, splits, stages)
         sweep(out, "*.parquet")
-        todo = {one.name: one for one in given if not (out / one.name).exists()}
+        todo = {one.name: one for one in splits if not (out / one.name).exists()}
         if todo:
             if not ray.is_initialized():
                 ray.init()
@@ -179,10 +179,10 @@ def answer(
             for stage in stages:
                 dataset = stage(dataset)
             _written(dataset, todo, out)
-    return {name: errors for one in given for name, errors in [(one.name, _errors(out / one.name))] if errors}
+    return {name: errors for one in splits for name, errors in [(one.name, _errors(out / one.name))] if errors}
 
 
-def _begin(out: Path, given: Sequence[Partition], stages: Sequence[Stage]) -> None:
+def _begin(out: Path, splits: Sequence[Partition], stages: Sequence[Stage]) -> None:
     """Write down what is asked, or check that it is what was asked before.
 
     Raises:
@@ -190,7 +190,7 @@ def _begin(out: Path, given: Sequence[Partition], stages: Sequence[Stage]) -> No
     """
     asked = {
         "format": FORMAT,
-        "partitions": {one.name: one.rows for one in given},
+        "partitions": {one.name: one.rows for one in splits},
         "stages": [stage.described() for stage in stages],
     }
     path = out / MANIFEST
@@ -201,9 +201,9 @@ def _begin(out: Path, given: Sequence[Partition], stages: Sequence[Stage]) -> No
         return
     before = json_file(own_file(out, MANIFEST))
     if before != asked:
-        told = "; ".join(_differences(before, asked))
+        listed = "; ".join(_differences(before, asked))
         raise ConfigError(
-            f"{out} holds answers to something else: {told}. Give another folder, or what was given then."
+            f"{out} holds answers to something else: {listed}. Give another folder, or what was given then."
         )
 
 

@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from tokenflex.hosts.answers import answer_logits, shifted
 from tokenflex.hosts.packed import pack
 from tokenflex.hosts.placeholders import IGNORE
+from tokenflex.hosts.targets import shifted, target_logits
 from tokenflex.testing.bench import Skip
 from tokenflex.testing.host_bench import FINEST, LEVELS, HostBench, close, labels_of
 
@@ -18,7 +18,7 @@ def answers_only(bench: HostBench) -> None:
     shortened = bench.shortened({**inputs, "labels": labels}, FINEST).inputs
     targets = shifted(shortened.pop("labels"))
     predicts = targets != IGNORE
-    logits = answer_logits(bench.host, shortened, predicts)
+    logits = target_logits(bench.host, shortened, predicts)
     close(logits, bench.host(**shortened).logits[predicts], "answer positions")
     found = F.cross_entropy(logits.float(), targets[predicts])
     assert torch.allclose(found, expected, rtol=1e-5), f"the loss is {found.item()}, the plain host's {expected.item()}"
@@ -34,11 +34,11 @@ def packed_rows_keep_apart(bench: HostBench) -> None:
     packed = pack(bench.adapter, batches)
     targets = shifted(packed.pop("labels"))
     found = bench.host(**packed).logits[targets != IGNORE]
-    expected, words = [], []
+    expected, kept = [], []
     for batch in batches:
         aims = shifted(batch["labels"])
         logits = bench.host(**{key: value for key, value in batch.items() if key != "labels"}).logits
         expected.append(logits[aims != IGNORE])
-        words.append(aims[aims != IGNORE])
-    assert torch.equal(targets[targets != IGNORE], torch.cat(words)), "packing changed which tokens are answers"
+        kept.append(aims[aims != IGNORE])
+    assert torch.equal(targets[targets != IGNORE], torch.cat(kept)), "packing changed which tokens are answers"
     close(found, torch.cat(expected), "packed and by themselves")

@@ -5,10 +5,10 @@ import torch
 from tokenflex.contracts import VisualTokens
 from tokenflex.testing.bench import Skip
 from tokenflex.testing.host_bench import ROWS, HostBench, close
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 
 
-def attention_belongs_to_the_picture(bench: HostBench) -> None:
+def attention_belongs_to_the_image(bench: HostBench) -> None:
     """Asking for it changes no feature; it is one weight per token, the same alone and in a batch; so are keys."""
     refusal = bench.adapter.attention_refusal
     if refusal:
@@ -22,7 +22,7 @@ def attention_belongs_to_the_picture(bench: HostBench) -> None:
         assert tuple(weights.shape) == places, f"attention has shape {tuple(weights.shape)}, the tokens {places}"
         assert tuple(keys.shape[:-1]) == places, f"keys have shape {tuple(keys.shape)}, the tokens {places}"
         assert bool((weights.isfinite() & (weights >= 0)).all()), "attention is negative, infinite or NaN"
-    first = next(row for row in ROWS if PICTURE in row)
+    first = next(row for row in ROWS if AN_IMAGE in row)
     for image, alone in zip(
         images, bench.adapter.encode(bench.adapter.read(bench.batch((first,))), attention=True), strict=False
     ):

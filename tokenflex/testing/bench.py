@@ -13,7 +13,7 @@ from tokenflex.scalers.average_pool import AveragePoolScaler
 
 GRIDS = (Grid(8, 8), Grid(5, 7), Grid(1, 6), Grid(1, 1))
 CANONICAL = GRIDS[0]
-VIEWS, WORDS = 3, 4
+VIEWS, PROMPT = 3, 4
 KEY_WIDTH = 12
 NEEDS: frozenset[Need] = frozenset(get_args(Need))
 
@@ -66,7 +66,7 @@ class Bench:
     def segments(self) -> tuple[Grid, ...]:
         """The voters' layout on the canonical grid: the tokens of every level, and words."""
         kept = self.pyramid(self.full_image())
-        return (*(level.grid for level in kept if level.grid is not None), Grid(1, WORDS))
+        return (*(level.grid for level in kept if level.grid is not None), Grid(1, PROMPT))
 
     def image(self, grid: Grid = CANONICAL, views: int = VIEWS, seed: int = 0) -> Any:
         """Random tokens, with what the part under test needs of them and nothing else."""
@@ -79,7 +79,7 @@ class Bench:
         features = torch.randn(views, grid.tokens, self.dim, generator=generator)
         attention = torch.rand(views, grid.tokens, generator=generator)
         keys = torch.randn(views, grid.tokens, KEY_WIDTH, generator=generator)
-        return VisualTokens(features, grid, attention=attention, keys=keys, instruction=self.words(seed=seed))
+        return VisualTokens(features, grid, attention=attention, keys=keys, instruction=self.instruction(seed=seed))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -92,7 +92,7 @@ class Bench:
         scaler = AveragePoolScaler(AveragePoolScaler.Config(windows=windows))
         return [replace(level, attention=image.attention) for level in scaler.pyramid(image)]
 
-    def words(self, count: int = WORDS, seed: int = 0, batch: tuple[int, ...] = ()) -> Instruction:
+    def instruction(self, count: int = PROMPT, seed: int = 0, batch: tuple[int, ...] = ()) -> Instruction:
         """Random words, none of them masked."""
         generator = torch.Generator().manual_seed(1000 + seed)
         embeddings = torch.randn(*batch, count, self.dim, generator=generator)

@@ -44,8 +44,8 @@ def one_number_per_row(bench: Bench) -> None:
 
 def says_what_it_reads(bench: Bench) -> None:
     """``first_only`` is True or False, whatever it has read."""
-    told = bench.build().first_only
-    assert isinstance(told, bool), f"first_only is {told!r}; expected True or False"
+    declared = bench.build().first_only
+    assert isinstance(declared, bool), f"first_only is {declared!r}; expected True or False"
 
 
 def stays_finite(bench: Bench) -> None:
@@ -80,8 +80,8 @@ def what_follows_the_end_is_inert(bench: Bench) -> None:
     """Steps behind the end of an answer don't matter, nor how many there are."""
     part, scores, mask = bench.build(), _scores(), _mask()
     expected = _judged(part, scores, mask)
-    others = [torch.where(mask[:, i : i + 1], one, _scores(7)[i]) for i, one in enumerate(scores)]
-    same(_judged(part, others, mask), expected, "other tokens behind the end of an answer")
+    changed = [torch.where(mask[:, i : i + 1], one, _scores(7)[i]) for i, one in enumerate(scores)]
+    same(_judged(part, changed, mask), expected, "other tokens behind the end of an answer")
     more = torch.cat([mask, torch.zeros(ROWS, 2, dtype=torch.bool)], dim=1)
     same(_judged(part, [*scores, *_scores(8, 2)], more), expected, "more steps behind the end of every answer")
 

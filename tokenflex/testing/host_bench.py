@@ -9,12 +9,12 @@ from torch import Tensor
 from tokenflex.contracts import HostAdapter, HostBatch, ScaledTokens, Spliced, VisualTokens
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing.bench import Skip
-from tokenflex.testing.zoo.recipe import PICTURE, WORD, Row, TinyHost
+from tokenflex.testing.zoo.recipe import AN_IMAGE, WORD, Row, TinyHost
 
 SCALER = AveragePoolScaler(AveragePoolScaler.Config())
 COARSEST, FINEST = 0, SCALER.num_levels - 1
-ROWS: Sequence[Row] = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12))
-"""One picture, none, two; of different lengths."""
+ROWS: Sequence[Row] = ((1, 2, AN_IMAGE, 3), (4, 5, 6, 7, 8), (AN_IMAGE, 9, 10, AN_IMAGE, 11, 12))
+"""One image, none, two; of different lengths."""
 LEVELS = (1, 3, 0)
 NEW = 5
 

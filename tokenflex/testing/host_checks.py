@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenflex.contracts import HostAdapter
 from tokenflex.testing.answer_checks import answers_only, packed_rows_keep_apart
-from tokenflex.testing.attention_checks import attention_belongs_to_the_picture
+from tokenflex.testing.attention_checks import attention_belongs_to_the_image
 from tokenflex.testing.bench import Skip
 from tokenflex.testing.host_bench import (
     COARSEST,
@@ -30,8 +30,8 @@ from tokenflex.testing.host_bench import (
 )
 from tokenflex.testing.ragged_checks import groups_give_what_padding_gives
 from tokenflex.testing.report import Report, Result
-from tokenflex.testing.resize_checks import smaller_pictures_are_pictures
-from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP, Row, TinyHost
+from tokenflex.testing.resize_checks import smaller_images_are_images
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE, Row, TinyHost
 
 
 def same_logits(bench: HostBench) -> None:
@@ -72,7 +72,7 @@ def same_ids(rows: Sequence[Row] = ROWS, **options: Any) -> Callable[[HostBench]
 def same_ids_with_an_assistant(bench: HostBench) -> None:
     """A twin of the host proposes tokens."""
     assistant = copy.deepcopy(bench.host)
-    same_ids(((1, 2, PICTURE, 3),), assistant_model=assistant)(bench)
+    same_ids(((1, 2, AN_IMAGE, 3),), assistant_model=assistant)(bench)
 
 
 def counts_known_in_advance(bench: HostBench) -> None:
@@ -83,9 +83,9 @@ def counts_known_in_advance(bench: HostBench) -> None:
     counts = bench.adapter.count(batch, [SCALER.layouts(grid) for grid in grids])
     assert len(counts) == len(grids), f"{len(grids)} grids, counts for {len(counts)}"
     images = bench.adapter.encode(batch)
-    rows, told = tuple(image.row for image in images), batch.rows
+    rows, stated = tuple(image.row for image in images), batch.rows
     assert tuple(image.grid for image in images) == grids, f"grids are {grids} before features exist, others after"
-    assert told == rows, f"rows are {rows}, told {told}"
+    assert stated == rows, f"rows are {rows}, told {stated}"
     for level in range(SCALER.num_levels):
         spliced = bench.shortened(inputs, level)
         assert list(spliced.tokens) == counts[:, level].tolist(), f"level {level}: {spliced.tokens}, told {counts}"
@@ -153,10 +153,10 @@ def host_is_untouched(bench: HostBench) -> None:
 
 
 def text_passes_through(bench: HostBench) -> None:
-    """Batches without pictures."""
+    """Batches without images."""
     inputs = bench.batch(((1, 2, 3), (4, 5)))
     spliced = bench.shortened(inputs, FINEST)
-    assert spliced.tokens == (), f"{spliced.tokens} visual tokens in a batch without pictures"
+    assert spliced.tokens == (), f"{spliced.tokens} visual tokens in a batch without images"
     assert torch.equal(bench.host(**inputs).logits, bench.host(**spliced.inputs).logits), "logits differ"
 
 
@@ -170,13 +170,13 @@ def groups_are_complete(bench: HostBench) -> None:
 
 
 def videos_too(bench: HostBench) -> None:
-    """Clips, alone and beside pictures: identity, counts, a batch as its singles."""
+    """Videos, alone and beside images: identity, counts, a batch as its singles."""
     if bench.tiny.videos is None:
         raise Skip("its tiny host has no videos")
-    clips: Sequence[Row] = ((1, VIDEO_CLIP, 2), (3, 4, VIDEO_CLIP, 5, VIDEO_CLIP, 8), (6, 7))
-    _videos(bench, clips, bench.plainly)
+    videos: Sequence[Row] = ((1, A_VIDEO, 2), (3, 4, A_VIDEO, 5, A_VIDEO, 8), (6, 7))
+    _videos(bench, videos, bench.plainly)
     try:
-        _videos(bench, (*clips, (9, PICTURE, 10, VIDEO_CLIP, 11)), bench.plainly)
+        _videos(bench, (*videos, (9, AN_IMAGE, 10, A_VIDEO, 11)), bench.plainly)
     except Skip:
         return  # the plain host doesn't take both in one batch
 
@@ -192,7 +192,7 @@ def _videos(bench: HostBench, rows: Sequence[Row], plainly: Callable[[Callable[[
         assert list(bench.shortened(inputs, level).tokens) == counts[:, level].tolist(), f"counts of level {level}"
     together = _real_rows(bench, bench.shortened(inputs, 1).inputs)
     alone = _real_rows(bench, bench.shortened(bench.batch(rows[:1]), 1).inputs)[0]
-    close(together[0], alone, "a clip in the batch and alone")
+    close(together[0], alone, "a video in the batch and alone")
     plain = plainly(lambda: bench.host.generate(**inputs, max_new_tokens=NEW)[:, -NEW:])
     spliced = bench.shortened(inputs, FINEST, "left").inputs
     assert torch.equal(plain, bench.host.generate(**spliced, max_new_tokens=NEW)[:, -NEW:]), "generated ids differ"
@@ -207,7 +207,9 @@ CHECKS = (
         "samples", "sampling with a seed, several per row", same_ids(ROWS[:2], do_sample=True, num_return_sequences=2)
     ),
     HostCheck("static-cache", "with a static cache", same_ids(cache_implementation="static")),
-    HostCheck("prompt-lookup", "with prompt lookup", same_ids(((1, 2, 1, 2, PICTURE, 1),), prompt_lookup_num_tokens=2)),
+    HostCheck(
+        "prompt-lookup", "with prompt lookup", same_ids(((1, 2, 1, 2, AN_IMAGE, 1),), prompt_lookup_num_tokens=2)
+    ),
     HostCheck("assisted", "with an assistant model", same_ids_with_an_assistant),
     HostCheck("chunked-prefill", "with the prompt in chunks", same_ids(prefill_chunk_size=8)),
     HostCheck("count", "token counts are known before features exist", counts_known_in_advance),
@@ -217,14 +219,14 @@ CHECKS = (
     HostCheck("batch-beams", "with beams too", batch_generates_as_singles(num_beams=2)),
     HostCheck("labels", "the same words carry loss at every level", labels_stay_on_their_words),
     HostCheck("untouched", "the host stays as it was", host_is_untouched),
-    HostCheck("text-only", "batches without pictures pass through", text_passes_through),
+    HostCheck("text-only", "batches without images pass through", text_passes_through),
     HostCheck("groups", "parameter groups are disjoint and complete", groups_are_complete),
     HostCheck("answers", "logits at answer positions, and their loss, are the host's", answers_only),
     HostCheck("packed", "rows packed into one keep apart", packed_rows_keep_apart),
     HostCheck("ragged", "rows read in groups give what the padded batch gives", groups_give_what_padding_gives),
-    HostCheck("attention", "the tower's attention belongs to the picture's tokens", attention_belongs_to_the_picture),
-    HostCheck("resized", "smaller pictures are given to the host as pictures", smaller_pictures_are_pictures),
-    HostCheck("videos", "clips keep the laws", videos_too),
+    HostCheck("attention", "the tower's attention belongs to the image's tokens", attention_belongs_to_the_image),
+    HostCheck("resized", "smaller images are given to the host as images", smaller_images_are_images),
+    HostCheck("videos", "videos keep the laws", videos_too),
 )
 
 
@@ -265,13 +267,13 @@ def _result(check: HostCheck, bench: HostBench, expected: str | None) -> Result:
 def _singles(bench: HostBench) -> list[tuple[int, dict[str, Tensor], list[int]]]:
     """(row, its batch of one, the levels of its units) as they are within `ROWS` under `LEVELS`."""
     found: list[tuple[int, dict[str, Tensor], list[int]]] = []
-    pictures = units = 0
+    images = units = 0
     for number, row in enumerate(ROWS):
-        inputs = bench.batch((row,), first=pictures)
-        pictures += sum(item == PICTURE for item in row)
-        mine = len(bench.adapter.read(inputs).grids)
-        found.append((number, inputs, [LEVELS[(units + i) % len(LEVELS)] for i in range(mine)]))
-        units += mine
+        inputs = bench.batch((row,), first=images)
+        images += sum(item == AN_IMAGE for item in row)
+        own = len(bench.adapter.read(inputs).grids)
+        found.append((number, inputs, [LEVELS[(units + i) % len(LEVELS)] for i in range(own)]))
+        units += own
     return found
 
 

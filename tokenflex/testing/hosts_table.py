@@ -22,7 +22,7 @@ from tokenflex.testing.zoo.hosts import ZOO
 
 NEVER_ASKED = "its tiny host has no videos"
 BEGIN, END = "<!-- table: tokenflex hosts --write -->", "<!-- end of table -->"
-SIZES_BEGIN, SIZES_END = "<!-- table: sizes of pictures -->", "<!-- end of sizes of pictures -->"
+SIZES_BEGIN, SIZES_END = "<!-- table: sizes of images -->", "<!-- end of sizes of images -->"
 SIZES_PAGE = "resolution.md"
 """Beside the page of the hosts' table."""
 SIZES_HEADER = ("sizes", "setting of its processor", "architectures")
@@ -67,7 +67,7 @@ def refusal(model_type: str) -> str | None:
     names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type]
     kind: Any = getattr(transformers, names if isinstance(names, str) else names[0])
     if "mm_encoder_outputs" not in inspect.signature(kind.forward).parameters:
-        return "it doesn't take pre-encoded pictures (mm_encoder_outputs)"
+        return "it doesn't take pre-encoded images (mm_encoder_outputs)"
     needed = catalog.HOSTS_SINCE.get(model_type, "0")
     if Version(transformers.__version__).release < Version(needed).release:
         return f"it is served from transformers {needed} on"
@@ -114,7 +114,7 @@ def renew(page: Path, rows: Sequence[HostRow]) -> None:
 
 
 def sizes() -> str:
-    """A table of how pictures are made smaller before they are encoded, architectures of one kind in one row."""
+    """A table of how images are made smaller before they are encoded, architectures of one kind in one row."""
     kinds: dict[tuple[str, str | None], list[str]] = {}
     for model_type in architectures():
         found = None if refusal(model_type) else levels_of(model_type)
@@ -127,5 +127,5 @@ def sizes() -> str:
 def renew_sizes(page: Path) -> None:
     """Put the table of sizes in place of the one in a page; see `marked_page.renew`."""
     served = sum(not refusal(name) and levels_of(name) is not None for name in architectures())
-    title = f"transformers {transformers.__version__}: pictures of {served} architectures can be made smaller"
+    title = f"transformers {transformers.__version__}: images of {served} architectures can be made smaller"
     marked_page.renew(page, SIZES_BEGIN, SIZES_END, f"{title}\n\n{sizes()}")

@@ -145,7 +145,7 @@ def _yes(value: bool) -> str:
 
 
 def _image(views: int, grid: Grid = GRID) -> VisualTokens:
-    """Random tokens whose neighbours resemble one another, as a picture's do."""
+    """Random tokens whose neighbours resemble one another, as an image's do."""
     noise = torch.Generator().manual_seed(views)
     coarse = torch.randn(views, DIM, grid.rows // 4, grid.cols // 4, generator=noise)
     smooth = torch.nn.functional.interpolate(coarse, (grid.rows, grid.cols), mode="bilinear")
@@ -162,13 +162,13 @@ def _image(views: int, grid: Grid = GRID) -> VisualTokens:
 
 @torch.no_grad()
 def _cost(part: Scaler | Router, views: int) -> Cost:
-    """A scaler to the level that keeps nearest to a quarter, of its picture; a router over the published pyramid."""
+    """A scaler to the level that keeps nearest to a quarter, of its image; a router over the published pyramid."""
     image, pool = _image(views), AveragePoolScaler.Config().build()
     if isinstance(part, Scaler):
         counts = part.granularities(GRID)
         level = min(range(part.num_levels), key=lambda i: abs(counts[i] - GRID.tokens // 4))
-        picture = _image(views, part.pictures(GRID)[level])
-        return _timed(lambda: part.scale(picture, level), lambda: pool.scale(image, 2))
+        sample = _image(views, part.image_grids(GRID)[level])
+        return _timed(lambda: part.scale(sample, level), lambda: pool.scale(image, 2))
     pyramid: list[ScaledTokens] = [replace(level, attention=image.attention) for level in pool.pyramid(image)]
     words = image.instruction
     assert words is not None

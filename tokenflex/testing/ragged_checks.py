@@ -12,12 +12,18 @@ from tokenflex.hosts import continuing
 from tokenflex.hosts.grouped import Options, Rows, forward, generate, refusal, refused_forward, refused_generate
 from tokenflex.testing.bench import Skip
 from tokenflex.testing.host_bench import LEVELS, NEW, HostBench, close, labels_of
-from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE
 from tokenflex.testing.zoo.recipe import Row as Words
 
-ROWS: tuple[Words, ...] = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12), (3, 4, 5), (6, 7, 8))
-"""One picture, none, two; two rows of equal length."""
-CLIPS: tuple[Words, ...] = ((1, VIDEO_CLIP, 2), (3, 4, VIDEO_CLIP, 5, VIDEO_CLIP, 8), (6, 7))
+ROWS: tuple[Words, ...] = (
+    (1, 2, AN_IMAGE, 3),
+    (4, 5, 6, 7, 8),
+    (AN_IMAGE, 9, 10, AN_IMAGE, 11, 12),
+    (3, 4, 5),
+    (6, 7, 8),
+)
+"""One image, none, two; two rows of equal length."""
+VIDEOS: tuple[Words, ...] = ((1, A_VIDEO, 2), (3, 4, A_VIDEO, 5, A_VIDEO, 8), (6, 7))
 TURN = (20, 21, 22)
 WAYS = ("padded", "grouped")
 
@@ -29,16 +35,16 @@ def groups_give_what_padding_gives(bench: HostBench) -> None:
         inputs = bench.batch(ROWS, side=side)
         _same_forward(bench, inputs, side)
         for share in ({}, {"num_items_in_batch": 17}):
-            given = {**inputs, "labels": labels_of(inputs), **share}
-            padded, grouped = _both(lambda way, given=given: _forward(bench, given, way).loss)
+            arguments = {**inputs, "labels": labels_of(inputs), **share}
+            padded, grouped = _both(lambda way, arguments=arguments: _forward(bench, arguments, way).loss)
             assert torch.allclose(padded, grouped, rtol=1e-5), f"{side}: the loss is {grouped}, the padded {padded}"
     inputs = bench.batch(ROWS)
     _same_answers(bench, inputs)
     _same_answers(bench, inputs, do_sample=True, num_return_sequences=2)
     _same_answers(bench, inputs, num_beams=2)
     if bench.tiny.videos is not None:
-        _same_forward(bench, bench.batch(CLIPS), "left")
-        _same_answers(bench, bench.batch(CLIPS))
+        _same_forward(bench, bench.batch(VIDEOS), "left")
+        _same_answers(bench, bench.batch(VIDEOS))
 
 
 def _rows(bench: HostBench, inputs: Mapping[str, Any], side: PaddingSide | None) -> Rows:
@@ -49,8 +55,8 @@ def _rows(bench: HostBench, inputs: Mapping[str, Any], side: PaddingSide | None)
 
 def _require_groups(bench: HostBench, rows: Rows) -> None:
     """Leave out hosts of which it is known that they take the padded way."""
-    inputs, told = rows.whole.inputs, Options(bench.host, {})
-    reason = refusal(rows, inputs) or refused_forward(rows, inputs) or refused_generate(rows, told)
+    inputs, settings = rows.whole.inputs, Options(bench.host, {})
+    reason = refusal(rows, inputs) or refused_forward(rows, inputs) or refused_generate(rows, settings)
     if reason:
         raise Skip(f"padded, because {reason}")
 
@@ -79,12 +85,12 @@ def _same_forward(bench: HostBench, inputs: Mapping[str, Any], side: str) -> Non
     if continuing.cache_of(padded) is None:
         return
     turn = torch.tensor([TURN] * len(mask))
-    told = torch.cat([mask, torch.ones_like(turn)], dim=1)
+    longer = torch.cat([mask, torch.ones_like(turn)], dim=1)
 
     def further(output: Any) -> Tensor:
         cache = continuing.cache_of(output)
         continuing.remember(cache, rows.whole.inputs, bench.adapter)
-        batch = {"input_ids": turn, "attention_mask": told, continuing.name_of_cache(output): cache}
+        batch = {"input_ids": turn, "attention_mask": longer, continuing.name_of_cache(output): cache}
         return bench.host(**batch, **continuing.positions(batch, mask.shape[1], bench.adapter, new_only=True)).logits
 
     close(further(grouped), further(padded), f"{side} padding, a turn behind the cache of groups and of the padded")
@@ -92,12 +98,12 @@ def _same_forward(bench: HostBench, inputs: Mapping[str, Any], side: str) -> Non
 
 def _same_answers(bench: HostBench, inputs: Mapping[str, Any], **options: Any) -> None:
     """Ids, logits, and the length of the cache."""
-    words = {"max_new_tokens": NEW, "min_new_tokens": NEW, "return_dict_in_generate": True, "output_logits": True}
-    words |= {"suppress_tokens": list(bench.adapter.placeholder_ids) or None, **options}
+    settings = {"max_new_tokens": NEW, "min_new_tokens": NEW, "return_dict_in_generate": True, "output_logits": True}
+    settings |= {"suppress_tokens": list(bench.adapter.placeholder_ids) or None, **options}
 
     def run(way: str) -> Any:
         rows = _rows(bench, inputs, "left")
-        return generate(rows, copy.copy(rows.whole.inputs), words, way)
+        return generate(rows, copy.copy(rows.whole.inputs), settings, way)
 
     padded, grouped = _both(run)
     assert torch.equal(padded.sequences, grouped.sequences), f"{options}: ids are {grouped.sequences}, the padded ones"

@@ -1,6 +1,6 @@
-"""The law of smaller pictures: text, counts, places and tokens are those of a smaller picture.
+"""The law of smaller images: text, counts, places and tokens are those of a smaller image.
 
-What a processor makes of a smaller picture is compared, where its class can be built without a checkpoint, by tests of
+What a processor makes of a smaller image is compared, where its class can be built without a checkpoint, by tests of
 the adapters; here are the laws that hold for all hosts.
 """
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from tokenflex.contracts import HostBatch, Spliced
 from tokenflex.testing.bench import Skip
 from tokenflex.testing.host_bench import FINEST, ROWS, SCALER, HostBench, close, labels_of, off, snapshot
-from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP, WORD, Row
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE, WORD, Row
 
 SHARES = (0.25, 0.5, 1.0)
-"""Of pictures in a batch, one after the other."""
+"""Of images in a batch, one after the other."""
 LADDER = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-CLIPS: Sequence[Row] = ((1, VIDEO_CLIP, 2), (3, 4, VIDEO_CLIP, 5, VIDEO_CLIP, 8), (6, 7))
+VIDEOS: Sequence[Row] = ((1, A_VIDEO, 2), (3, 4, A_VIDEO, 5, A_VIDEO, 8), (6, 7))
 
 
-def smaller_pictures_are_pictures(bench: HostBench) -> None:
-    """Every part of the law, for pictures and, where there are any, for clips."""
+def smaller_images_are_images(bench: HostBench) -> None:
+    """Every part of the law, for images and, where there are any, for videos."""
     refused = bench.adapter.resize_refusal
     if refused is not None:
         raise Skip(refused)
@@ -30,7 +30,7 @@ def smaller_pictures_are_pictures(bench: HostBench) -> None:
         part(bench, ROWS)
     if bench.tiny.videos is not None:
         for part in PARTS:
-            part(bench, CLIPS)
+            part(bench, VIDEOS)
 
 
 def shares_for(batch: HostBatch, first: int = 0) -> list[float]:
@@ -39,7 +39,7 @@ def shares_for(batch: HostBatch, first: int = 0) -> list[float]:
 
 
 def resized(bench: HostBench, inputs: Mapping[str, Any], first: int = 0, side: Any = None) -> Spliced:
-    """The batch of smaller pictures for the host.
+    """The batch of smaller images for the host.
 
     Args:
         first: number of the batch's first image among those that take `SHARES` in turn.
@@ -73,19 +73,19 @@ def full_size_is_untouched(bench: HostBench, rows: Sequence[Row]) -> None:
 
 
 def counts_come_first(bench: HostBench, rows: Sequence[Row]) -> None:
-    """No module of the host runs before the tokens of every size are known; smaller pictures never have more."""
+    """No module of the host runs before the tokens of every size are known; smaller images never have more."""
     batch = bench.adapter.read(bench.batch(rows))
     calls: list[nn.Module] = []
     handle = nn.modules.module.register_module_forward_pre_hook(lambda module, _: calls.append(module))
-    told: list[Tensor] = []
+    counts: list[Tensor] = []
     try:
         for share in LADDER:
             small = bench.adapter.resized(batch, [share] * len(batch.spans))
-            told.append(bench.adapter.count(small, [[grid] for grid in small.grids])[:, 0])
+            counts.append(bench.adapter.count(small, [[grid] for grid in small.grids])[:, 0])
     finally:
         handle.remove()
     assert not calls, f"count: {type(calls[0]).__name__} ran before features were asked for"
-    table = torch.stack(told)
+    table = torch.stack(counts)
     assert (table.diff(dim=0) >= 0).all(), f"count: sizes have {table.tolist()} tokens, which don't ascend"
     for share, expected in zip(LADDER, table, strict=True):
         made = spliced(bench, batch, [share] * len(batch.spans))
@@ -99,10 +99,10 @@ def neighbours_change_nothing(bench: HostBench, rows: Sequence[Row]) -> None:
     if "batch" in bench.tiny.exceptions:
         return
     together = _real_rows(bench, resized(bench, bench.batch(rows)))
-    pictures = units = 0
+    images = units = 0
     for number, row in enumerate(rows):
-        inputs = bench.batch((row,), first=pictures)
-        pictures += sum(item in (PICTURE, VIDEO_CLIP) for item in row)
+        inputs = bench.batch((row,), first=images)
+        images += sum(item in (AN_IMAGE, A_VIDEO) for item in row)
         alone = _real_rows(bench, resized(bench, inputs, units))[0]
         units += len(bench.adapter.read(inputs).spans)
         close(together[number], alone, f"batch: row {number} in the batch and alone")
@@ -113,9 +113,9 @@ def padding_changes_nothing(bench: HostBench, rows: Sequence[Row]) -> None:
     batches = {side: bench.batch(rows, side=side) for side in ("left", "right")}
     found = [_real_rows(bench, resized(bench, inputs)) for inputs in batches.values()]
     found.append(_real_rows(bench, resized(bench, batches["right"], side="left")))
-    for others in zip(*found, strict=True):
-        for other in others[1:]:
-            close(other, others[0], "padding: left and right")
+    for variants in zip(*found, strict=True):
+        for other in variants[1:]:
+            close(other, variants[0], "padding: left and right")
 
 
 def answers_stay(bench: HostBench, rows: Sequence[Row]) -> None:
@@ -135,22 +135,22 @@ def origins_are_told(bench: HostBench, rows: Sequence[Row]) -> None:
     origin, ids, full = small.origin, small.cpu["input_ids"], inputs["input_ids"]
     assert origin is not None, "origin: it isn't told"
     assert origin.shape == ids.shape, f"origin: {tuple(origin.shape)} for tokens {tuple(ids.shape)}"
-    assert "pixel_values" not in small.inputs, "origin: the batch of smaller pictures still has the pixels"
+    assert "pixel_values" not in small.inputs, "origin: the batch of smaller images still has the pixels"
     shown = torch.isin(ids, torch.tensor(bench.adapter.placeholder_ids))
     wrong = (origin >= 0) != (small.attended & ~shown)
     assert not wrong.any(), "origin: words have none, or placeholders and padding have one"
     for row in range(len(ids)):
-        mine = origin[row][origin[row] >= 0]
-        assert (mine.diff() > 0).all(), f"origin: words of row {row} are in another order"
-        assert torch.equal(full[row][mine], ids[row][origin[row] >= 0]), f"origin: row {row} has other words"
-        words = full[row][full[row] >= WORD]
-        assert (ids[row] >= WORD).sum() >= len(words) - _of_videos(rows[row], words), f"origin: row {row} lost words"
+        own = origin[row][origin[row] >= 0]
+        assert (own.diff() > 0).all(), f"origin: words of row {row} are in another order"
+        assert torch.equal(full[row][own], ids[row][origin[row] >= 0]), f"origin: row {row} has other words"
+        text = full[row][full[row] >= WORD]
+        assert (ids[row] >= WORD).sum() >= len(text) - _of_videos(rows[row], text), f"origin: row {row} lost words"
 
 
 def host_stays(bench: HostBench, rows: Sequence[Row]) -> None:
     """Its tensors, classes, hooks and settings; and what it was given."""
     inputs = bench.batch(rows)
-    given = {name: value.clone() for name, value in inputs.items()}
+    copies = {name: value.clone() for name, value in inputs.items()}
     bench.plainly(lambda: bench.host(**inputs))
     before = snapshot(bench.host)
     bench.host(**resized(bench, inputs).inputs)
@@ -158,13 +158,13 @@ def host_stays(bench: HostBench, rows: Sequence[Row]) -> None:
     changed = [name for name, tensor in before[0].items() if not torch.equal(tensor, after[0][name])]
     assert not changed, f"untouched: the host's {changed} changed"
     assert before[1:] == after[1:], "untouched: the host's classes, hooks or settings changed"
-    written = [name for name, value in given.items() if not torch.equal(value, inputs[name])]
+    written = [name for name, value in copies.items() if not torch.equal(value, inputs[name])]
     assert not written, f"untouched: {written} of the batch changed"
 
 
 @torch.enable_grad()
 def gradients_arrive(bench: HostBench, rows: Sequence[Row]) -> None:
-    """Whatever the encoder has to learn is reached from the tokens of smaller pictures."""
+    """Whatever the encoder has to learn is reached from the tokens of smaller images."""
     batch = bench.adapter.read(bench.batch(rows))
     groups = bench.adapter.parameter_groups()
     learning = [p for name in ("vision_tower", "projector") for p in groups[name] if p.requires_grad]
@@ -175,10 +175,10 @@ def gradients_arrive(bench: HostBench, rows: Sequence[Row]) -> None:
 
 
 def text_stays(bench: HostBench, rows: Sequence[Row]) -> None:
-    """Rows without pictures, alone and beside some."""
+    """Rows without images, alone and beside some."""
     batch = bench.adapter.read(bench.batch(((1, 2, 3), (4, 5))))
-    assert bench.adapter.resized(batch, []) is batch, "text: a batch without pictures isn't given back as it is"
-    assert bench.adapter.encode_resized(batch, [], []) == (), "text: a batch without pictures has tokens"
+    assert bench.adapter.resized(batch, []) is batch, "text: a batch without images isn't given back as it is"
+    assert bench.adapter.encode_resized(batch, [], []) == (), "text: a batch without images has tokens"
 
 
 PARTS = (
@@ -201,6 +201,6 @@ def _real_rows(bench: HostBench, made: Spliced) -> list[Tensor]:
     return [row[keep != 0] for row, keep in zip(logits, mask, strict=True)]
 
 
-def _of_videos(row: Row, words: Tensor) -> int:
-    """Words that belong to a clip's frames or to tiles, which may go with them; none where a row has only text."""
-    return 0 if not any(isinstance(item, str) for item in row) else len(words) - sum(isinstance(i, int) for i in row)
+def _of_videos(row: Row, text: Tensor) -> int:
+    """Words that belong to a video's frames or to tiles, which may go with them; none where a row has only text."""
+    return 0 if not any(isinstance(item, str) for item in row) else len(text) - sum(isinstance(i, int) for i in row)

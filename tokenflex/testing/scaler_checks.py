@@ -44,9 +44,9 @@ def counts_known_in_advance(bench: Bench) -> None:
     for grid in GRIDS:
         for level, layout in zip(_levels(scaler), scaler.layouts(grid), strict=True):
             scaled = scaler.scale(bench.image(grid), level)
-            promised, given = (layout, layout.tokens) if isinstance(layout, Grid) else (None, layout)
+            promised, count = (layout, layout.tokens) if isinstance(layout, Grid) else (None, layout)
             kept = scaled.features.shape[-2]
-            assert kept == given, f"on {grid} level {level} promises {given} tokens and gives {kept}"
+            assert kept == count, f"on {grid} level {level} promises {count} tokens and gives {kept}"
             assert scaled.grid == promised, f"on {grid} level {level} promises layout {layout} and gives {scaled.grid}"
 
 
@@ -74,14 +74,14 @@ def averages_are_means(bench: Bench) -> None:
     """Where the scaler claims them, of crops and of frames."""
     scaler = bench.build()
     claimed = False
-    for grid, clip in itertools.product(GRIDS, (False, True)):
-        image = replace(bench.image(grid), clip=clip)
+    for grid, video in itertools.product(GRIDS, (False, True)):
+        image = replace(bench.image(grid), video=video)
         for level in _levels(scaler):
             scaled = scaler.scale(image, level)
             if not scaled.averages:
                 continue
             claimed, kept = True, scaled.features.shape[-2]
-            where = f"{'frames' if clip else 'crops'} on {grid}, level {level}"
+            where = f"{'frames' if video else 'crops'} on {grid}, level {level}"
             means = mean_of_sources(image.features, scaled.assignment, kept)
             same(scaled.features, means, f"{where}: claimed averages and the means of their sources")
             in_order = kept < grid.tokens or torch.equal(scaled.features, image.features)
@@ -121,8 +121,8 @@ def dtype_is_kept(bench: Bench) -> None:
         image, features=image.features.bfloat16(), keys=None if image.keys is None else image.keys.bfloat16()
     )
     for level in _levels(scaler):
-        given = scaler.scale(image, level).features.dtype
-        assert given == torch.bfloat16, f"level {level} turns bfloat16 into {given}"
+        dtype = scaler.scale(image, level).features.dtype
+        assert dtype == torch.bfloat16, f"level {level} turns bfloat16 into {dtype}"
 
 
 def repeats_itself(bench: Bench) -> None:
@@ -174,10 +174,10 @@ def needs_are_told(bench: Bench) -> None:
     unknown = sorted(scaler.needs - NEEDS)
     assert not unknown, f"needs {unknown}; there are only {', '.join(sorted(NEEDS))}"
     for level in _levels(scaler):
-        given = scaler.scale(bench.image(), level).features
+        scaled = scaler.scale(bench.image(), level).features
         same(
             scaler.scale(bench.full_image(), level).features,
-            given,
+            scaled,
             f"level {level}: with and without what isn't needed",
         )
 
@@ -199,30 +199,30 @@ def gradients_flow(bench: Bench) -> None:
 
 
 def shares_are_told(bench: Bench) -> None:
-    """None, or one per level, up to the whole picture."""
+    """None, or one per level, up to the whole image."""
     scaler = bench.build()
     shares = scaler.shares
     if not shares:
         return
     assert len(shares) == scaler.num_levels, f"shares {shares} for {scaler.num_levels} levels; give one per level"
     assert list(shares) == sorted(shares), f"shares {shares} are not coarse to fine"
-    assert shares[0] > 0, f"shares {shares} leave nothing of a picture"
-    assert shares[-1] == 1, f"shares {shares} end with {shares[-1]}; the last level is the whole picture, 1"
+    assert shares[0] > 0, f"shares {shares} leave nothing of an image"
+    assert shares[-1] == 1, f"shares {shares} end with {shares[-1]}; the last level is the whole image, 1"
 
 
 def view_known_in_advance(bench: Bench) -> None:
     """``viewed`` against what ``view`` gives; and an image's view doesn't depend on its batch."""
     scaler = bench.build()
     for grid in GRIDS:
-        seen = scaler.pictures(grid)[0]
+        seen = scaler.image_grids(grid)[0]
         image, viewed = bench.image(seen), scaler.viewed(grid)
         view = scaler.view(image)
         assert len(view) == len(viewed) > 0, f"on {grid} {len(viewed)} entries are promised and {len(view)} shown"
         for entry, (shown, layout) in enumerate(zip(view, viewed, strict=True)):
             where = f"on {grid}, entry {entry} of the view"
-            promised, given = (layout, layout.tokens) if isinstance(layout, Grid) else (None, layout)
+            promised, count = (layout, layout.tokens) if isinstance(layout, Grid) else (None, layout)
             kept = shown.features.shape[-2]
-            assert kept == given, f"{where} promises {given} tokens and gives {kept}"
+            assert kept == count, f"{where} promises {count} tokens and gives {kept}"
             assert shown.grid == promised, f"{where} promises layout {layout} and gives {shown.grid}"
         if not scaler.shares:
             continue  # the view is the levels, and they have checks of their own
@@ -245,7 +245,7 @@ CHECKS = (
     Check("stays-finite", "constant images give finite tokens", stays_finite),
     Check("levels-together-are-levels-alone", "pyramid gives what scale gives level by level",
           levels_together_are_levels_alone),
-    Check("shares-are-told", "shares of pixels go from coarse to fine and end with the whole picture", shares_are_told),
+    Check("shares-are-told", "shares of pixels go from coarse to fine and end with the whole image", shares_are_told),
     Check("view-known-in-advance", "viewed says what the router will be shown", view_known_in_advance),
     Check("needs-are-told", "what isn't declared as needed changes nothing", needs_are_told),
     Check("gradients-flow", "gradients reach the features", gradients_flow),

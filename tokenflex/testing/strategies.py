@@ -34,9 +34,9 @@ def grids(max_side: int = 8) -> SearchStrategy[Grid]:
 @st.composite
 def instructions(draw: DrawFn, dim: int = 8, leading: tuple[int, ...] = (), max_words: int = 5) -> Instruction:
     """Instructions of 0 to ``max_words`` words, some of them masked."""
-    words, seed = draw(st.integers(0, max_words)), draw(SEEDS)
-    mask = _random(seed + 1, *leading, words) > -1
-    return Instruction(_random(seed, *leading, words, dim), mask)
+    length, seed = draw(st.integers(0, max_words)), draw(SEEDS)
+    mask = _random(seed + 1, *leading, length) > -1
+    return Instruction(_random(seed, *leading, length, dim), mask)
 
 
 @st.composite
@@ -48,7 +48,7 @@ def images(
     max_views: int = 3,
     leading: SearchStrategy[tuple[int, ...]] | None = None,
     needs: Collection[Need] = (),
-    clip: SearchStrategy[bool] | None = None,
+    video: SearchStrategy[bool] | None = None,
 ) -> VisualTokens:
     """Tokens of one image, or of a stack.
 
@@ -56,7 +56,7 @@ def images(
         grid: `grids` by default.
         leading: batch axes; none by default (`LEADING` has some to sample from).
         needs: what the scaler under test asks for; the rest stays None.
-        clip: whether the views are frames; never by default.
+        video: whether the views are frames; never by default.
     """
     layout = draw(grids() if grid is None else grid)
     batch = draw(leading) if leading is not None else ()
@@ -65,7 +65,7 @@ def images(
     return VisualTokens(
         _random(seed, *shape, dim),
         layout,
-        clip=draw(clip) if clip is not None else False,
+        video=draw(video) if video is not None else False,
         attention=_random(seed + 1, *shape).softmax(-1) if "attention" in needs else None,
         keys=_random(seed + 2, *shape, KEY_WIDTH) if "keys" in needs else None,
         instruction=draw(instructions(dim, batch)) if "instruction" in needs else None,

@@ -1,6 +1,7 @@
 """Training on transformers' ``Trainer``: stages, objectives, data."""
 
-from tokenflex.hosts.answers import answer_logits, shifted
+from tokenflex.hosts.targets import shifted, target_logits
+from tokenflex.renamed import attributes
 from tokenflex.training.collate import FlexCollator
 from tokenflex.training.data import ChatDataset, read_rows
 from tokenflex.training.objectives import LanguageObjective, MultiGranularityObjective, RGLFObjective
@@ -31,8 +32,10 @@ __all__ = [
     "RGLFTrainer",
     "RouterModel",
     "Stage",
-    "answer_logits",
     "read_rows",
     "score",
     "shifted",
+    "target_logits",
 ]
+
+__getattr__ = attributes(__name__, {"answer_logits": "tokenflex.hosts.targets:target_logits"})

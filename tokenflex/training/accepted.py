@@ -18,7 +18,7 @@ from tokenflex.training.stream import ChatStream
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 NO_METRICS = (
-    "batches have pictures at several levels, so there are no predictions of one shape. Evaluation gives eval_loss; "
+    "batches have images at several levels, so there are no predictions of one shape. Evaluation gives eval_loss; "
     "add figures of your own in a callback's on_evaluate, or measure accuracy with 'tokenflex evaluate'"
 )
 OWN_LOSS = "the stage's objective is the loss; pass objective= to minimise something else"
@@ -60,18 +60,18 @@ OPTIMIZERS = ("galore", "apollo", "lomo")
 """Parts of the names of optimizers that choose parameters or rates themselves."""
 
 
-def require_accepted(args: TrainingArguments, others: Mapping[str, Any], stage: Stage, has_host: bool) -> None:
+def require_accepted(args: TrainingArguments, keywords: Mapping[str, Any], stage: Stage, has_host: bool) -> None:
     """Refuse what would be ignored, or would end the run later.
 
     Args:
-        others: the trainer's arguments that go to ``Trainer``.
+        keywords: the trainer's arguments that go to ``Trainer``.
         has_host: False for a `RouterModel`.
 
     Raises:
         ConfigError: names the argument, and what to do instead.
     """
     for name, reason in CALLABLES.items():
-        if others.get(name) is not None:
+        if keywords.get(name) is not None:
             raise ConfigError(f"{name} would never be called here: {reason}.")
     tables = [SETTINGS, OF_STAGE_4 if stage.loss == "rglf" else {}, {} if has_host else WITHOUT_HOST]
     for name, (allowed, reason) in ((n, entry) for table in tables for n, entry in table.items()):
@@ -80,11 +80,11 @@ def require_accepted(args: TrainingArguments, others: Mapping[str, Any], stage: 
             raise ConfigError(
                 f"{name}={value!r} doesn't work here: {reason}. Leave it as FlexTrainingArguments has it."
             )
-    _require_optimizer(args, others, stage)
-    _require_whole_batches(args, others)
-    _require_evaluation(args, others)
-    _require_rows(args, others)
-    _require_lengths(args, others)
+    _require_optimizer(args, keywords, stage)
+    _require_whole_batches(args, keywords)
+    _require_evaluation(args, keywords)
+    _require_rows(args, keywords)
+    _require_lengths(args, keywords)
 
 
 def whole_batches(args: Arguments) -> Arguments:
@@ -151,14 +151,14 @@ def _strategy(args: TrainingArguments) -> str:
     return str(getattr(args.eval_strategy, "value", args.eval_strategy))
 
 
-def _require_optimizer(args: TrainingArguments, others: Mapping[str, Any], stage: Stage) -> None:
+def _require_optimizer(args: TrainingArguments, keywords: Mapping[str, Any], stage: Stage) -> None:
     name = str(getattr(args.optim, "value", args.optim))
     if any(part in name for part in OPTIMIZERS):
         raise ConfigError(
             f"optim={name!r} chooses parameters or rates itself, and a stage has one rate per group of parameters. Use "
             "another, or pass optimizers=(optimizer, scheduler)."
         )
-    kind = (others.get("optimizer_cls_and_kwargs") or (Optimizer,))[0]
+    kind = (keywords.get("optimizer_cls_and_kwargs") or (Optimizer,))[0]
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise ConfigError(
             f"optimizer_cls_and_kwargs has {kind!r}, which is no class of torch.optim.Optimizer; factories choose "
@@ -172,33 +172,33 @@ def _require_optimizer(args: TrainingArguments, others: Mapping[str, Any], stage
         )
 
 
-def _require_whole_batches(args: TrainingArguments, others: Mapping[str, Any]) -> None:
-    """Pictures aren't lined up with rows, so a batch can't be cut by its first axis."""
+def _require_whole_batches(args: TrainingArguments, keywords: Mapping[str, Any]) -> None:
+    """Images aren't lined up with rows, so a batch can't be cut by its first axis."""
     sizes = {name: getattr(args.parallelism_config, f"{name}_size", 1) for name in ("tp", "cp", "sp")}
     if any(isinstance(size, int) and size > 1 for size in sizes.values()):
-        told = ", ".join(f"{name}_size={size}" for name, size in sizes.items())
+        listed = ", ".join(f"{name}_size={size}" for name, size in sizes.items())
         raise ConfigError(
-            f"parallelism_config with {told} would cut rows apart; use data parallelism, FSDP2 or ZeRO-3."
+            f"parallelism_config with {listed} would cut rows apart; use data parallelism, FSDP2 or ZeRO-3."
         )
     if getattr(args.accelerator_config, "dispatch_batches", None):
         raise ConfigError(
-            "dispatch_batches cuts batches by their first axis, and pictures aren't lined up with rows there. Set "
+            "dispatch_batches cuts batches by their first axis, and images aren't lined up with rows there. Set "
             "accelerator_config={'dispatch_batches': False}."
         )
 
 
-def _require_evaluation(args: TrainingArguments, others: Mapping[str, Any]) -> None:
+def _require_evaluation(args: TrainingArguments, keywords: Mapping[str, Any]) -> None:
     wanted = args.eval_on_start or _strategy(args) != "no"
-    if wanted and others.get("eval_dataset") is None:
+    if wanted and keywords.get("eval_dataset") is None:
         raise ConfigError(
             "eval_strategy or eval_on_start asks for evaluation, and there is no eval_dataset. Pass one, or leave the "
             "settings out."
         )
 
 
-def _require_rows(args: TrainingArguments, others: Mapping[str, Any]) -> None:
-    data, collator = others.get("train_dataset"), others.get("data_collator")
-    kinds = [others.get(name) for name in ("train_dataset", "eval_dataset")]
+def _require_rows(args: TrainingArguments, keywords: Mapping[str, Any]) -> None:
+    data, collator = keywords.get("train_dataset"), keywords.get("data_collator")
+    kinds = [keywords.get(name) for name in ("train_dataset", "eval_dataset")]
     if collator is None and any(_conversations(one) for one in kinds):
         raise ConfigError("conversations need a collator; pass data_collator=FlexCollator(processor).")
     if collator is not None and not callable(collator):
@@ -221,8 +221,8 @@ def _conversations(data: Any) -> bool:
     return isinstance(data, ChatDataset | ChatStream) or named
 
 
-def _require_lengths(args: TrainingArguments, others: Mapping[str, Any]) -> None:
-    data = others.get("train_dataset")
+def _require_lengths(args: TrainingArguments, keywords: Mapping[str, Any]) -> None:
+    data = keywords.get("train_dataset")
     strategy = getattr(args, "train_sampling_strategy", "random")
     if strategy not in ("group_by_length", "batch_rebalance") or data is None or isinstance(data, IterableDataset):
         return

@@ -18,7 +18,7 @@ from tokenflex.chat import refused, special_tokens, written
 from tokenflex.errors import DataError
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.training.data import Sample, read_sample
-from tokenflex.training.expanded import MARKS, Row, Span, overlap, pieces, places, processed
+from tokenflex.training.expanded import PLACEHOLDERS, Row, Span, overlap, pieces, places, processed
 
 BLANK = Sample("blank row", (Image.new("RGB", (32, 32)),), ({"role": "user", "content": [{"type": "image"}]},))
 
@@ -35,7 +35,7 @@ class FlexCollator:
     Args:
         processor: the host's processor, with a chat template.
         max_length: longest row in tokens, placeholders included; text beyond it is cut off, placeholders never.
-        always_picture: give batches without pictures one more row, a blank picture without an answer. Where parameters
+        always_image: give batches without images one more row, a blank image without an answer. Where parameters
             are sharded all processes must run the same modules, or they wait for each other for ever. The row counts as
             a sample without answers.
         image_folder: where image paths of rows start; they must stay below it, links followed. None takes any path.
@@ -45,7 +45,7 @@ class FlexCollator:
         self,
         processor: Any,
         max_length: int | None = None,
-        always_picture: bool = False,
+        always_image: bool = False,
         image_folder: str | Path | None = None,
     ) -> None:
         if _template(processor) is None:
@@ -53,7 +53,7 @@ class FlexCollator:
                 f"{type(processor).__name__} has no chat template, so conversations can't be written down; "
                 "set processor.chat_template."
             )
-        self.processor, self.max_length, self.always_picture = processor, max_length, always_picture
+        self.processor, self.max_length, self.always_image = processor, max_length, always_image
         self.image_folder = Path(image_folder) if image_folder is not None else None
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
@@ -63,26 +63,26 @@ class FlexCollator:
             rows: `Sample`s, or mappings in chat or LLaVA format.
 
         Raises:
-            DataError: names the row that can't be used, whose text can't be labelled or whose picture doesn't fit
+            DataError: names the row that can't be used, whose text can't be labelled or whose image doesn't fit
                 ``max_length``.
         """
         samples = [
             row if isinstance(row, Sample) else read_sample(row, i, self.image_folder, " of the batch")
             for i, row in enumerate(rows)
         ]
-        if self.always_picture and not any(sample.images for sample in samples):
+        if self.always_image and not any(sample.images for sample in samples):
             samples = [*samples, BLANK]
         texts, spans = zip(*(self._conversation(sample) for sample in samples), strict=True)
         batch, read = self._processed(samples, texts)
         each = enumerate(zip(read, texts, spans, samples, strict=True))
-        labels, pictures = zip(*(self._labels(batch, i, *row) for i, row in each), strict=True)
+        labels, images = zip(*(self._labels(batch, i, *row) for i, row in each), strict=True)
         batch["labels"] = torch.stack(labels)
-        return self._cut(batch, torch.stack(pictures), samples)
+        return self._cut(batch, torch.stack(images), samples)
 
     def _processed(self, samples: Sequence[Sample], texts: Sequence[str]) -> tuple[dict[str, Tensor], list[Row]]:
         """The processor's batch, and its rows as the tokenizer read them.
 
-        Pictures go in row by row, as ``apply_chat_template`` gives them, or in one list where a processor wants that.
+        Images go in row by row, as ``apply_chat_template`` gives them, or in one list where a processor wants that.
         """
         options: dict[str, Any] = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
         options |= special_tokens(self.processor, texts)
@@ -107,7 +107,7 @@ class FlexCollator:
             for sample, text in zip(samples, texts, strict=True):
                 if text.count(mark) != len(sample.images):
                     return DataError(
-                        f"{sample.name}: its text has {text.count(mark)} times {mark!r}, which stands for a picture, "
+                        f"{sample.name}: its text has {text.count(mark)} times {mark!r}, which stands for an image, "
                         f"and the row has {len(sample.images)}. Mend or remove it."
                     )
         names = ", ".join(sample.name for sample in samples)
@@ -136,14 +136,14 @@ class FlexCollator:
         return text, spans
 
     def _require_words(self, messages: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Refuse texts with the processor's own placeholder: it would take it for a picture's."""
+        """Refuse texts with the processor's own placeholder: it would take it for an image's."""
         owners = (self.processor, self.processor.tokenizer)
-        held = [getattr(owner, mark, None) for owner in owners for mark in MARKS]
+        held = [getattr(owner, mark, None) for owner in owners for mark in PLACEHOLDERS]
         for part in (part for message in messages for part in message["content"] if part["type"] == "text"):
             found = next((mark for mark in held if isinstance(mark, str) and mark in part["text"]), None)
             if found is not None:
                 raise DataError(
-                    f"{name}: the text {brief(part['text'])} has {found!r}, which stands for a picture with this "
+                    f"{name}: the text {brief(part['text'])} has {found!r}, which stands for an image with this "
                     "processor. Write it otherwise, or remove the row."
                 )
 
@@ -183,31 +183,31 @@ class FlexCollator:
     def _labels(
         self, batch: Mapping[str, Tensor], number: int, row: Row, text: str, spans: Sequence[Span], sample: Sample
     ) -> tuple[Int[Tensor, " length"], Bool[Tensor, " length"]]:
-        """Labels of one row, and which of its tokens stand for pictures."""
+        """Labels of one row, and which of its tokens stand for images."""
         ids = batch["input_ids"][number]
         try:
             found = pieces(self.processor, text, row.text, len(sample.images))
-            answers = overlap(row, [moved for span in spans for moved in found.moved(span)])
+            targets = overlap(row, [moved for span in spans for moved in found.moved(span)])
             at = places(row, batch, number)
         except DataError as error:
             raise DataError(f"{sample.name}: {error}") from error
-        drawn = overlap(row, found.pictures(row.text))
-        labels, pictures = torch.full_like(ids, IGNORE), torch.zeros_like(ids, dtype=torch.bool)
-        labels[at] = torch.where(answers & ~drawn, ids[at], IGNORE)
-        pictures[at] = drawn
-        return labels, pictures
+        drawn = overlap(row, found.images(row.text))
+        labels, images = torch.full_like(ids, IGNORE), torch.zeros_like(ids, dtype=torch.bool)
+        labels[at] = torch.where(targets & ~drawn, ids[at], IGNORE)
+        images[at] = drawn
+        return labels, images
 
     def _cut(
-        self, batch: dict[str, Tensor], pictures: Bool[Tensor, "rows length"], samples: Sequence[Sample]
+        self, batch: dict[str, Tensor], images: Bool[Tensor, "rows length"], samples: Sequence[Sample]
     ) -> dict[str, Tensor]:
         ids = batch["input_ids"]
         if self.max_length is None or ids.shape[1] <= self.max_length:
             return batch
-        lost = pictures[:, self.max_length :].any(-1)
+        lost = images[:, self.max_length :].any(-1)
         if bool(lost.any()):
             bad = samples[int(lost.nonzero()[0])]
             raise DataError(
-                f"{bad.name}: a picture's placeholders reach beyond max_length={self.max_length}; raise it to "
+                f"{bad.name}: an image's placeholders reach beyond max_length={self.max_length}; raise it to "
                 f"{ids.shape[1]} or use fewer tiles."
             )
         keys = [key for key, value in batch.items() if value.shape[:2] == ids.shape and not value.is_floating_point()]

@@ -24,7 +24,7 @@ class Batches:
     """The batches of one process.
 
     Args:
-        dataset: samples by place; a `ChatDataset` tells their lengths without decoding pictures.
+        dataset: samples by place; a `ChatDataset` tells their lengths without decoding images.
         collator: makes a batch of samples.
         size: samples per batch.
         process: rank of this process and how many there are; it takes every so-manieth batch.
@@ -56,11 +56,11 @@ class Batches:
         first, width = index * WINDOW, self.size * WINDOW
         places = range(index * width, min((index + 1) * width, len(self.dataset)))
         numbers = range(first, first + -(-len(places) // self.size))
-        mine = [number for number in numbers if number % processes == rank]
-        if not mine or missing.isdisjoint(places):
-            return [(self._length(number), [], {}) for number in mine]
+        own = [number for number in numbers if number % processes == rank]
+        if not own or missing.isdisjoint(places):
+            return [(self._length(number), [], {}) for number in own]
         order = sorted(places, key=lambda place: extent(self.dataset, place), reverse=True)
-        cut = [order[(number - first) * self.size :][: self.size] for number in mine]
+        cut = [order[(number - first) * self.size :][: self.size] for number in own]
         return [self._made(batch, missing) for batch in cut]
 
     def _length(self, number: int) -> int:
@@ -85,7 +85,7 @@ class _Windows(Dataset[list[Cut]]):
 
 
 def extent(dataset: Any, place: int) -> tuple[int, int]:
-    """Grows with a sample's length in tokens: pixels of its pictures, then characters of its text."""
+    """Grows with a sample's length in tokens: pixels of its images, then characters of its text."""
     if isinstance(dataset, ChatDataset):
         return dataset.extent(place)
     sample = dataset[place]

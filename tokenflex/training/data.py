@@ -1,9 +1,9 @@
-"""Rows of a training set: conversations with pictures, from the formats people have.
+"""Rows of a training set: conversations with images, from the formats people have.
 
 Chat format (Hugging Face ``datasets``): ``images`` (or ``image``) and ``messages`` with ``role`` and ``content``,
-a string or a list of parts. Image parts may carry their picture themselves, under ``image``, ``url``, ``path`` or
+a string or a list of parts. Image parts may carry their image themselves, under ``image``, ``url``, ``path`` or
 ``base64``, as transformers' chat templates take them. LLaVA format (JSON or JSON Lines): ``image`` (a path in the image
-folder, or a list of them) and ``conversations`` with ``from`` and ``value``, in which ``<image>`` marks each picture's
+folder, or a list of them) and ``conversations`` with ``from`` and ``value``, in which ``<image>`` marks each image's
 place.
 """
 
@@ -36,7 +36,7 @@ class Sample:
 
     Attributes:
         name: how messages call it: its place in the data set and its ``id``, if it has one.
-        images: decoded RGB pictures, in the order of their places in the text.
+        images: decoded RGB images, in the order of their places in the text.
         messages: chat messages whose contents are lists of ``image`` and ``text`` parts.
     """
 
@@ -151,18 +151,18 @@ class ChatDataset:
         return row_at(self._stored, place)
 
     def extent(self, place: int) -> tuple[int, int]:
-        """Grows with a sample's length in tokens: pixels of its pictures, then characters of its text.
+        """Grows with a sample's length in tokens: pixels of its images, then characters of its text.
 
-        Pictures aren't decoded: their files say their sizes. A row that can't be used has (0, 0).
+        Images aren't decoded: their files say their sizes. A row that can't be used has (0, 0).
         """
         try:
             row = self.row(place)
             name = row_name(row, place)
             messages = [read_message(role, content, name) for role, content in read_turns(row, name) or ()]
-            given = _placed(row, messages, name)
+            placed = _placed(row, messages, name)
         except DataError:
             return 0, 0
-        sides = [images.size(one, self.image_folder) or (0, 0) for one in given]
+        sides = [images.size(one, self.image_folder) or (0, 0) for one in placed]
         texts = (part.get("text", "") for message in messages for part in message["content"])
         return sum(height * width for height, width in sides), sum(map(len, texts))
 
@@ -216,8 +216,8 @@ def read_sample(row: Any, place: int, image_folder: Path | None, of: str = "") -
         of: what ``place`` counts in, for messages, if it isn't the data set.
 
     Raises:
-        DataError: names the row and what is wrong: a picture that is missing, truncated, no picture or outside the
-            folder, text without places for the pictures, no answer, an unknown role, anything of another shape.
+        DataError: names the row and what is wrong: an image that is missing, truncated, no image or outside the
+            folder, text without places for the images, no answer, an unknown role, anything of another shape.
     """
     name = row_name(row, place, of)
     turns = read_turns(row, name)
@@ -226,7 +226,7 @@ def read_sample(row: Any, place: int, image_folder: Path | None, of: str = "") -
     messages = [read_message(role, content, name) for role, content in turns]
     if not any(m["role"] == "assistant" and any(p.get("text") for p in m["content"]) for m in messages):
         raise DataError(f"{name} has no answer: no assistant message with text, so nothing could be learnt from it.")
-    images = tuple(_decoded(given, image_folder, name) for given in _placed(row, messages, name))
+    images = tuple(_decoded(one, image_folder, name) for one in _placed(row, messages, name))
     for message in messages:
         message["content"] = [{"type": "image"} if p["type"] == "image" else p for p in message["content"]]
     return Sample(name, images, tuple(messages))
@@ -253,20 +253,20 @@ def read_turns(row: Mapping[str, Any], name: str) -> list[tuple[Any, Any]] | Non
     """
     found = None
     for key in ("messages", "conversations"):
-        given = row.get(key)
-        if given is None:
+        turns = row.get(key)
+        if turns is None:
             continue
-        if not isinstance(given, Sequence) or isinstance(given, str | bytes):
-            raise DataError(f"{name}: {key!r} is a {type(given).__name__}; expected a list of turns.")
-        odd = [turn for turn in given if not isinstance(turn, Mapping)]
+        if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
+            raise DataError(f"{name}: {key!r} is a {type(turns).__name__}; expected a list of turns.")
+        odd = [turn for turn in turns if not isinstance(turn, Mapping)]
         if odd:
             raise DataError(f"{name}: the turn {brief(odd[0])} is no mapping; give it a role and content.")
-        found = found or [(_first(turn, ("role", "from")), _first(turn, ("content", "value"))) for turn in given]
+        found = found or [(_first(turn, ("role", "from")), _first(turn, ("content", "value"))) for turn in turns]
     return found
 
 
 def read_message(role: Any, content: Any, name: str) -> dict[str, Any]:
-    """A chat message whose content is a list of parts; an image part has the picture it carries, under ``image``.
+    """A chat message whose content is a list of parts; an image part has the image it carries, under ``image``.
 
     Raises:
         DataError: the role is unknown, or the content is neither text nor a list of parts.
@@ -306,51 +306,51 @@ def _part(part: Any, name: str) -> dict[str, Any]:
             carried = _from_base64(part["base64"], name)
         return {"type": "image"} if carried is None else {"type": "image", "image": carried}
     if kind == "image_url" and part.get("image_url") is not None:  # OpenAI's, which transformers takes too
-        given = part["image_url"]
-        return {"type": "image", "image": given.get("url", "") if isinstance(given, Mapping) else given}
+        source = part["image_url"]
+        return {"type": "image", "image": source.get("url", "") if isinstance(source, Mapping) else source}
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": read_text(part["text"], name)}
     raise DataError(f"{name}: message part {brief(part)} is neither an image nor a text part.")
 
 
-def _from_base64(given: Any, name: str) -> bytes:
+def _from_base64(encoded: Any, name: str) -> bytes:
     try:
-        return base64.b64decode(given)
+        return base64.b64decode(encoded)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{name}: a picture's 'base64' can't be read ({error}). Mend or remove it.") from error
+        raise DataError(f"{name}: an image's 'base64' can't be read ({error}). Mend or remove it.") from error
 
 
 def _placed(row: Mapping[str, Any], messages: list[dict[str, Any]], name: str) -> list[Any]:
-    """What each picture is given as, in the order of their places: carried by its part, else the row's next one.
+    """What each image is given as, in the order of their places: carried by its part, else the row's next one.
 
-    Pictures of a row whose text has no place at all get one before the first user's text.
+    Images of a row whose text has no place at all get one before the first user's text.
     """
-    given = next((many for key in ("images", "image") if (many := _listed(row.get(key)))), [])
+    own = next((many for key in ("images", "image") if (many := _listed(row.get(key)))), [])
     places = [part for message in messages for part in message["content"] if part["type"] == "image"]
     user = next((message for message in messages if message["role"] == "user"), None)
     if not places and user is not None:
-        places = [{"type": "image"} for _ in given]
+        places = [{"type": "image"} for _ in own]
         user["content"] = [*places, *user["content"]]
     carried = sum("image" in part for part in places)
-    if carried + len(given) != len(places):
+    if carried + len(own) != len(places):
         raise DataError(
-            f"{name} has {carried + len(given)} picture(s) and {len(places)} place(s) for them in its text; "
-            f"put one {IMAGE_MARK} (or one image part) per picture."
+            f"{name} has {carried + len(own)} image(s) and {len(places)} place(s) for them in its text; "
+            f"put one {IMAGE_MARK} (or one image part) per image."
         )
-    rest = iter(given)
+    rest = iter(own)
     return [part["image"] if "image" in part else next(rest) for part in places]
 
 
-def _listed(given: Any) -> list[Any]:
-    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _decoded(given: Any, image_folder: Path | None, name: str) -> Image.Image:
+def _decoded(source: Any, image_folder: Path | None, name: str) -> Image.Image:
     try:
-        return decode(given, image_folder)
+        return decode(source, image_folder)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 
 
-def _first(given: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    return next((given[key] for key in keys if given.get(key) is not None), None)
+def _first(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((turn[key] for key in keys if turn.get(key) is not None), None)

@@ -1,8 +1,8 @@
 """Where the words of a conversation stand in the ids that a processor makes of it.
 
-A processor puts a longer text in the place of every picture: placeholders, and with many hosts row and column marks,
+A processor puts a longer text in the place of every image: placeholders, and with many hosts row and column marks,
 line breaks or tags around them. It hands the whole to its tokenizer. That text and the characters of each token are
-read off the tokenizer's call here; words outside pictures are the same in it as in the conversation, further along.
+read off the tokenizer's call here; words outside images are the same in it as in the conversation, further along.
 """
 
 import copy
@@ -19,8 +19,8 @@ from tokenflex.errors import DataError
 
 Span = tuple[int, int]
 """First character, and the one after the last."""
-MARKS = ("image_token", "boi_token", "image_placeholder_token")
-"""Attributes of processors and tokenizers that hold what a template writes for a picture."""
+PLACEHOLDERS = ("image_token", "boi_token", "image_placeholder_token")
+"""Attributes of processors and tokenizers that hold what a template writes for an image."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Row:
     """One row as the tokenizer read it.
 
     Attributes:
-        text: with what the processor wrote for each picture.
+        text: with what the processor wrote for each image.
         ids: of the tokens, without padding.
         spans: the characters of each token; empty for tokens that the tokenizer adds.
     """
@@ -57,7 +57,7 @@ class _Listening:
 
 
 def processed(processor: Any, texts: Sequence[str], **options: Any) -> tuple[dict[str, Any], list[Row]]:
-    """What a processor makes of texts and pictures, and how its tokenizer read each row.
+    """What a processor makes of texts and images, and how its tokenizer read each row.
 
     Args:
         options: of the processor's call, ``images`` too.
@@ -115,7 +115,7 @@ def places(row: Row, batch: Mapping[str, Any], number: int) -> Int[Tensor, " tok
 
 @dataclass(frozen=True)
 class Pieces:
-    """The words between the pictures, in the conversation's text and in the expanded one.
+    """The words between the images, in the conversation's text and in the expanded one.
 
     Attributes:
         plain: spans in the conversation's text.
@@ -128,7 +128,7 @@ class Pieces:
     sure: tuple[bool, ...]
 
     def moved(self, span: Span) -> list[Span]:
-        """Where the words of a span are in the expanded text, without the pictures in it.
+        """Where the words of a span are in the expanded text, without the images in it.
 
         Raises:
             DataError: the words could be in several places.
@@ -142,8 +142,8 @@ class Pieces:
                 found.append((at + begin - first, at + end - first))
         return found
 
-    def pictures(self, text: str) -> list[Span]:
-        """What the processor wrote for each picture, without the white space around it."""
+    def images(self, text: str) -> list[Span]:
+        """What the processor wrote for each image, without the white space around it."""
         ends = [at + last - first for (first, last), at in zip(self.plain, self.at, strict=True)]
         found = []
         for end, (_, begin) in zip(ends, pairwise(self.at), strict=False):
@@ -160,23 +160,23 @@ def cut(plain: str, expanded: str, mark: str) -> Pieces | None:
     whole, the leftmost and the rightmost places in which all of them follow each other are compared.
 
     Args:
-        mark: what stands for a picture; an empty one for texts without any.
+        mark: what stands for an image; an empty one for texts without any.
     """
-    words = plain.split(mark) if mark else [plain]
+    texts = plain.split(mark) if mark else [plain]
     spans, begin = [], 0
-    for word in words:
+    for word in texts:
         spans.append((begin, begin + len(word)))
         begin += len(word) + len(mark)
     fixed: dict[int, int] = {}
-    if expanded.endswith(words[-1]):
-        fixed[len(words) - 1] = len(expanded) - len(words[-1])
-    if expanded.startswith(words[0]):
+    if expanded.endswith(texts[-1]):
+        fixed[len(texts) - 1] = len(expanded) - len(texts[-1])
+    if expanded.startswith(texts[0]):
         fixed[0] = 0
     left, right, low, high = [], [], 0, len(expanded)
-    for i, word in enumerate(words):
+    for i, word in enumerate(texts):
         left.append(fixed.get(i, expanded.find(word, low)))
         low = left[-1] + len(word)
-    for i, word in reversed([*enumerate(words)]):
+    for i, word in reversed([*enumerate(texts)]):
         right.insert(0, fixed.get(i, expanded.rfind(word, 0, high)))
         high = right[0]
     if min(left) < 0 or min(right) < 0 or any(one > other for one, other in zip(left, right, strict=True)):
@@ -184,30 +184,30 @@ def cut(plain: str, expanded: str, mark: str) -> Pieces | None:
     return Pieces(tuple(spans), tuple(left), tuple(one == other for one, other in zip(left, right, strict=True)))
 
 
-def pieces(processor: Any, plain: str, expanded: str, pictures: int) -> Pieces:
+def pieces(processor: Any, plain: str, expanded: str, images: int) -> Pieces:
     """As `cut`, with the mark that the processor's template writes.
 
     Args:
-        pictures: of the row.
+        images: of the row.
 
     Raises:
-        DataError: no mark stands in the text as often as there are pictures, or the text was changed elsewhere too.
+        DataError: no mark stands in the text as often as there are images, or the text was changed elsewhere too.
     """
-    marks = known_marks(processor) if pictures else [""]
-    for mark in marks:
-        found = cut(plain, expanded, mark) if not mark or plain.count(mark) == pictures else None
+    known = known_placeholders(processor) if images else [""]
+    for mark in known:
+        found = cut(plain, expanded, mark) if not mark or plain.count(mark) == images else None
         if found is not None:
             return found
     raise DataError(
-        f"the processor changes the conversation's text in other places than those of its {pictures} picture(s), so "
+        f"the processor changes the conversation's text in other places than those of its {images} image(s), so "
         "answers can't be located"
     )
 
 
-def known_marks(processor: Any) -> list[str]:
-    """What may stand for a picture in a conversation's text: the likely ones first."""
+def known_placeholders(processor: Any) -> list[str]:
+    """What may stand for an image in a conversation's text: the likely ones first."""
     tokenizer = processor.tokenizer
-    named = [getattr(owner, name, None) for owner in (processor, tokenizer) for name in MARKS]
+    named = [getattr(owner, name, None) for owner in (processor, tokenizer) for name in PLACEHOLDERS]
     special = [str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()]
     return [*dict.fromkeys(mark for mark in [*named, "<image>", *special] if isinstance(mark, str) and mark)]
 

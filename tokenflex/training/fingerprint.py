@@ -24,7 +24,7 @@ Fingerprint = dict[str, Any]
 def fingerprint(flex: FlexModel, dataset: Any, collator: Any, precision: str = "no") -> Fingerprint:
     """JSON-ready; equal exactly when host weights, adapter, scaler, processor, data set and precision are.
 
-    Pictures that a row names by their path count by that name, not by their pixels; rows that can't be read count as
+    Images that a row names by their path count by that name, not by their pixels; rows that can't be read count as
     none.
 
     Args:
@@ -124,7 +124,7 @@ def _plain(value: Any) -> Any:
 
 
 def _pixels(image: Image.Image) -> Any:
-    """What is seen of a picture: neither its mode nor its EXIF by themselves."""
+    """What is seen of an image: neither its mode nor its EXIF by themselves."""
     try:
         seen = decode(image)
     except DataError as error:

@@ -1,7 +1,7 @@
 """What a router sees of a store's samples, as one safetensors file per part: ``part-*.safetensors``.
 
 The file's metadata has a ``layout``: for every sample's id its images, each as rows and columns of its grid and whether
-it is a clip (1) or not (0). Image ``n`` of sample ``i`` is the tensor ``i/n``, its attention and keys, where a scaler
+it is a video (1) or not (0). Image ``n`` of sample ``i`` is the tensor ``i/n``, its attention and keys, where a scaler
 reads those, ``i/n/attention`` and ``i/n/keys``; ``i/words`` and ``i/mask`` are the instruction. The part's Parquet file
 keeps a digest of every sample, which is compared when a sample is first read.
 """
@@ -25,9 +25,9 @@ from tokenflex.training.sealed import AGAIN
 
 LAYOUT, INPUTS = "layout", "inputs"
 """Keys of the metadata: of the safetensors file, and of the Parquet file that keeps the digests."""
-WORDS = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """What safetensors calls the types in which visual tokens and words may be kept."""
-Told = list[list[int]]
+Grids = list[list[int]]
 """A sample's images in the layout."""
 
 
@@ -57,12 +57,12 @@ def laid_out(samples: Sequence[Sample]) -> tuple[dict[str, Tensor], dict[str, st
         DataError: a value isn't finite, so it couldn't be learnt from.
     """
     tensors: dict[str, Tensor] = {}
-    layout: dict[str, Told] = {}
+    layout: dict[str, Grids] = {}
     digests: dict[str, str] = {}
     for sample in samples:
         assert sample.instruction is not None
         name = str(sample.id)
-        layout[name] = [[im.grid.rows, im.grid.cols, int(im.clip)] for im in sample.images]
+        layout[name] = [[im.grid.rows, im.grid.cols, int(im.video)] for im in sample.images]
         own = {f"{name}/words": sample.instruction.embeddings.contiguous()}
         own[f"{name}/mask"] = sample.instruction.mask.clone()  # rows of one batch may share theirs
         for n, image in enumerate(sample.images):
@@ -80,8 +80,8 @@ def laid_out(samples: Sequence[Sample]) -> tuple[dict[str, Tensor], dict[str, st
     return tensors, {LAYOUT: json.dumps(layout)}, {INPUTS: json.dumps(digests)}
 
 
-def _digest(tensors: Mapping[str, Tensor], told: Told) -> str:
-    return hashlib.blake2b(f"{told} {of_tensors(tensors)}".encode(), digest_size=16).hexdigest()
+def _digest(tensors: Mapping[str, Tensor], grids: Grids) -> str:
+    return hashlib.blake2b(f"{grids} {of_tensors(tensors)}".encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class KeptPart:
     def __init__(self, folder: Path, name: str, ids: Collection[int], digests: str | None, expected: Expected) -> None:
         self.path = own_file(folder, name, DataError)
         metadata, self.entries = tensor_names(self.path, DataError)
-        self.layout: dict[str, Told] = json_text(metadata.get(LAYOUT, "null"), f"{self.path}: layout", DataError)
+        self.layout: dict[str, Grids] = json_text(metadata.get(LAYOUT, "null"), f"{self.path}: layout", DataError)
         self.digests: dict[str, str] | None = None
         if digests is not None:
             self.digests = json_text(digests, f"{self.path}: digests", DataError)
@@ -124,8 +124,8 @@ class KeptPart:
             if not isinstance(known, dict) or set(known) != wanted:
                 raise DataError(f"{self.path}: the {what} doesn't name the samples of the Parquet file. {AGAIN}")
         rest = set(self.entries)
-        for place, told in self.layout.items():
-            rest -= self._require(place, told, expected)
+        for place, grids in self.layout.items():
+            rest -= self._require(place, grids, expected)
         if rest:
             raise DataError(f"{self.path} has tensors that its layout doesn't name: {sorted(rest)[:5]!r:.300}. {AGAIN}")
         self._checked: set[int] = set()
@@ -134,9 +134,9 @@ class KeptPart:
         except (OSError, SafetensorError) as error:
             raise DataError(f"{self.path} can't be read as safetensors: {error}. Make it again.") from error
 
-    def _require(self, place: str, told: Any, expected: Expected) -> set[str]:
+    def _require(self, place: str, grids: Any, expected: Expected) -> set[str]:
         """One sample's tensors are of the right type and shape; gives their names."""
-        kind, names = WORDS[expected.dtype], set[str]()
+        kind, names = DTYPES[expected.dtype], set[str]()
 
         def need(name: str, dtypes: Sequence[str], shape: tuple[int | None, ...], missing: bool = False) -> None:
             entry = self.entries.get(name)
@@ -148,14 +148,14 @@ class KeptPart:
                 raise DataError(f"{self.path}: {name} {found}; expected {wanted}. {AGAIN}")
             names.add(name)
 
-        if not _is_told(told):
-            raise DataError(f"{self.path}: the layout of {place!r} is {told!r:.100}, expected grids. {AGAIN}")
+        if not _are_grids(grids):
+            raise DataError(f"{self.path}: the layout of {place!r} is {grids!r:.100}, expected grids. {AGAIN}")
         need(f"{place}/words", [kind], (None, expected.dim))
         need(f"{place}/mask", ["BOOL"], self.entries[f"{place}/words"].shape[:1])
-        for n, (rows, cols, _) in enumerate(told):
+        for n, (rows, cols, _) in enumerate(grids):
             need(f"{place}/{n}", [kind], (None, rows * cols, expected.dim if expected.projected else None))
             views = self.entries[f"{place}/{n}"].shape[0]
-            need(f"{place}/{n}/attention", list(WORDS.values()), (views, rows * cols), missing=True)
+            need(f"{place}/{n}/attention", list(DTYPES.values()), (views, rows * cols), missing=True)
             need(f"{place}/{n}/keys", [kind], (views, rows * cols, None), missing=True)
         return names
 
@@ -165,26 +165,26 @@ class KeptPart:
         Raises:
             DataError: it isn't what was written, or isn't finite.
         """
-        told, prefix = self.layout[str(place)], f"{place}/"
+        grids, prefix = self.layout[str(place)], f"{place}/"
         each = [f"{prefix}words", f"{prefix}mask"]
-        for n in range(len(told)):
+        for n in range(len(grids)):
             each += [f"{prefix}{n}", *(f"{prefix}{n}/{key}" for key in READ_OFF)]
         try:
             own = {name: self._held.get_tensor(name) for name in each if name in self.entries}
         except (OSError, SafetensorError) as error:
             raise DataError(f"{self.path}: row {place} can't be read: {error}. Make the part again.") from error
         if place not in self._checked:
-            self._require_written(place, own, told)
+            self._require_written(place, own, grids)
 
-        def one(n: int, rows: int, cols: int, clip: int) -> VisualTokens:
+        def one(n: int, rows: int, cols: int, video: int) -> VisualTokens:
             read = {key: t for key in READ_OFF if (t := own.get(f"{prefix}{n}/{key}")) is not None}
-            return VisualTokens(own[f"{prefix}{n}"], Grid(rows, cols), row=0, clip=bool(clip), **read)
+            return VisualTokens(own[f"{prefix}{n}"], Grid(rows, cols), row=0, video=bool(video), **read)
 
-        images = tuple(one(n, *grid) for n, grid in enumerate(told))
+        images = tuple(one(n, *grid) for n, grid in enumerate(grids))
         return images, Instruction(own[f"{prefix}words"], own[f"{prefix}mask"])
 
-    def _require_written(self, place: int, own: Mapping[str, Tensor], told: Told) -> None:
-        if self.digests is not None and self.digests[str(place)] != _digest(own, told):
+    def _require_written(self, place: int, own: Mapping[str, Tensor], grids: Grids) -> None:
+        if self.digests is not None and self.digests[str(place)] != _digest(own, grids):
             raise DataError(f"{self.path}: the digest of row {place} isn't that of its tensors. {AGAIN}")
         odd = [name for name, tensor in own.items() if not bool(torch.isfinite(tensor).all())]
         if odd:
@@ -197,8 +197,8 @@ def _fits(entry: Entry, dtypes: Sequence[str], shape: tuple[int | None, ...]) ->
     return entry.dtype in dtypes and len(entry.shape) == len(shape) and all(b is None or a == b for a, b in sides)
 
 
-def _is_told(told: Any) -> bool:
+def _are_grids(grids: Any) -> bool:
     def grid(one: Any) -> bool:
         return isinstance(one, list) and len(one) == 3 and all(type(n) is int for n in one)
 
-    return isinstance(told, list) and all(grid(one) and min(one[:2]) > 0 and one[2] in (0, 1) for one in told)
+    return isinstance(grids, list) and all(grid(one) and min(one[:2]) > 0 and one[2] in (0, 1) for one in grids)

@@ -2,8 +2,8 @@
 
 ``joint``    level after level in one graph: the plain form, and the largest.
 ``low``      each level is backpropagated as soon as its loss is known, into the encoded features; what was gathered
-             there goes through the vision tower once. One level's graph is alive at a time. Where every level has a
-             picture of its own, it is encoded and backpropagated with its level, the vision tower included.
+             there goes through the vision tower once. One level's graph is alive at a time. Where every level has an
+             image of its own, it is encoded and backpropagated with its level, the vision tower included.
 ``packed``   all levels of all rows in one packed row: one pass through the language model, so one gather of its
              parameters where they are sharded, and no padding.
 
@@ -22,9 +22,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from tokenflex.contracts import VisualTokens
 from tokenflex.hosts import grouped
-from tokenflex.hosts.answers import answer_losses, chunked_losses, shifted
 from tokenflex.hosts.packed import pack
 from tokenflex.hosts.placeholders import IGNORE
+from tokenflex.hosts.targets import chunked_losses, shifted, target_losses
 from tokenflex.model import Encoded, FlexModel
 from tokenflex.model.encoding import in_rows
 
@@ -85,7 +85,7 @@ def low(
     apart, leaves = _detached(encoded)
     with _kept_gathered(flex):
         for i in order[:-1]:
-            # A level's own pictures are encoded anew, since the graph of what was encoded before it is gone.
+            # A level's own images are encoded anew, since the graph of what was encoded before it is gone.
             loss = language_loss(flex, at_level(flex, batch, replace(apart, made={}), levels[i]))
             losses[i] = loss.detach()
             with torch.autocast(loss.device.type, enabled=False):
@@ -139,7 +139,7 @@ def _answer_losses(flex: FlexModel, inputs: Batch, chunk: int | None = None) -> 
     targets, vocabulary = shifted(inputs["labels"]), flex.adapter.vocabulary
     if chunk is not None:
         return chunked_losses(flex.host, rest, targets, chunk, vocabulary)
-    return answer_losses(flex.host, rest, targets, vocabulary)
+    return target_losses(flex.host, rest, targets, vocabulary)
 
 
 def _items(batch: Batch, losses: Float[Tensor, " answers"]) -> Any:
@@ -160,7 +160,7 @@ def _detached(encoded: Encoded) -> tuple[Encoded, list[tuple[Tensor, Tensor]]]:
     def apart(image: VisualTokens) -> VisualTokens:
         planes: Any = tuple(cut(plane) for plane in image.planes)
         features: Any = cut(image.features)
-        return replace(image, features=features, planes=planes, marks=cut(image.marks))
+        return replace(image, features=features, planes=planes, separators=cut(image.separators))
 
     return replace(encoded, images=tuple(apart(image) for image in encoded.images), made={}), leaves
 

@@ -1,7 +1,7 @@
 """What each stage minimises, as functions of a `FlexModel` and a batch.
 
 An objective runs inside ``FlexModel.forward``, so that wrappers around the model keep working. Each encodes
-the batch's pictures once, however many levels it looks at; where levels have pictures of their own, each of these.
+the batch's images once, however many levels it looks at; where levels have images of their own, each of these.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers.utils import ModelOutput
 
 from tokenflex.errors import ConfigError
-from tokenflex.hosts.answers import shifted
 from tokenflex.hosts.placeholders import IGNORE
+from tokenflex.hosts.targets import shifted
 from tokenflex.model import Encoded, FlexModel
 from tokenflex.ops.ranking import rglf_loss, usable
 from tokenflex.training import levels as through
@@ -71,7 +71,7 @@ class MultiGranularityObjective:
     def __call__(self, flex: FlexModel, batch: Mapping[str, Any]) -> ModelOutput:
         """``loss``: the mean; ``level_losses``: one per level that was run, detached; ``levels``: which these are.
 
-        ``tokens`` and ``chosen`` per picture: what each level costs, and which were run.
+        ``tokens`` and ``chosen`` per image: what each level costs, and which were run.
 
         After ``low`` the gradients of all levels but one are in ``.grad`` already: backpropagate ``loss`` exactly once,
         as it is.
@@ -201,7 +201,7 @@ def _spent(loss: Tensor, encoded: Encoded, levels: Sequence[int]) -> dict[str, T
 
 
 def _anchored(flex: nn.Module, loss: Tensor) -> Tensor:
-    """The same loss as part of the graph, where nothing that trains was used: by rows without pictures, a projector."""
+    """The same loss as part of the graph, where nothing that trains was used: by rows without images, a projector."""
     if loss.requires_grad or not torch.is_grad_enabled():
         return loss
     return loss + sum(p.sum() for p in flex.parameters() if p.requires_grad) * 0.0

@@ -57,8 +57,8 @@ class Choice:
     def lines(self) -> list[str]:
         """Where each kind comes from, for people."""
         fresh = {kind: f"fresh {KINDS[kind].name_of(config.owner)}" for kind, config in self.configs.items()}
-        told = {kind: f"from {self.kept[kind].where}" if kind in self.kept else fresh[kind] for kind in fresh}
-        return [f"{kind}: {told[kind]}" for kind in KINDS if kind != "policy"]
+        origins = {kind: f"from {self.kept[kind].where}" if kind in self.kept else fresh[kind] for kind in fresh}
+        return [f"{kind}: {origins[kind]}" for kind in KINDS if kind != "policy"]
 
     def fill(self, parts: nn.Module) -> None:
         """Put the weights that are taken up into newly built parts.
@@ -91,18 +91,18 @@ def choose(recipe: Recipe, sources: Mapping[str, Saved]) -> Choice:
     configs: dict[str, ComponentConfig] = {}
     kept = {kind: saved for kind, saved in sources.items() if kind not in recipe.fresh}
     for kind in KINDS:
-        told = kept[kind].config(kind) if kind in kept else None
-        configs[kind] = _asked(recipe, kind, told)
-        if told is not None and configs[kind] != told:
+        kept_config = kept[kind].config(kind) if kind in kept else None
+        configs[kind] = _asked(recipe, kind, kept_config)
+        if kept_config is not None and configs[kind] != kept_config:
             raise ConfigError(
-                f"the recipe asks for the {kind} {checkpoint.told(kind, configs[kind])}, and {kept[kind].where} has "
-                f"{checkpoint.told(kind, told)}. Leave {kind} and {kind}_config out to go on with that, or start "
-                f"anew with fresh: [{kind}]."
+                f"the recipe asks for the {kind} {checkpoint.described(kind, configs[kind])}, and {kept[kind].where} "
+                f"has {checkpoint.described(kind, kept_config)}. Leave {kind} and {kind}_config out to go on with that "
+                f"or start anew with fresh: [{kind}]."
             )
     return Choice(configs, kept)
 
 
-def _asked(recipe: Recipe, kind: str, told: ComponentConfig | None) -> ComponentConfig:
+def _asked(recipe: Recipe, kind: str, saved: ComponentConfig | None) -> ComponentConfig:
     """Settings the recipe leaves out are those of the saved part of the same name."""
     name, settings = getattr(recipe, kind, None), getattr(recipe, f"{kind}_config", None)
     if isinstance(settings, str):
@@ -110,8 +110,8 @@ def _asked(recipe: Recipe, kind: str, told: ComponentConfig | None) -> Component
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"{kind}_config={settings!r:.200}; give the settings by name, as {{name: value}}.")
     settings = dict(settings or {})
-    if told is not None and (name is None or KINDS[kind].get(name) is told.owner):
-        return type(told).from_dict({**told.to_dict(), **settings})
+    if saved is not None and (name is None or KINDS[kind].get(name) is saved.owner):
+        return type(saved).from_dict({**saved.to_dict(), **settings})
     return KINDS[kind].get(name or FRESH[kind]).Config.from_dict(settings)
 
 
@@ -142,9 +142,9 @@ def of_host(host: str) -> dict[str, Saved]:
         raise ConfigError(f"host {host!r} can't be read: {error} Give a folder or hub id with a model.") from error
     if not isinstance(config, FlexConfig) or config.parts is None:
         return {}
-    told = config.parts.get(checkpoint.DIGEST)
+    digest = config.parts.get(checkpoint.DIGEST)
     state = stored.weights(host)
     checkpoint.require_sound(state, host)
     if Path(host).is_dir():
-        stored.require_same(told, state, host)
+        stored.require_same(digest, state, host)
     return dict.fromkeys(KINDS, Saved(host, config.parts, state))

@@ -200,24 +200,24 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, FlexT
             honoured.
     """
     data = _entries(path)
-    given = [item.split("=", 1)[0][2:].replace("-", "_") for item in overrides if item.startswith("--")]
-    _check_names([*map(str, data), *given], str(path))
+    overridden = [item.split("=", 1)[0][2:].replace("-", "_") for item in overrides if item.startswith("--")]
+    _check_names([*map(str, data), *overridden], str(path))
     _check_types(data, str(path))
-    words = [word for key, value in data.items() for word in _words(str(key), value)]
-    missing = [f.name for f in dataclasses.fields(Recipe) if _required(f) and f.name not in [*data, *given]]
+    from_file = [word for key, value in data.items() for word in _as_arguments(str(key), value)]
+    missing = [f.name for f in dataclasses.fields(Recipe) if _required(f) and f.name not in [*data, *overridden]]
     if missing:
         raise ConfigError(f"recipe {str(path)!r} lacks {', '.join(missing)}. Add e.g. '{missing[0]}: ...'.")
     try:
-        recipe, arguments = parser().parse_args_into_dataclasses(args=[*words, *overrides])
+        recipe, arguments = parser().parse_args_into_dataclasses(args=[*from_file, *overrides])
     except TokenFlexError:
         raise
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"recipe {str(path)!r}: {error}") from error
     _check_ranges(recipe, str(path))
-    _check_stage(recipe, {*map(str, data), *given}, str(path))
+    _check_stage(recipe, {*map(str, data), *overridden}, str(path))
     _check_evaluation(arguments, str(path))
-    told = str(arguments.resume_from_checkpoint).lower()
-    arguments.resume_from_checkpoint = {"true": True, "false": None}.get(told, arguments.resume_from_checkpoint)
+    text = str(arguments.resume_from_checkpoint).lower()
+    arguments.resume_from_checkpoint = {"true": True, "false": None}.get(text, arguments.resume_from_checkpoint)
     return recipe, arguments
 
 
@@ -253,9 +253,10 @@ def _check_types(data: Mapping[str, Any], where: str) -> None:
     for key, value in data.items():
         kinds = _kinds()[key]
         if value is not None and not _fits(value, kinds):
-            words = " or ".join(sorted(PLAIN[kind] for kind in kinds))
+            expected = " or ".join(sorted(PLAIN[kind] for kind in kinds))
             raise ConfigError(
-                f"recipe {where!r}: {key}: {value!r:.200} ({type(value).__name__}) isn't what the key takes: {words}."
+                f"recipe {where!r}: {key}: {value!r:.200} ({type(value).__name__}) isn't what the key takes: "
+                f"{expected}."
             )
 
 
@@ -308,10 +309,10 @@ def _check_names(names: Sequence[str], where: str) -> None:
 
 def _check_stage(recipe: Recipe, names: set[str], where: str) -> None:
     for stage, keys in OF_STAGE.items():
-        given = sorted(names.intersection(keys))
-        if given and recipe.stage != stage:
+        named = sorted(names.intersection(keys))
+        if named and recipe.stage != stage:
             raise ConfigError(
-                f"recipe {where!r}: {', '.join(given)}: only for stage {stage}, and this is stage {recipe.stage}. "
+                f"recipe {where!r}: {', '.join(named)}: only for stage {stage}, and this is stage {recipe.stage}. "
                 "Leave it out."
             )
 
@@ -319,19 +320,19 @@ def _check_stage(recipe: Recipe, names: set[str], where: str) -> None:
 def _check_evaluation(arguments: FlexTrainingArguments, where: str) -> None:
     strategy = str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy))
     asked = {name: getattr(arguments, name) for name in ("eval_on_start", "load_best_model_at_end", "do_predict")}
-    given = [
+    named = [
         name
         for name, value in {**asked, "eval_strategy": strategy != "no", "do_eval": arguments.do_eval}.items()
         if value
     ]
-    if given:
+    if named:
         raise ConfigError(
-            f"recipe {where!r}: {', '.join(given)} asks for evaluation, and a recipe has no data for that. Leave it "
+            f"recipe {where!r}: {', '.join(named)} asks for evaluation, and a recipe has no data for that. Leave it "
             "out and measure the result with 'tokenflex evaluate', or pass an eval_dataset in Python."
         )
 
 
-def _words(key: str, value: Any) -> list[str]:
+def _as_arguments(key: str, value: Any) -> list[str]:
     """A YAML entry as command-line words."""
     if value is None or value == []:
         return []

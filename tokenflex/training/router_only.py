@@ -45,7 +45,7 @@ class RouterModel(nn.Module):
 
     def __init__(self, parts: Compressor, host: StoredHost) -> None:
         super().__init__()
-        self.compressor, self.facts = parts, host
+        self.compressor, self.host = parts, host
 
     @classmethod
     def from_store(
@@ -62,13 +62,13 @@ class RouterModel(nn.Module):
         Raises:
             ConfigError: the store holds no router inputs, or its scaler isn't installed.
         """
-        facts = facts_of(store)
+        host = stored_host_of(store)
         chosen = {"router": router, "voter": voter, "policy": policy}
         configs = {kind: checkpoint.config_of(kind, part) for kind, part in chosen.items()}
         scaler = checkpoint.config_from("scaler", {**store.manifest["fingerprint"]["scaler"]})
-        parts = compressor.build(scaler, **configs, dim=facts.dim, grid=facts.grid).to(dtype)
+        parts = compressor.build(scaler, **configs, dim=host.dim, grid=host.grid).to(dtype)
         checkpoint.fill(parts.scaler, store.scaler_weights(), str(store.folder))
-        return cls(parts, facts)
+        return cls(parts, host)
 
     @classmethod
     def from_parts(cls, folder: str | os.PathLike[str], store: FeedbackStore) -> "RouterModel":
@@ -77,26 +77,28 @@ class RouterModel(nn.Module):
         Raises:
             ConfigError: they belong to another host or scaler than the store, or their files are damaged.
         """
-        facts = facts_of(store)
+        host = stored_host_of(store)
         spec, state = checkpoint.load(folder)
-        parts = checkpoint.assemble(spec, facts)
+        parts = checkpoint.assemble(spec, host)
         checkpoint.fill(parts, state, str(folder))
         require_scaler(store, parts.scaler, str(folder))
-        return cls(parts, facts)
+        return cls(parts, host)
 
     def encode(self, batch: dict[str, Any]) -> Encoded:
         """The batch that `stored_batch` made, as a host would have encoded it."""
-        images, words = [], []
+        images, instructions = [], []
         each = zip(batch["features"], batch["grids"], batch["rows"], batch["read"], strict=True)
-        for features, (rows, cols, clip), row, read in each:
-            words.append(Instruction(batch["words"][row], batch["masks"][row]))
-            told = words[-1] if "instruction" in self.compressor.needs else None
-            if self.facts.projector is not None and features.shape[-1] != self.facts.dim:
-                features = self.facts.projector(features)
-            image = VisualTokens(features, Grid(rows, cols), row=row, clip=bool(clip), instruction=told, **read)
+        for features, (rows, cols, video), row, read in each:
+            instructions.append(Instruction(batch["words"][row], batch["masks"][row]))
+            instruction = instructions[-1] if "instruction" in self.compressor.needs else None
+            if self.host.projector is not None and features.shape[-1] != self.host.dim:
+                features = self.host.projector(features)
+            image = VisualTokens(
+                features, Grid(rows, cols), row=row, video=bool(video), instruction=instruction, **read
+            )
             images.append(image)
         counts = self._counts(images, batch["tokens"])
-        return Encoded(tuple(images), tuple(words), counts)
+        return Encoded(tuple(images), tuple(instructions), counts)
 
     def _counts(
         self, images: Sequence[VisualTokens], stored: Int[Tensor, "rows levels"]
@@ -120,7 +122,7 @@ class RouterModel(nn.Module):
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
         """As `FlexModel.save_parts`."""
-        checkpoint.save_parts(folder, self.compressor, self.facts)
+        checkpoint.save_parts(folder, self.compressor, self.host)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class StoredRow:
     """One sample of a store.
 
     Attributes:
-        tokens: what its pictures cost at each level.
+        tokens: what its images cost at each level.
     """
 
     feedback: Float[Tensor, " levels"]
@@ -162,7 +164,7 @@ def stored_batch(rows: Sequence[StoredRow]) -> dict[str, Any]:
     images = [(image, n) for n, row in enumerate(rows) for image in row.images]
     return {
         "features": [image.features for image, _ in images],
-        "grids": [(image.grid.rows, image.grid.cols, int(image.clip)) for image, _ in images],
+        "grids": [(image.grid.rows, image.grid.cols, int(image.video)) for image, _ in images],
         "rows": [n for _, n in images],
         "read": [{name: t for name in READ_OFF if (t := getattr(im, name)) is not None} for im, _ in images],
         "words": [row.instruction.embeddings for row in rows],
@@ -196,8 +198,8 @@ class FeedbackCollator:
         """As the collator it was given."""
         if not isinstance(samples[0], tuple):
             return self.collator(samples)
-        given, feedback = zip(*samples, strict=True)
-        return {**self.collator(list(given)), FEEDBACK: torch.stack(feedback)}
+        rows, feedback = zip(*samples, strict=True)
+        return {**self.collator(list(rows)), FEEDBACK: torch.stack(feedback)}
 
 
 def require_scaler(store: FeedbackStore, scaler: Scaler, where: str) -> None:
@@ -209,22 +211,22 @@ def require_scaler(store: FeedbackStore, scaler: Scaler, where: str) -> None:
     Raises:
         ConfigError: it has another name, other settings or other weights.
     """
-    told = checkpoint.config_from("scaler", store.manifest["fingerprint"]["scaler"])
-    ours, theirs = (checkpoint.told("scaler", config) for config in (scaler.config, told))
-    if scaler.config != told:
+    known = checkpoint.config_from("scaler", store.manifest["fingerprint"]["scaler"])
+    ours, theirs = (checkpoint.described("scaler", config) for config in (scaler.config, known))
+    if scaler.config != known:
         raise ConfigError(
             f"{where} has the scaler {ours}, and {store.folder} was scored with {theirs}. Score it again with these "
             "parts."
         )
-    mine, stored = scaler.state_dict(), store.scaler_weights()
-    if mine.keys() != stored.keys() or any(not torch.equal(mine[name], value) for name, value in stored.items()):
+    own, stored = scaler.state_dict(), store.scaler_weights()
+    if own.keys() != stored.keys() or any(not torch.equal(own[name], value) for name, value in stored.items()):
         raise ConfigError(
             f"{where} has the scaler {ours} with other weights than {store.folder} was scored with. "
             "Score it again with these parts."
         )
 
 
-def facts_of(store: FeedbackStore) -> StoredHost:
+def stored_host_of(store: FeedbackStore) -> StoredHost:
     """The host that a store was scored with.
 
     Raises:

@@ -1,6 +1,6 @@
 """Files of rows: JSON, JSON Lines, Parquet and saved folders of Hugging Face ``datasets``, read as data only.
 
-Nothing in them is run: no pickles, no loading scripts, no paths out of a saved folder; pictures stay the bytes that are
+Nothing in them is run: no pickles, no loading scripts, no paths out of a saved folder; images stay the bytes that are
 stored. What is damaged is told with the file, the line or row, and what was expected.
 """
 
@@ -14,7 +14,7 @@ from tokenflex.reading import json_file, json_text, own_file, text
 
 LARGEST = 4 * 2**30
 """Bytes of a JSON or JSON Lines file, which is read as a whole; larger data sets fit Parquet."""
-PICTURES = ("image", "images")
+IMAGES = ("image", "images")
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 PLAIN = (None, "python", "numpy", "torch", "arrow", "pandas")
 """Formats that a saved folder may ask for; others load further libraries or hold code."""
@@ -23,7 +23,7 @@ PLAIN = (None, "python", "numpy", "torch", "arrow", "pandas")
 def read_rows(path: str | Path) -> Any:
     """Rows from a ``.json`` (a list) or ``.jsonl`` file, a ``.parquet`` file, or a saved ``datasets`` folder.
 
-    The last two give a ``datasets.Dataset`` whose pictures are as they are stored: mappings with ``bytes`` or ``path``.
+    The last two give a ``datasets.Dataset`` whose images are as they are stored: mappings with ``bytes`` or ``path``.
 
     Raises:
         ConfigError: the library ``datasets`` is needed and isn't installed.
@@ -61,8 +61,8 @@ def require_one_split(names: Iterable[Any]) -> None:
     Raises:
         DataError: names the splits.
     """
-    told = ", ".join(map(str, names))
-    raise DataError(f"the data has splits, {told}; give the folder of one of them, or data[name] in Python.")
+    listed = ", ".join(map(str, names))
+    raise DataError(f"the data has splits, {listed}; give the folder of one of them, or data[name] in Python.")
 
 
 def _read_datasets(source: Path) -> Any:
@@ -84,9 +84,9 @@ def _read_datasets(source: Path) -> Any:
     except FileNotFoundError as error:
         raise DataError(f"{source} holds no saved data set ({error}). Write it with save_to_disk.") from error
     except Exception as error:  # of datasets, pyarrow and the file system
-        told = f"{error} ({error.__cause__})" if error.__cause__ is not None else str(error)
-        raise DataError(f"{source} can't be read as a data set: {told}. Get it again, or make it again.") from error
-    _require_pictures(rows, source)
+        reason = f"{error} ({error.__cause__})" if error.__cause__ is not None else str(error)
+        raise DataError(f"{source} can't be read as a data set: {reason}. Get it again, or make it again.") from error
+    _require_images(rows, source)
     return rows
 
 
@@ -97,8 +97,10 @@ def _require_inside(source: Path) -> None:
         DataError: names it.
     """
     if (source / SPLITS).is_file():
-        told = json_file(own_file(source, SPLITS, DataError), DataError)
-        require_one_split(told["splits"] if isinstance(told, dict) and isinstance(told.get("splits"), list) else ())
+        contents = json_file(own_file(source, SPLITS, DataError), DataError)
+        require_one_split(
+            contents["splits"] if isinstance(contents, dict) and isinstance(contents.get("splits"), list) else ()
+        )
     if not (source / STATE).is_file():
         raise DataError(f"{source} holds no saved data set (it has no {STATE}). Write it with save_to_disk.")
     state, info = (json_file(own_file(source, name, DataError), DataError) for name in (STATE, INFO))
@@ -114,15 +116,15 @@ def _require_inside(source: Path) -> None:
         raise DataError(f"{source}: {STATE} asks for the format {kind!r:.100}; known are {PLAIN}. Save it without one.")
 
 
-def _require_pictures(rows: Any, source: Path) -> None:
-    """Refuse data whose pictures are all gone; rows of their own may have none.
+def _require_images(rows: Any, source: Path) -> None:
+    """Refuse data whose images are all gone; rows of their own may have none.
 
     Raises:
         DataError: names the columns.
     """
-    found = [name for name in PICTURES if name in rows.column_names]
+    found = [name for name in IMAGES if name in rows.column_names]
     if found and len(rows) and all(rows.data.column(name).null_count == len(rows.data) for name in found):
         raise DataError(
-            f"{source}: {' and '.join(found)} hold nulls in all {len(rows)} rows, so no row has a picture. Drop the "
+            f"{source}: {' and '.join(found)} hold nulls in all {len(rows)} rows, so no row has an image. Drop the "
             "column if that is meant; else make the file again."
         )

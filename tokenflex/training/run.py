@@ -22,7 +22,7 @@ from tokenflex.training.data import ChatDataset, read_rows
 from tokenflex.training.lost import told_of_lost_processes
 from tokenflex.training.recipe import Recipe
 from tokenflex.training.resume import checkpoint_to_resume
-from tokenflex.training.router_only import RouterModel, facts_of, require_scaler
+from tokenflex.training.router_only import RouterModel, require_scaler, stored_host_of
 from tokenflex.training.score import score
 from tokenflex.training.stages import Stage
 from tokenflex.training.store import FeedbackStore
@@ -69,19 +69,19 @@ def _train(recipe: Recipe, arguments: FlexTrainingArguments, say: Say) -> FlexTr
     stage = recipe.preset()
     resumed = checkpoint_to_resume(arguments.output_dir or ".", arguments.resume_from_checkpoint, say)
     store = _store(recipe, stage)
-    given: dict[str, Any] = {"stage": stage, "objective": recipe.objective(stage)}
+    settings: dict[str, Any] = {"stage": stage, "objective": recipe.objective(stage)}
     if store is not None and store.has_inputs:
         model, processor = alone(recipe, store, say, arguments.seed)
         say(f"data: from {store.folder}, {len(store)} rows")
-        trainer: FlexTrainer = RGLFTrainer(model, arguments, feedback=store, **given)
+        trainer: FlexTrainer = RGLFTrainer(model, arguments, feedback=store, **settings)
     else:
-        dataset, collator = _data(recipe, always_picture=_sharded(arguments))
+        dataset, collator = _data(recipe, always_image=_sharded(arguments))
         flex, processor = load(recipe, say, arguments.seed)
-        given |= {"train_dataset": dataset, "data_collator": collator}
+        settings |= {"train_dataset": dataset, "data_collator": collator}
         if store is not None:
-            trainer = RGLFTrainer(flex, arguments, feedback=store, **given)
+            trainer = RGLFTrainer(flex, arguments, feedback=store, **settings)
         else:
-            trainer = FlexTrainer(flex, arguments, **given)
+            trainer = FlexTrainer(flex, arguments, **settings)
     trainer.train(resume_from_checkpoint=resumed)
     with writing(Path(arguments.output_dir or ".")), told_of_lost_processes():
         trainer.save_model()
@@ -140,7 +140,7 @@ def _sharded(arguments: FlexTrainingArguments) -> bool:
     return launched or bool(arguments.fsdp) or arguments.deepspeed is not None
 
 
-def _data(recipe: Recipe, always_picture: bool = False) -> tuple[ChatDataset, FlexCollator]:
+def _data(recipe: Recipe, always_image: bool = False) -> tuple[ChatDataset, FlexCollator]:
     """The data and what makes batches of it, tried on one row, all before a host is loaded.
 
     Raises:
@@ -152,7 +152,7 @@ def _data(recipe: Recipe, always_picture: bool = False) -> tuple[ChatDataset, Fl
     if recipe.parts is not None:
         parts.of_folder(recipe.parts)
     dataset = ChatDataset(read_rows(recipe.data), recipe.image_folder, recipe.on_bad_sample)
-    collator = FlexCollator(read_processor(recipe.host), recipe.max_length, always_picture)
+    collator = FlexCollator(read_processor(recipe.host), recipe.max_length, always_image)
     collator([dataset[0]])
     return dataset, collator
 
@@ -201,24 +201,24 @@ def alone(
     Raises:
         ConfigError: the parts belong to another host or scaler than the store, or the recipe contradicts them.
     """
-    facts, processor, sources = facts_of(store), read_processor(recipe.host), _sources(recipe)
+    host, processor, sources = stored_host_of(store), read_processor(recipe.host), _sources(recipe)
     if "scaler" in recipe.fresh:
         raise ConfigError(f"fresh: [scaler] can't be had of {store.folder}, scored with its own. Score it again.")
     for saved in [*sources.values()][:1]:
-        known = assemble(saved.spec, facts)
+        known = assemble(saved.spec, host)
         fill(known.scaler, saved.weights("scaler"), saved.where)
         require_scaler(store, known.scaler, saved.where)
-    told = {"parts": {"scaler": store.manifest["fingerprint"]["scaler"]}}
+    spec = {"parts": {"scaler": store.manifest["fingerprint"]["scaler"]}}
     weights = {f"scaler.{name}": value for name, value in store.scaler_weights().items()}
-    sources = {**sources, "scaler": parts.Saved(str(store.folder), told, weights)}
+    sources = {**sources, "scaler": parts.Saved(str(store.folder), spec, weights)}
     choice = parts.choose(recipe, sources)
     for line in choice.lines():
         say(line)
     if seed is not None:
         set_seed(seed)
-    made = compressor.build(**choice.configs, dim=facts.dim, grid=facts.grid)
+    made = compressor.build(**choice.configs, dim=host.dim, grid=host.grid)
     choice.fill(made)
-    return RouterModel(made, facts), processor
+    return RouterModel(made, host), processor
 
 
 def _sources(recipe: Recipe, host: Any = None) -> Mapping[str, parts.Saved]:

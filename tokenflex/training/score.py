@@ -20,12 +20,12 @@ from torch import Tensor
 
 from tokenflex import bars
 from tokenflex.contracts import Instruction, VisualTokens
-from tokenflex.contracts.host import no_words
+from tokenflex.contracts.host import no_instruction
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.files import as_path, locked
 from tokenflex.hosts import before_projector
-from tokenflex.hosts.answers import agrees_in_chunks, shifted
 from tokenflex.hosts.placeholders import IGNORE
+from tokenflex.hosts.targets import agrees_in_chunks, shifted
 from tokenflex.model import Encoded, FlexModel
 from tokenflex.training.cutting import Batches, Cut
 from tokenflex.training.fingerprint import fingerprint, of_tensors
@@ -183,8 +183,8 @@ class _Pass:
             encoded = self.flex.encode(inputs)
             self._check_chunks(inputs, encoded)
             losses = level_feedback(self.flex, inputs, encoded, self.chunk).float().cpu()
-        answers = (shifted(batch["labels"]) != IGNORE).sum(-1).tolist()
-        for place, row, count in zip(places, losses, answers, strict=True):
+        targets = (shifted(batch["labels"]) != IGNORE).sum(-1).tolist()
+        for place, row, count in zip(places, losses, targets, strict=True):
             if count and not bool(row.isfinite().all()):
                 raise DataError(
                     f"row {place}: how likely the host finds the answer is {row.tolist()} at its levels, which isn't "
@@ -194,7 +194,7 @@ class _Pass:
         if encoded.images:
             tokens.index_add_(0, torch.tensor([image.row for image in encoded.images]), encoded.counts.cpu())
         seen = self.seen(inputs, encoded, len(places)) if self.kept is not None else [((), None)] * len(places)
-        rows = zip(places, losses.tolist(), answers, tokens.tolist(), seen, strict=True)
+        rows = zip(places, losses.tolist(), targets, tokens.tolist(), seen, strict=True)
         return [Scored(place, nll, count, cost, *views) for place, nll, count, cost, views in rows]
 
     def seen(
@@ -204,12 +204,12 @@ class _Pass:
         assert self.kept is not None
         images = self._before(inputs, encoded) if self.before else encoded.images
         found: list[tuple[tuple[VisualTokens, ...], Instruction]] = []
-        nothing = no_words(self.flex.adapter.dim, torch.empty(0, dtype=self.kept))
+        nothing = no_instruction(self.flex.adapter.dim, torch.empty(0, dtype=self.kept))
         for row in range(rows):
-            mine = [i for i, image in enumerate(encoded.images) if image.row == row]
-            views = tuple(_seen(images[i], self.kept) for i in mine)
-            words = encoded.instructions[mine[0]] if mine else nothing
-            found.append((views, Instruction(words.embeddings.to("cpu", self.kept), words.mask.cpu())))
+            own = [i for i, image in enumerate(encoded.images) if image.row == row]
+            views = tuple(_seen(images[i], self.kept) for i in own)
+            instruction = encoded.instructions[own[0]] if own else nothing
+            found.append((views, Instruction(instruction.embeddings.to("cpu", self.kept), instruction.mask.cpu())))
         return found
 
     def size(self, batch: dict[str, Tensor]) -> int:
@@ -223,7 +223,7 @@ class _Pass:
     def same_before(self, batch: dict[str, Tensor]) -> bool | None:
         """Whether the projector makes what is kept from before it into the batch's visual tokens, to the last bit.
 
-        None for a batch without pictures.
+        None for a batch without images.
         """
         assert self.kept is not None
         adapter, inputs = self.flex.adapter, {key: value.to(self.device) for key, value in batch.items()}
@@ -322,7 +322,7 @@ def _at(asked: str, folder: str | os.PathLike[str], run: _Pass, dataset: Any, co
         return None
     if asked == "auto" and (as_path(folder) / MANIFEST).exists():
         return FeedbackStore(as_path(folder)).kept_at
-    own = "its scaler makes pictures smaller before they are encoded" if run.flex.compressor.scaler.shares else None
+    own = "its scaler makes images smaller before they are encoded" if run.flex.compressor.scaler.shares else None
     reason = own or before_projector.refusal(run.flex.adapter)
     if asked == "tower" and reason:
         raise ConfigError(f"router_inputs_at='tower' can't be had here: {reason}. Use 'projector'.")
@@ -350,14 +350,14 @@ def _manifest(
         projector: its weights, where they are kept before it.
     """
     made = {**before_projector.described(flex.adapter), "weights": of_tensors(projector)} if projector else None
-    told = {
+    description = {
         "fingerprint": fingerprint(flex, dataset, collator, precision),
         "levels": flex.compressor.num_levels,
         "router_inputs": None if kept is None else str(kept).removeprefix("torch."),
         AT: at,
         **({"projector": made} if made else {}),
     }
-    return json.loads(json.dumps(told, default=str))
+    return json.loads(json.dumps(description, default=str))
 
 
 def _seen(image: VisualTokens, kept: torch.dtype) -> VisualTokens:
@@ -365,7 +365,7 @@ def _seen(image: VisualTokens, kept: torch.dtype) -> VisualTokens:
     keys = None if image.keys is None else image.keys.to("cpu", kept)
     attention = None if image.attention is None else image.attention.cpu()
     return VisualTokens(
-        image.features.to("cpu", kept), image.grid, row=0, clip=image.clip, attention=attention, keys=keys
+        image.features.to("cpu", kept), image.grid, row=0, video=image.video, attention=attention, keys=keys
     )
 
 

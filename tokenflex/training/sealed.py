@@ -48,12 +48,12 @@ SIDES: Rule = (
 )
 
 
-def require(found: Any, rules: Mapping[str, Rule], where: str, *, others: bool = False) -> None:
+def require(found: Any, rules: Mapping[str, Rule], where: str, *, extra: bool = False) -> None:
     """Refuse an object whose values aren't what they must be.
 
     Args:
         rules: by key; a key ending in ``?`` may be missing.
-        others: whether further keys are allowed.
+        extra: whether further keys are allowed.
 
     Raises:
         ConfigError: names the key, what was found and what was expected.
@@ -62,12 +62,12 @@ def require(found: Any, rules: Mapping[str, Rule], where: str, *, others: bool =
         raise ConfigError(f"{where} is {found!r:.100}, expected an object. {AGAIN}")
     known = {key.removesuffix("?"): rule for key, rule in rules.items()}
     missing = [key for key in rules if not key.endswith("?") and key not in found]
-    unknown = [] if others else [key for key in found if key not in known]
+    unknown = [] if extra else [key for key in found if key not in known]
     if missing or unknown:
         raise ConfigError(f"{where}: missing key(s) {missing}, unknown key(s) {unknown!r:.300}. {AGAIN}")
-    for key, (accepted, words) in known.items():
+    for key, (accepted, meaning) in known.items():
         if key in found and not accepted(found[key]):
-            raise ConfigError(f"{where}: {key} is {found[key]!r:.100}, expected {words}. {AGAIN}")
+            raise ConfigError(f"{where}: {key} is {found[key]!r:.100}, expected {meaning}. {AGAIN}")
 
 
 def manifest(folder: Path, name: str, version: int, without: str) -> tuple[dict[str, Any], bool]:
@@ -86,13 +86,13 @@ def manifest(folder: Path, name: str, version: int, without: str) -> tuple[dict[
     if not path.is_file():
         raise ConfigError(f"{folder} has no {name}, so {without}")
     found = json_file(own_file(folder, name))
-    told = found.get("format") if isinstance(found, dict) else None
-    if told != version or type(told) is not int:
-        raise ConfigError(f"{path}: format {told!r:.100} isn't known; this version reads {version}.")
-    given = found.pop(DIGEST, None)
-    if given is not None and given != of_json(found):
+    stored_version = found.get("format") if isinstance(found, dict) else None
+    if stored_version != version or type(stored_version) is not int:
+        raise ConfigError(f"{path}: format {stored_version!r:.100} isn't known; this version reads {version}.")
+    digest = found.pop(DIGEST, None)
+    if digest is not None and digest != of_json(found):
         raise ConfigError(f"{path}: its digest isn't that of what it says. {AGAIN}")
-    return found, given is not None
+    return found, digest is not None
 
 
 def sealed(found: Mapping[str, Any]) -> str:
@@ -105,15 +105,15 @@ def of_json(found: Any) -> str:
     return hashlib.blake2b(json.dumps(found, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def write_table(table: pa.Table, target: Any, told: Mapping[str, str] | None = None) -> None:
+def write_table(table: pa.Table, target: Any, metadata: Mapping[str, str] | None = None) -> None:
     """Write a Parquet file with a digest of its values.
 
     Args:
         target: path or Arrow's buffer.
-        told: what else its metadata is to say; the digest covers it.
+        metadata: what else its metadata is to say; the digest covers it.
     """
-    told = dict(told or {})
-    known = {**told, DIGEST: of_table(table, told)}
+    metadata = dict(metadata or {})
+    known = {**metadata, DIGEST: of_table(table, metadata)}
     pq.write_table(table.replace_schema_metadata(known), target, write_page_checksum=True)
 
 
@@ -124,14 +124,14 @@ def table(
     *,
     optional: Sequence[str] = (),
     nullable: Sequence[str] = (),
-    told: Sequence[str] = (),
+    metadata: Sequence[str] = (),
     sure: bool = False,
 ) -> tuple[pa.Table, dict[str, str]]:
     """A Parquet file directly in a folder, and what else its metadata says.
 
     Args:
         optional, nullable: as for `tokenflex.reading.table`.
-        told: keys of the metadata that are read.
+        metadata: keys of the metadata that are read.
         sure: whether it must have a digest.
 
     Raises:
@@ -145,7 +145,7 @@ def table(
     for field in schema:
         if _has_nulls(read[field.name]):
             raise DataError(f"{path}: lists in the column {field.name!r} hold nulls. {AGAIN}")
-    said = {key: known[key] for key in told if key in known}
+    said = {key: known[key] for key in metadata if key in known}
     if sure and DIGEST not in known:
         raise DataError(f"{path} has no digest of its rows, and was written with one. {AGAIN}")
     if DIGEST in known and known[DIGEST] != of_table(read, said):
@@ -173,9 +173,9 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
 
 
-def of_table(read: pa.Table, told: Mapping[str, str]) -> str:
+def of_table(read: pa.Table, metadata: Mapping[str, str]) -> str:
     """Digest of a table's columns: names, types, values and their order; and of what its metadata tells."""
-    digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
     for name in read.column_names:
         column = read[name].combine_chunks()
         digest.update(f"{name} {column.type} {len(column)} ".encode())

@@ -41,7 +41,7 @@ from tokenflex.reading import own_file
 from tokenflex.reading import tensors as read_tensors
 from tokenflex.training import sealed
 from tokenflex.training.fingerprint import Fingerprint, differences
-from tokenflex.training.kept import INPUTS, WORDS, Expected, KeptPart, laid_out
+from tokenflex.training.kept import DTYPES, INPUTS, Expected, KeptPart, laid_out
 
 FORMAT = 1
 MANIFEST, SCALER, PROJECTOR = "manifest.json", "scaler.safetensors", "projector.safetensors"
@@ -55,7 +55,7 @@ RULES: dict[str, sealed.Rule] = {
     "format": sealed.one_of(FORMAT),
     "fingerprint": sealed.OBJECT,
     "levels": sealed.counted(1, 1025),
-    "router_inputs": sealed.one_of(None, *WORDS),
+    "router_inputs": sealed.one_of(None, *DTYPES),
     f"{AT}?": sealed.one_of(None, *PLACES),
     "projector?": sealed.OBJECT,
 }
@@ -84,7 +84,7 @@ class Scored:
         id: its place in the data set.
         nll: per level, mean negative log-likelihood of the answer's tokens, in nats.
         answer_tokens: how many tokens that is a mean of.
-        visual_tokens: per level, what its pictures cost, separators included.
+        visual_tokens: per level, what its images cost, separators included.
         images, instruction: what a router sees; empty where that isn't kept.
     """
 
@@ -98,9 +98,9 @@ class Scored:
     @property
     def bytes(self) -> int:
         """Size of what a router sees."""
-        words = () if self.instruction is None else (self.instruction.embeddings, self.instruction.mask)
+        instruction = () if self.instruction is None else (self.instruction.embeddings, self.instruction.mask)
         seen = [getattr(image, name) for image in self.images for name in ("features", *READ_OFF)]
-        return sum(t.nbytes for t in (*seen, *words) if t is not None)
+        return sum(t.nbytes for t in (*seen, *instruction) if t is not None)
 
 
 class StoredProjector:
@@ -179,9 +179,9 @@ class PartWriter:
     def write(self, samples: Sequence[Scored]) -> None:
         """One part, as a whole or not at all."""
         stem = self.folder / f"part-{self.rank:05d}-{self._next:05d}"
-        told: dict[str, str] = {}
+        own_metadata: dict[str, str] = {}
         if any(sample.instruction is not None for sample in samples):
-            tensors, metadata, told = laid_out(samples)
+            tensors, metadata, own_metadata = laid_out(samples)
             with whole(Path(f"{stem}.safetensors")) as scratch:
                 save_file(tensors, scratch, metadata=metadata)
         columns = [
@@ -193,7 +193,7 @@ class PartWriter:
         schema = part_schema(len(samples[0].nll))
         arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
         with whole(Path(f"{stem}.parquet")) as scratch:
-            sealed.write_table(pa.Table.from_arrays(arrays, schema=schema), scratch, told)
+            sealed.write_table(pa.Table.from_arrays(arrays, schema=schema), scratch, own_metadata)
         self._next += 1
 
 
@@ -239,7 +239,7 @@ class FeedbackStore:
         self.manifest, self._sure = _manifest(self.folder)
         self._parts = sorted(self.folder.glob("part-*.parquet"))
         read = [self._read(path.name) for path in self._parts]
-        self._told = [told.get(INPUTS) for _, told in read]
+        self._layouts = [metadata.get(INPUTS) for _, metadata in read]
         tables = [table for table, _ in read]
         self._ids = [frozenset(table["id"].to_pylist()) for table in tables]
         ids = torch.tensor([i for table in tables for i in table["id"].to_pylist()], dtype=torch.long)
@@ -262,25 +262,25 @@ class FeedbackStore:
 
     def _read(self, name: str) -> tuple[pa.Table, dict[str, str]]:
         """One part, compared with the manifest."""
-        table, told = sealed.table(
-            self.folder, name, part_schema(self.manifest["levels"]), told=[INPUTS], sure=self._sure
+        table, metadata = sealed.table(
+            self.folder, name, part_schema(self.manifest["levels"]), metadata=[INPUTS], sure=self._sure
         )
         path, rows = self.folder / name, self.manifest["fingerprint"]["data"]["rows"]
-        ids, answers = (torch.tensor(table[key].to_pylist(), dtype=torch.long) for key in ("id", "answer_tokens"))
+        ids, targets = (torch.tensor(table[key].to_pylist(), dtype=torch.long) for key in ("id", "answer_tokens"))
         nll, tokens = (torch.tensor(table[key].to_pylist()) for key in ("nll", "visual_tokens"))
         wrong = {
             f"an id outside 0 to {rows - 1}": (ids < 0) | (ids >= rows),
-            "fewer than 0 answer tokens": answers < 0,
-            "an nll that isn't finite": (answers > 0) & ~nll.isfinite().all(-1) if len(ids) else answers > 0,
-            "an nll and no answer tokens": (answers == 0) & ~nll.isnan().all(-1) if len(ids) else answers > 0,
-            "fewer than 0 visual tokens": (tokens < 0).any(-1) if len(ids) else answers > 0,
+            "fewer than 0 answer tokens": targets < 0,
+            "an nll that isn't finite": (targets > 0) & ~nll.isfinite().all(-1) if len(ids) else targets > 0,
+            "an nll and no answer tokens": (targets == 0) & ~nll.isnan().all(-1) if len(ids) else targets > 0,
+            "fewer than 0 visual tokens": (tokens < 0).any(-1) if len(ids) else targets > 0,
         }
         found = [f"row {int(where.nonzero()[0])} has {what}" for what, where in wrong.items() if bool(where.any())]
         if len(ids.unique()) != len(ids):
             found.append("an id stands twice")
         if found:
             raise DataError(f"{path}: {'; '.join(found)}. {sealed.AGAIN}")
-        return table, told
+        return table, metadata
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -320,7 +320,7 @@ class FeedbackStore:
         return self.nll[self._at(place)]
 
     def tokens(self, place: int) -> Int[Tensor, " levels"]:
-        """What the pictures of the sample at ``place`` cost at each level.
+        """What the images of the sample at ``place`` cost at each level.
 
         Raises:
             DataError: it wasn't scored.
@@ -346,12 +346,12 @@ class FeedbackStore:
         """
         if self.kept_at != "tower":
             return None
-        told = self.manifest["projector"]
-        weights = self._weights(PROJECTOR, told["weights"], "the projector")
+        spec = self.manifest["projector"]
+        weights = self._weights(PROJECTOR, spec["weights"], "the projector")
         precision = AUTOCAST[self.manifest["fingerprint"]["precision"]]
         dtype = getattr(torch, self.manifest["router_inputs"])
         try:
-            alone = before_projector.rebuilt(told, weights)
+            alone = before_projector.rebuilt(spec, weights)
         except Exception as error:  # whatever a configuration of any kind raises
             raise DataError(
                 f"{self.folder / MANIFEST}: the projector can't be built from its configuration ({error}). Score into "
@@ -385,7 +385,7 @@ class FeedbackStore:
             dim = self.manifest["fingerprint"]["host"]["dim"]
             expected = Expected(self.manifest["router_inputs"], dim, self.kept_at == "projector")
             name = self._parts[part].with_suffix(".safetensors").name
-            self._open[part] = KeptPart(self.folder, name, self._ids[part], self._told[part], expected)
+            self._open[part] = KeptPart(self.folder, name, self._ids[part], self._layouts[part], expected)
         return self._open[part].sample(place)
 
     def scaler_weights(self) -> dict[str, Tensor]:
@@ -422,11 +422,13 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], bool]:
     found, sure = sealed.manifest(folder, MANIFEST, FORMAT, "no feedback. Make it with 'tokenflex feedback RECIPE'.")
     where = str(folder / MANIFEST)
     sealed.require(found, RULES, where)
-    told = found["fingerprint"]
+    fingerprint = found["fingerprint"]
     for name, rules in (("fingerprint", FINGERPRINT), ("host", HOST), ("scaler", MADE), ("data", DATA)):
-        sealed.require(told if name == "fingerprint" else told[name], rules, f"{where}: {name}", others=True)
+        sealed.require(
+            fingerprint if name == "fingerprint" else fingerprint[name], rules, f"{where}: {name}", extra=True
+        )
     if found.get(AT) == "tower" and found["router_inputs"] is not None:
-        sealed.require(found.get("projector"), PROJECTED, f"{where}: projector", others=True)
+        sealed.require(found.get("projector"), PROJECTED, f"{where}: projector", extra=True)
     return found, sure
 
 

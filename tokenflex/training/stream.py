@@ -85,7 +85,7 @@ class ChatStream(IterableDataset[Sample]):
 
 
 def _undecoded(rows: Any) -> Any:
-    """The same rows; those of a ``datasets.IterableDataset`` with pictures as stored, which `read_sample` decodes."""
+    """The same rows; those of a ``datasets.IterableDataset`` with images as stored, which `read_sample` decodes."""
     if getattr(rows, "features", None) is None or not hasattr(rows, "decode") or isinstance(rows, Mapping):
         return rows
     return rows.decode(False)

@@ -59,7 +59,7 @@ class FlexTrainer(Trainer):
         stage: 1 to 4, or a `Stage` with other rates.
         objective: what to minimise; by default what the stage's ``loss`` names. One with a method ``count(model,
             batch)`` is given the sum over a step as ``num_items_in_batch`` in its batches, to divide by.
-        others: ``train_dataset``, ``data_collator`` and what else ``Trainer`` takes. docs/training.md has a table of
+        keywords: ``train_dataset``, ``data_collator`` and what else ``Trainer`` takes. docs/training.md has a table of
             what works.
 
     Raises:
@@ -73,7 +73,7 @@ class FlexTrainer(Trainer):
         *,
         stage: int | Stage,
         objective: Any = None,
-        **others: Any,
+        **keywords: Any,
     ) -> None:
         if isinstance(stage, int) and stage not in STAGES:
             raise ConfigError(f"stage {stage} doesn't exist; choose from {sorted(STAGES)}.")
@@ -82,14 +82,14 @@ class FlexTrainer(Trainer):
         self.samples_without_answers = 0
         levels, tolerance = model.compressor.num_levels, getattr(self.objective, "tolerance", 0.0)
         self._watch, self._judged = Watch(levels, tolerance), list[Tensor]()
-        require_accepted(args, others, self.stage, has_host=isinstance(model, FlexModel))
+        require_accepted(args, keywords, self.stage, has_host=isinstance(model, FlexModel))
         parts_only = isinstance(model, FlexModel) and not self.trains_host
         self._host_flags = HostFlags(cast(FlexModel, model).host) if parts_only else None
         args = whole_batches(args)
         with as_ours(model):
             self._groups = select(model, self.stage)
             args.learning_rate = max(group["lr"] for group in self._groups)
-            super().__init__(model=model, args=args, **others)
+            super().__init__(model=model, args=args, **keywords)
             require_metric(self, self._figures())
         if self._counts or self.stage.loss == "rglf":
             self.model_accepts_loss_kwargs = self._counts
@@ -237,9 +237,9 @@ class FlexTrainer(Trainer):
         """As ``Trainer``; of a router also what it spends, how often it is right, and its regret."""
         self._judged = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        told = evaluated(self._judged, self._watch.levels, self._watch.tolerance)
+        judged = evaluated(self._judged, self._watch.levels, self._watch.tolerance)
         assert output.metrics is not None
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in told.items()})
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in judged.items()})
         self._judged = []
         return output
 
@@ -302,9 +302,9 @@ class FlexTrainer(Trainer):
         if gathered is None:
             unwrapped.save_parts(folder)
             return
-        prefix, facts = "compressor.", unwrapped.adapter if isinstance(unwrapped, FlexModel) else unwrapped.facts
+        prefix, host = "compressor.", unwrapped.adapter if isinstance(unwrapped, FlexModel) else unwrapped.host
         state = {name.removeprefix(prefix): value for name, value in gathered.items() if name.startswith(prefix)}
-        checkpoint.save_parts(folder, unwrapped.compressor, facts, state)
+        checkpoint.save_parts(folder, unwrapped.compressor, host, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._holds_parts(resume_from_checkpoint):
@@ -329,10 +329,10 @@ class FlexTrainer(Trainer):
         unwrapped: Any = self.accelerator.unwrap_model(self.model)
         spec, state = checkpoint.load(folder)
         for kind in checkpoint.KINDS:
-            theirs, mine = checkpoint.config_from(kind, spec["parts"][kind]), getattr(unwrapped.compressor, kind).config
-            if theirs != mine:
+            theirs, own = checkpoint.config_from(kind, spec["parts"][kind]), getattr(unwrapped.compressor, kind).config
+            if theirs != own:
                 raise ConfigError(
-                    f"{folder} holds the {kind} {theirs}, and this run trains {mine}. Go on with the parts it started "
+                    f"{folder} holds the {kind} {theirs}, and this run trains {own}. Go on with the parts it started "
                     "with."
                 )
         checkpoint.fill(unwrapped.compressor, state, folder)
@@ -353,9 +353,9 @@ class MultiGranularityTrainer(FlexTrainer):
         stage: int | Stage = 3,
         memory: str = "auto",
         levels: str = "all",
-        **others: Any,
+        **keywords: Any,
     ) -> None:
-        super().__init__(model, args, stage=stage, objective=MultiGranularityObjective(memory, levels), **others)
+        super().__init__(model, args, stage=stage, objective=MultiGranularityObjective(memory, levels), **keywords)
 
 
 class RGLFTrainer(FlexTrainer):
@@ -387,23 +387,23 @@ class RGLFTrainer(FlexTrainer):
         tolerance: float = 0.0,
         guard: bool = True,
         objective: Any = None,
-        **others: Any,
+        **keywords: Any,
     ) -> None:
         objective = objective or RGLFObjective(margin, rank_weight, ce_weight, tolerance, guard)
         if isinstance(model, RouterModel):
-            others = _of_stores(feedback, others)
+            keywords = _of_stores(feedback, keywords)
         elif feedback is not None:
-            dataset, collator = others.get("train_dataset"), others.get("data_collator")
+            dataset, collator = keywords.get("train_dataset"), keywords.get("data_collator")
             if dataset is None or collator is None:
                 raise ConfigError("feedback= belongs to data; pass the train_dataset and data_collator it is of.")
             feedback.require(fingerprint(model, dataset, collator, precision_of(args)))
-            others |= {"train_dataset": WithFeedback(dataset, feedback), "data_collator": FeedbackCollator(collator)}
-        super().__init__(model, args, stage=stage, objective=objective, **others)
+            keywords |= {"train_dataset": WithFeedback(dataset, feedback), "data_collator": FeedbackCollator(collator)}
+        super().__init__(model, args, stage=stage, objective=objective, **keywords)
 
 
-def _of_stores(feedback: FeedbackStore | None, others: Mapping[str, Any]) -> dict[str, Any]:
+def _of_stores(feedback: FeedbackStore | None, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """The data of a `RouterModel`: stores, for training and evaluation."""
-    if feedback is None or any(others.get(name) is not None for name in ("train_dataset", "data_collator")):
+    if feedback is None or any(keywords.get(name) is not None for name in ("train_dataset", "data_collator")):
         raise ConfigError(
             "a RouterModel learns from a store alone; pass feedback=, and no train_dataset and no data_collator."
         )
@@ -418,8 +418,8 @@ def _of_stores(feedback: FeedbackStore | None, others: Mapping[str, Any]) -> dic
             )
         return StoredRows(data, projected=data is not feedback) if isinstance(data, FeedbackStore) else data
 
-    data = {"train_dataset": rows(feedback), "eval_dataset": rows(others.get("eval_dataset"))}
-    return {**others, **data, "data_collator": stored_batch}
+    data = {"train_dataset": rows(feedback), "eval_dataset": rows(keywords.get("eval_dataset"))}
+    return {**keywords, **data, "data_collator": stored_batch}
 
 
 def precision_of(args: TrainingArguments) -> str:

@@ -1,8 +1,8 @@
 """What a run spends and chooses, as figures beside its loss.
 
-Objectives tell, per picture of a batch, what each level costs (``tokens``), which levels were run or chosen
+Objectives tell, per image of a batch, what each level costs (``tokens``), which levels were run or chosen
 (``chosen``) and, where a router is judged, the loss at every level (``feedback``). Here they become means over
-pictures.
+images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,11 +45,11 @@ class Watch:
             self._add_up()
 
     def figures(self, summed: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over all pictures since the last time, of all processes; then it begins anew.
+        """Means over all images since the last time, of all processes; then it begins anew.
 
-        ``visual_tokens``: what the language model saw of a picture; ``visual_tokens_share``: the same over the finest
+        ``visual_tokens``: what the language model saw of an image; ``visual_tokens_share``: the same over the finest
         level's; ``level_0``, ...: how often each level was run, where it isn't always the same; ``agreement``: how
-        often the router's level is the one of least loss, among pictures whose losses differ.
+        often the router's level is the one of least loss, among images whose losses differ.
 
         Args:
             summed: adds a vector of every process up.
@@ -57,7 +57,7 @@ class Watch:
         self._add_up()
         runs, spent, finest, judged, agreed, *counts = summed(self._total).tolist()
         self._total = torch.zeros_like(self._total)
-        return _told(runs, spent, finest, judged, agreed, counts)
+        return _metrics(runs, spent, finest, judged, agreed, counts)
 
     def _add_up(self) -> None:
         for tokens, chosen, feedback in self._batches:
@@ -78,15 +78,15 @@ def _sums(tokens: Tensor, chosen: Tensor, feedback: Tensor | None, tolerance: fl
     return torch.cat([head, torch.bincount(chosen.flatten(), minlength=tokens.shape[1]).double()])
 
 
-def _told(
+def _metrics(
     runs: float, spent: float, finest: float, judged: float, agreed: float, counts: Sequence[float]
 ) -> dict[str, float]:
     if not runs:
         return {}
-    told = {"visual_tokens": spent / runs, "visual_tokens_share": spent / finest if finest else 1.0}
+    metrics = {"visual_tokens": spent / runs, "visual_tokens_share": spent / finest if finest else 1.0}
     if judged or sum(count > 0 for count in counts) > 1:
-        told |= {f"level_{level}": count / runs for level, count in enumerate(counts)}
-    return told | ({"agreement": agreed / judged} if judged else {})
+        metrics |= {f"level_{level}": count / runs for level, count in enumerate(counts)}
+    return metrics | ({"agreement": agreed / judged} if judged else {})
 
 
 def judged_rows(output: Mapping[str, Any], rows: int, levels: int, apart: bool = False) -> Tensor:
@@ -95,15 +95,15 @@ def judged_rows(output: Mapping[str, Any], rows: int, levels: int, apart: bool =
     Args:
         output: of an objective that judges a router.
         rows: of the batch.
-        apart: give every picture a row of its own.
+        apart: give every image a row of its own.
 
     Returns:
-        ``(rows, pictures, 1 + 2 * levels)``: the level, tokens and losses at each level; NaN where there is no picture.
+        ``(rows, images, 1 + 2 * levels)``: the level, tokens and losses at each level; NaN where there is no image.
     """
     if output.get("scores") is None:
         return torch.full((rows, 1, 1 + 2 * levels), torch.nan)
-    told = [output["chosen"][:, :1], output["tokens"], output["feedback"]]
-    each = torch.cat([one.float() for one in told], dim=-1)
+    gathered = [output["chosen"][:, :1], output["tokens"], output["feedback"]]
+    each = torch.cat([one.float() for one in gathered], dim=-1)
     owners: list[int] = list(range(len(each))) if apart else output["rows"].tolist()
     places = [owners[:i].count(row) for i, row in enumerate(owners)]
     table = each.new_full((len(each) if apart else rows, max(places) + 1, each.shape[1]), torch.nan)
@@ -115,7 +115,7 @@ def evaluated(tables: Sequence[Tensor], levels: int, tolerance: float = 0.0) -> 
     """Figures of a router on an evaluation set: as `Watch` has them, and its regret.
 
     ``regret``: nats per answer token that better choices would gain for the same mean tokens; ``regret_tokens``: tokens
-    that they would save at the same mean loss (`tokenflex.ops.frontier`). Each picture counts alike, with its row's
+    that they would save at the same mean loss (`tokenflex.ops.frontier`). Each image counts alike, with its row's
     losses.
 
     Args:
@@ -127,12 +127,12 @@ def evaluated(tables: Sequence[Tensor], levels: int, tolerance: float = 0.0) -> 
         return {}
     chosen, tokens, losses = each[:, :1].long(), each[:, 1 : 1 + levels].long(), each[:, 1 + levels :]
     runs, spent, finest, judged, agreed, *counts = _sums(tokens, chosen, losses, tolerance).tolist()
-    told = _told(runs, spent, finest, judged, agreed, counts)
+    metrics = _metrics(runs, spent, finest, judged, agreed, counts)
     known = usable(losses)
     if not bool(known.any()):
-        return told
+        return metrics
     cost, score = tokens[known].numpy().T, -losses[known].numpy().T
     places = chosen[known, 0].numpy(), np.arange(cost.shape[1])
     curve = Frontier(score, cost).curve(np.full(cost.shape[1], 1 / cost.shape[1]))
     missed, excess = regret(curve, float(cost[places].mean()), float(score[places].mean()))
-    return told | {"regret": missed, "regret_tokens": excess}
+    return metrics | {"regret": missed, "regret_tokens": excess}

@@ -1,4 +1,4 @@
-"""A tiny model, its processor, pictures."""
+"""A tiny model, its processor, images."""
 
 import os
 
@@ -18,8 +18,8 @@ SIZES = ((50, 40), (30, 70), (64, 64), (90, 20))
 
 
 @pytest.fixture(scope="session")
-def picture():
-    """The n-th picture; sizes need other canvases and paddings."""
+def image():
+    """The n-th image; sizes need other canvases and paddings."""
 
     def make(index: int) -> Image.Image:
         width, height = SIZES[index % len(SIZES)]

@@ -15,7 +15,7 @@ from tokenflex_lmms_eval.answering import Answerer
 from tokenflex_lmms_eval.samples import Sample
 
 WHOLE = options.parse({"max_new_tokens": 6}, 6)
-PICTURES = (1, 0, 2, 1, 1)
+IMAGES = (1, 0, 2, 1, 1)
 DECIDERS = (
     {},
     {"level": 0},
@@ -28,12 +28,12 @@ DECIDERS = (
 
 
 @pytest.fixture(scope="module")
-def samples(picture):
-    """One, none, two, one and one picture; texts of several lengths."""
+def samples(image):
+    """One, none, two, one and one image; texts of several lengths."""
     return [
         Sample(
             f"sample {i}",
-            tuple(picture(10 * i + j) for j in range(count)),
+            tuple(image(10 * i + j) for j in range(count)),
             (
                 {
                     "role": "user",
@@ -41,7 +41,7 @@ def samples(picture):
                 },
             ),
         )
-        for i, count in enumerate(PICTURES)
+        for i, count in enumerate(IMAGES)
     ]
 
 
@@ -155,7 +155,7 @@ def test_one_token_begins_the_prompt(flex, processor, samples, written):
         assert ids[0, 0] == 1
 
 
-def test_pictures_take_the_type_of_the_host(processor, samples):
+def test_images_take_the_type_of_the_host(processor, samples):
     flex = tokenflex.wrap(tiny_llava_next().bfloat16())
     answerer = Answerer(flex, processor, level=1)
     batch = answerer.inputs(samples[:1])

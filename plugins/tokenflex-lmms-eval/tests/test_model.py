@@ -14,15 +14,15 @@ from tokenflex_lmms_eval.model import TokenFlex
 
 
 @pytest.fixture
-def requests(picture):
-    """Make requests of a task ``t``; a document is (pictures, words)."""
+def requests(image):
+    """Make requests of a task ``t``; a document is (images, words)."""
 
     def make(model, documents, **gen_kwargs):
         model.task_dict["t"] = {"test": documents}
 
         def messages(document):
-            pictures, words = document
-            parts = [{"type": "image", "url": picture(number)} for number in pictures]
+            images, words = document
+            parts = [{"type": "image", "url": image(number)} for number in images]
             return [{"role": "user", "content": [*parts, {"type": "text", "text": words}]}]
 
         return [

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tokenflex import Budget
 
-PICTURES = (1, 1, 2, 0, 1)
+IMAGES = (1, 1, 2, 0, 1)
 TASK = """
 task: local_task
 dataset_path: parquet
@@ -23,7 +23,7 @@ dataset_kwargs:
     test: {data}
 test_split: test
 output_type: generate_until
-doc_to_visual: !function reader.pictures
+doc_to_visual: !function reader.images
 doc_to_text: question
 doc_to_target: answer
 generation_kwargs:
@@ -38,8 +38,8 @@ metadata:
   version: 1
 """
 READER = """
-def pictures(document):
-    return [picture.convert("RGB") for picture in document["images"]]
+def images(document):
+    return [image.convert("RGB") for image in document["images"]]
 """
 
 
@@ -59,13 +59,13 @@ def by_hand(flex, processor, images, question, **asked):
 
 
 @pytest.fixture(scope="module")
-def documents(picture):
+def documents(image):
     return [
         {
-            "images": [picture(10 * place + number) for number in range(count)],
+            "images": [image(10 * place + number) for number in range(count)],
             "question": " ".join(f"w{word}" for word in range(2 + (5 * place) % 7)),
         }
-        for place, count in enumerate(PICTURES)
+        for place, count in enumerate(IMAGES)
     ]
 
 
@@ -153,7 +153,7 @@ def test_it_answers_what_generate_answers(lmms, saved, expected, batch_size):
     samples, score, logs = lmms(f"model={saved / 'model'}", "--batch_size", batch_size)
     assert list(logs) == ["log.jsonl"]
     check(samples, logs["log.jsonl"], expected["router"])
-    assert [samples[place]["exact_match"] for place in range(len(PICTURES))] == [0, 1, 0, 1, 0]
+    assert [samples[place]["exact_match"] for place in range(len(IMAGES))] == [0, 1, 0, 1, 0]
     assert score == pytest.approx(2 / 5)
 
 
@@ -188,9 +188,9 @@ def test_tokenflex_evaluate_finds_the_same(run, task, saved, expected, tmp_path)
     )  # fmt: skip
     assert found.returncode == 0, found.stdout + found.stderr
     rows = [row for part in (tmp_path / "out").glob("part-*.parquet") for row in pq.read_table(part).to_pylist()]
-    assert len(rows) == len(settings) * len(PICTURES)
+    assert len(rows) == len(settings) * len(IMAGES)
     for row in rows:
         wanted = expected[row["setting"]][row["place"]]
         assert [row["answer"], row["levels"], row["tokens"], row["of"]] == list(wanted.values())[:4]
     scores = {row["place"]: row["score"] for row in rows if row["setting"] == "router"}
-    assert [scores[place] for place in range(len(PICTURES))] == [0, 1, 0, 1, 0]
+    assert [scores[place] for place in range(len(IMAGES))] == [0, 1, 0, 1, 0]

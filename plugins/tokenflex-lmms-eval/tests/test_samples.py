@@ -6,9 +6,9 @@ from tokenflex.errors import DataError
 from tokenflex_lmms_eval.samples import read
 
 
-def test_pictures_are_split_from_text_in_order(picture, tmp_path):
-    picture(1).save(tmp_path / "one.png")
-    grey = picture(0).convert("L")
+def test_images_are_split_from_text_in_order(drawn, tmp_path):
+    drawn(1).save(tmp_path / "one.png")
+    grey = drawn(0).convert("L")
     messages = [
         {"role": "system", "content": "short answers"},
         {"role": "user", "content": [
@@ -19,7 +19,7 @@ def test_pictures_are_split_from_text_in_order(picture, tmp_path):
         ]},
     ]  # fmt: skip
     sample = read(messages, "task t, document 3")
-    assert [image.size for image in sample.images] == [picture(0).size, picture(1).size]
+    assert [image.size for image in sample.images] == [drawn(0).size, drawn(1).size]
     assert {image.mode for image in sample.images} == {"RGB"}
     assert list(sample.messages) == [
         {"role": "system", "content": [{"type": "text", "text": "short answers"}]},
@@ -33,7 +33,7 @@ def test_pictures_are_split_from_text_in_order(picture, tmp_path):
     assert messages[1]["content"][1]["url"] is grey
 
 
-def test_pictures_are_upright_and_deep_greys_are_scaled(tmp_path):
+def test_images_are_upright_and_deep_greys_are_scaled(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (20, 60)).save(tmp_path / "turned.jpg", exif=exif)
@@ -60,7 +60,7 @@ def test_text_only():
         (["w1"], "the message 'w1' is no mapping"),
         ([{"role": "user", "content": 3}], "content is 3; expected text or a list of parts"),
         ([{"role": "user", "content": ["w1"]}], "type None can't be read"),
-        ([{"role": "user", "content": [{"type": "image", "url": 3}]}], "a picture is int"),
+        ([{"role": "user", "content": [{"type": "image", "url": 3}]}], "an image is int"),
         ([{"role": "user", "content": [{"type": "image", "url": "a\0b"}]}], "can't be read"),
         ([{"role": "user", "content": [{"type": "image", "url": "http://localhost/a"}]}], "URLs aren't opened"),
         ([{"role": "user", "content": [{"type": "image", "url": "nowhere.png"}]}], "'nowhere.png' can't be read"),

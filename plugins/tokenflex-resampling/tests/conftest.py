@@ -1,4 +1,4 @@
-"""Random pictures, and a tiny host with something to learn."""
+"""Random images, and a tiny host with something to learn."""
 
 import os
 
@@ -21,7 +21,7 @@ settings.load_profile("small")
 
 
 @pytest.fixture(scope="session")
-def picture():
+def image():
     """Make random tokens; the same for the same seed."""
 
     def make(grid, *leading, dim=8, seed=0, dtype=torch.float32):

@@ -69,9 +69,9 @@ def nearest(grid, target):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("grid", [Grid(24, 24), Grid(17, 23), Grid(9, 4), Grid(1, 13)])
-def test_equals_the_formula(picture, grid, seed):
+def test_equals_the_formula(image, grid, seed):
     scaler = AdaptivePoolScaler(Config(sides=(2, 3, 5, 7)))
-    tokens = picture(grid, 2, dim=3, seed=seed)
+    tokens = image(grid, 2, dim=3, seed=seed)
     for level, target in enumerate(scaler.layouts(grid)):
         scaled = scaler.scale(tokens, level)
         for view in range(2):
@@ -108,9 +108,9 @@ def test_every_window_is_nearest_to_some_token(tokens, data):
 
 
 @given(grid=GRIDS, sides=SIDES)
-def test_batch_equals_singles_and_views_are_independent(picture, grid, sides):
+def test_batch_equals_singles_and_views_are_independent(image, grid, sides):
     scaler = AdaptivePoolScaler(Config(sides=sides))
-    many = picture(grid, 2, 3, dim=2)
+    many = image(grid, 2, 3, dim=2)
     for level, layout in enumerate(scaler.layouts(grid)):
         together = scaler.scale(many, level)
         assert together.features.shape[-2] == layout.tokens
@@ -121,9 +121,9 @@ def test_batch_equals_singles_and_views_are_independent(picture, grid, sides):
                 assert torch.equal(together.assignment[i, view], alone.assignment[0])
 
 
-def test_mirroring_the_picture_mirrors_the_tokens(picture):
+def test_mirroring_the_image_mirrors_the_tokens(image):
     scaler, grid = AdaptivePoolScaler(Config(sides=(3, 5))), Grid(7, 11)
-    tokens = picture(grid)
+    tokens = image(grid)
     mirrored = VisualTokens(tokens.features.unflatten(1, (7, 11)).flip(2).flatten(1, 2), grid)
     for level, layout in enumerate(scaler.layouts(grid)):
         straight, back = scaler.scale(tokens, level).features, scaler.scale(mirrored, level).features
@@ -131,9 +131,9 @@ def test_mirroring_the_picture_mirrors_the_tokens(picture):
         torch.testing.assert_close(straight, flipped)
 
 
-def test_half_precision_is_rounded_once(picture):
+def test_half_precision_is_rounded_once(image):
     scaler, grid = AdaptivePoolScaler(Config(sides=(1,))), Grid(16, 16)
-    tokens = picture(grid, dtype=torch.bfloat16)
+    tokens = image(grid, dtype=torch.bfloat16)
     expected = tokens.features.float().mean(-2, keepdim=True).bfloat16()
     assert torch.equal(scaler.scale(tokens, 0).features, expected)
 

@@ -105,9 +105,9 @@ def transcribed(scaler, features, grid, count):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("grid", [Grid(4, 4), Grid(3, 7), Grid(1, 9)])
 @pytest.mark.parametrize("config", [Config(queries=(2, 5, 8), heads=2), Config(queries=(3,), positions=False)])
-def test_equals_the_formula(picture, built, config, grid, seed):
+def test_equals_the_formula(image, built, config, grid, seed):
     scaler = built(config, noise=0.3)
-    tokens = picture(grid, 2, seed=seed)
+    tokens = image(grid, 2, seed=seed)
     for level, count in enumerate(config.queries):
         scaled = scaler.scale(tokens, level)
         for view in range(2):
@@ -127,9 +127,9 @@ def test_counts(grid):
 
 
 @given(grid=GRIDS)
-def test_few_tokens_are_left_alone(picture, grid):
+def test_few_tokens_are_left_alone(image, grid):
     scaler = Config(queries=(4, 16)).build(dim=8)
-    tokens = picture(grid, 2)
+    tokens = image(grid, 2)
     for level, layout in enumerate(scaler.layouts(grid)):
         if layout == grid:
             assert scaler.scale(tokens, level).features is tokens.features
@@ -137,9 +137,9 @@ def test_few_tokens_are_left_alone(picture, grid):
 
 @torch.no_grad()
 @given(grid=GRIDS, positions=st.booleans())
-def test_levels_are_nested(picture, built, grid, positions):
+def test_levels_are_nested(image, built, grid, positions):
     scaler = built(Config(queries=(1, 4, 9, 30), positions=positions), noise=0.1)
-    tokens = picture(grid, 2)
+    tokens = image(grid, 2)
     learned = [level for level in scaler.pyramid(tokens) if level.grid is None]
     for coarse in learned:
         for fine in learned:
@@ -152,9 +152,9 @@ def test_levels_are_nested(picture, built, grid, positions):
 
 @torch.no_grad()
 @given(grid=GRIDS, seed=st.integers(0, 5))
-def test_every_query_has_a_token_and_every_token_a_query(picture, built, grid, seed):
+def test_every_query_has_a_token_and_every_token_a_query(image, built, grid, seed):
     scaler = built(Config(queries=(3, 7)), noise=0.1)
-    tokens = picture(grid, 2, 2, seed=seed)
+    tokens = image(grid, 2, 2, seed=seed)
     for scaled in scaler.pyramid(tokens):
         kept = scaled.features.shape[-2]
         for view in scaled.assignment.flatten(0, 1):
@@ -163,9 +163,9 @@ def test_every_query_has_a_token_and_every_token_a_query(picture, built, grid, s
 
 @torch.no_grad()
 @given(grid=GRIDS, seed=st.integers(0, 5))
-def test_without_positions_the_order_of_tokens_is_unseen(picture, built, grid, seed):
+def test_without_positions_the_order_of_tokens_is_unseen(image, built, grid, seed):
     scaler = built(Config(queries=(2, 5), positions=False))
-    tokens = picture(grid, seed=seed)
+    tokens = image(grid, seed=seed)
     order = torch.randperm(grid.tokens, generator=torch.Generator().manual_seed(seed))
     shuffled = VisualTokens(tokens.features[:, order], grid)
     for level in range(2):
@@ -178,9 +178,9 @@ def test_without_positions_the_order_of_tokens_is_unseen(picture, built, grid, s
 
 @torch.no_grad()
 @given(grid=GRIDS)
-def test_batch_equals_singles_and_views_are_independent(picture, built, grid):
+def test_batch_equals_singles_and_views_are_independent(image, built, grid):
     scaler = built(Config(queries=(2, 6)), noise=0.1)
-    many = picture(grid, 2, 3)
+    many = image(grid, 2, 3)
     for level in range(scaler.num_levels):
         together = scaler.scale(many, level)
         for i in range(2):
@@ -192,10 +192,10 @@ def test_batch_equals_singles_and_views_are_independent(picture, built, grid):
 
 @torch.no_grad()
 @pytest.mark.parametrize("positions", [True, False])
-def test_a_fresh_token_is_a_weighted_mean(picture, positions):
+def test_a_fresh_token_is_a_weighted_mean(image, positions):
     """So it lies, entry by entry, between the smallest and the largest of the view."""
     scaler = Config(positions=positions).build(dim=32)
-    tokens = picture(Grid(24, 24), dim=32)
+    tokens = image(Grid(24, 24), dim=32)
     seen = scaler.scale(tokens, 3).features
     assert bool((seen <= tokens.features.amax(-2, keepdim=True) + 1e-5).all())
     assert bool((seen >= tokens.features.amin(-2, keepdim=True) - 1e-5).all())
@@ -203,7 +203,7 @@ def test_a_fresh_token_is_a_weighted_mean(picture, positions):
 
 @torch.no_grad()
 def test_a_fresh_query_looks_around_its_place():
-    """On a picture that says where each of its tokens is, it sees its own place, roughly, even at the border."""
+    """On an image that says where each of its tokens is, it sees its own place, roughly, even at the border."""
     grid = Grid(24, 24)
     places = grid_places(grid, torch.zeros(()))
     scaler = Config(queries=(16,), heads=1).build(dim=256)

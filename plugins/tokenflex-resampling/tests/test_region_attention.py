@@ -56,10 +56,10 @@ def test_worked_example():
 
 @torch.no_grad()
 @given(grid=GRIDS, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_starts_as_average_pooling(picture, built, grid, dtype):
+def test_starts_as_average_pooling(image, built, grid, dtype):
     scaler = built(Config(windows=WINDOWS))
     pool = scalers.get("average-pool").Config(windows=WINDOWS).build()
-    tokens = picture(grid, 2, 2, dtype=dtype)
+    tokens = image(grid, 2, 2, dtype=dtype)
     assert scaler.layouts(grid) == pool.layouts(grid)
     for scaled, pooled in zip(scaler.pyramid(tokens), pool.pyramid(tokens), strict=True):
         assert torch.equal(scaled.features, pooled.features)
@@ -94,9 +94,9 @@ def transcribed(scaler, features, grid, window):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("grid", [Grid(6, 6), Grid(5, 7), Grid(1, 7), Grid(4, 1)])
 @pytest.mark.parametrize("heads", [1, 4])
-def test_equals_the_formula(picture, built, grid, heads, seed):
+def test_equals_the_formula(image, built, grid, heads, seed):
     scaler = built(Config(windows=WINDOWS, heads=heads), noise=0.3)
-    tokens = picture(grid, 2, seed=seed)
+    tokens = image(grid, 2, seed=seed)
     for level, (window, layout) in enumerate(zip(WINDOWS, scaler.layouts(grid), strict=True)):
         scaled = scaler.scale(tokens, level)
         for view in range(2):
@@ -107,10 +107,10 @@ def test_equals_the_formula(picture, built, grid, heads, seed):
 
 @torch.no_grad()
 @given(grid=GRIDS, seed=st.integers(0, 5))
-def test_a_region_sees_itself_only(picture, built, grid, seed):
+def test_a_region_sees_itself_only(image, built, grid, seed):
     """Other tokens of the view may change."""
     scaler = built(Config(windows=((2, 3), (1, 1))), noise=0.3)
-    tokens, other = picture(grid, seed=seed), picture(grid, seed=seed + 100)
+    tokens, other = image(grid, seed=seed), image(grid, seed=seed + 100)
     inside = window_assignment(grid, (2, 3)) == 0
     mixed = VisualTokens(torch.where(inside[:, None], tokens.features, other.features), grid)
     torch.testing.assert_close(scaler.scale(mixed, 0).features[:, 0], scaler.scale(tokens, 0).features[:, 0])
@@ -118,9 +118,9 @@ def test_a_region_sees_itself_only(picture, built, grid, seed):
 
 @torch.no_grad()
 @given(grid=GRIDS, seed=st.integers(0, 5))
-def test_order_within_a_region_is_unseen(picture, built, grid, seed):
+def test_order_within_a_region_is_unseen(image, built, grid, seed):
     scaler, window = built(Config(windows=((9, 9), (1, 1))), noise=0.3), (9, 9)
-    tokens = picture(grid, seed=seed)
+    tokens = image(grid, seed=seed)
     order = torch.randperm(grid.tokens, generator=torch.Generator().manual_seed(seed))
     shuffled = VisualTokens(tokens.features[:, order], grid)
     torch.testing.assert_close(scaler.scale(shuffled, 0).features, scaler.scale(tokens, 0).features)
@@ -129,9 +129,9 @@ def test_order_within_a_region_is_unseen(picture, built, grid, seed):
 
 @torch.no_grad()
 @given(grid=GRIDS)
-def test_batch_equals_singles_and_views_are_independent(picture, built, grid):
+def test_batch_equals_singles_and_views_are_independent(image, built, grid):
     scaler = built(Config(windows=WINDOWS), noise=0.3)
-    many = picture(grid, 2, 3)
+    many = image(grid, 2, 3)
     for level, layout in enumerate(scaler.layouts(grid)):
         together = scaler.scale(many, level)
         assert together.features.shape[-2] == layout.tokens

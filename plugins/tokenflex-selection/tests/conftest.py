@@ -122,8 +122,8 @@ class Laws:
 
     def __call__(self, config, grid, seed, *, permutable=True, nested=True):
         scaler, image = config.build(), make_image(grid, seed)
-        for picture in (image, *(replace(image, features=torch.full_like(image.features, v)) for v in (0.0, 7.0))):
-            check_counts(scaler, picture)
+        for one_image in (image, *(replace(image, features=torch.full_like(image.features, v)) for v in (0.0, 7.0))):
+            check_counts(scaler, one_image)
         check_size(scaler, image)
         check_autocast(scaler, image)
         check_independence(scaler, image)

@@ -80,8 +80,8 @@ def test_equal_tokens_go_by_index_on_any_palette(kept, seed, dim):
 
 
 def test_masked_words_are_inert(image):
-    picture, scaler = image(Grid(4, 5)), Config().build()
-    words = picture.instruction
+    one_image, scaler = image(Grid(4, 5)), Config().build()
+    words = one_image.instruction
     for value in (9.0, float("nan"), float("inf")):
         poisoned = words.embeddings.masked_fill(~words.mask[..., None], value)
         padding = torch.full((2, 3, 6), value)
@@ -89,28 +89,28 @@ def test_masked_words_are_inert(image):
             torch.cat([poisoned, padding], 1), torch.cat([words.mask, torch.zeros(2, 3, dtype=torch.bool)], 1)
         )
         for level in range(4):
-            found = scaler.scale(replace(picture, instruction=longer), level)
-            assert torch.equal(found.assignment, scaler.scale(picture, level).assignment)
+            found = scaler.scale(replace(one_image, instruction=longer), level)
+            assert torch.equal(found.assignment, scaler.scale(one_image, level).assignment)
 
 
 def test_all_words_masked_is_no_words(image):
-    picture, scaler = image(Grid(4, 5)), Config().build()
-    words = picture.instruction
+    one_image, scaler = image(Grid(4, 5)), Config().build()
+    words = one_image.instruction
     none = Instruction(words.embeddings[:, :0], words.mask[:, :0])
     masked = Instruction(words.embeddings, torch.zeros_like(words.mask))
     for level in range(4):
-        first, second = (scaler.scale(replace(picture, instruction=given), level) for given in (none, masked))
+        first, second = (scaler.scale(replace(one_image, instruction=given), level) for given in (none, masked))
         assert torch.equal(first.assignment, second.assignment)
 
 
 def test_extreme_theta_orders_by_relevance(image, kept):
-    picture = image(Grid(4, 5))
-    words, mask = picture.instruction.embeddings, picture.instruction.mask
-    scaled = Config(ratios=(0.15, 1.0), theta=0.9999).build().scale(picture, 0)
+    one_image = image(Grid(4, 5))
+    words, mask = one_image.instruction.embeddings, one_image.instruction.mask
+    scaled = Config(ratios=(0.15, 1.0), theta=0.9999).build().scale(one_image, 0)
     for view, found in enumerate(kept(scaled)):
         item = view // 2
         unit = torch.nn.functional.normalize
-        cosines = unit(picture.features.flatten(0, 1)[view], dim=-1) @ unit(words[item][mask[item]], dim=-1).T
+        cosines = unit(one_image.features.flatten(0, 1)[view], dim=-1) @ unit(words[item][mask[item]], dim=-1).T
         assert found == sorted(cosines.mean(-1).argsort(descending=True)[:3].tolist())
 
 
@@ -149,11 +149,11 @@ def loop(rows, words, count, theta):
 @pytest.mark.parametrize("grid", [Grid(4, 5), Grid(1, 9)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_against_a_loop(image, kept, grid, seed, theta):
-    picture, scaler = image(grid, seed), Config(theta=theta).build()
-    words = [given[:-1] for given in picture.instruction.embeddings.tolist()]
-    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(picture), strict=False):
+    one_image, scaler = image(grid, seed), Config(theta=theta).build()
+    words = [given[:-1] for given in one_image.instruction.embeddings.tolist()]
+    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(one_image), strict=False):
         count = kept_count(ratio, grid.tokens)
-        views = enumerate(picture.features.flatten(0, 1).tolist())
+        views = enumerate(one_image.features.flatten(0, 1).tolist())
         assert kept(level) == [loop(rows, words[view // 2], count, theta) for view, rows in views]
 
 
@@ -219,24 +219,24 @@ def step_by_step(similarity, log_weights, count):
 @pytest.mark.parametrize(("grid", "dim"), [(Grid(6, 7), 40), (Grid(16, 18), 160)], ids=str)
 @pytest.mark.parametrize("kind", ["random", "alike", "zero rows", "palette"])
 def test_the_order_is_that_of_the_step_by_step_form(image, kind, grid, dim, theta):
-    picture, scaler = image(grid, 3, dim=dim), Config(theta=theta).build()
-    features = picture.features
+    one_image, scaler = image(grid, 3, dim=dim), Config(theta=theta).build()
+    features = one_image.features
     if kind == "alike":
         features = features + 3 * features[..., :1, :]
     elif kind == "zero rows":
         features = features * (torch.arange(grid.tokens) % 5 > 0)[:, None]
     elif kind == "palette":
         features = features[..., torch.arange(grid.tokens) * 7 % 11, :]
-    picture = replace(picture, features=features)
+    one_image = replace(one_image, features=features)
     count = grid.tokens // 4
     unit = torch.nn.functional.normalize(features, dim=-1)
-    words = torch.nn.functional.normalize(picture.instruction.embeddings[:, None, :-1], dim=-1)
+    words = torch.nn.functional.normalize(one_image.instruction.embeddings[:, None, :-1], dim=-1)
     mean = (unit @ words.mT).mean(-1)
     low, high = mean.amin(-1, keepdim=True), mean.amax(-1, keepdim=True)
     relevance = (mean - low) / (high - low)
     weights = 2 * (relevance.log() if theta is None else theta / (2 * (1 - theta)) * relevance)
     expected = step_by_step(unit @ unit.mT, weights, count)
-    assert torch.equal(scaler._order(picture, count), expected)
+    assert torch.equal(scaler._order(one_image, count), expected)
 
 
 @pytest.mark.parametrize("theta", [-0.1, 1.0, math.nan])

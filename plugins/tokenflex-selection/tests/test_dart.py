@@ -61,10 +61,10 @@ def loop(rows, count, pivots):
 @pytest.mark.parametrize("grid", [Grid(5, 5), Grid(1, 9)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_against_a_loop(image, kept, grid, seed, pivots):
-    picture, scaler = image(grid, seed), Config(pivots=pivots).build()
-    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(picture), strict=False):
+    one_image, scaler = image(grid, seed), Config(pivots=pivots).build()
+    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(one_image), strict=False):
         count = kept_count(ratio, grid.tokens)
-        assert kept(level) == [loop(rows, count, pivots) for rows in picture.features.flatten(0, 1).tolist()]
+        assert kept(level) == [loop(rows, count, pivots) for rows in one_image.features.flatten(0, 1).tolist()]
 
 
 @pytest.mark.parametrize("pivots", [0, -1, True])

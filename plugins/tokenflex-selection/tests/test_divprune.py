@@ -43,12 +43,12 @@ def test_laws(laws, grid, seed):
 
 @given(grid=st.builds(Grid, st.integers(1, 6), st.integers(1, 7)), seed=st.integers(0, 99))
 def test_order_is_nothing(image, laws, grid, seed):
-    picture = image(grid, seed, leading=(1,), views=1)
-    unit = torch.nn.functional.normalize(picture.features[0, 0], dim=-1)
+    one_image = image(grid, seed, leading=(1,), views=1)
+    unit = torch.nn.functional.normalize(one_image.features[0, 0], dim=-1)
     isolation = (1 - unit @ unit.T + 9 * torch.eye(grid.tokens)).amin(-1).sort(descending=True).values
     # Two tokens that are each other's nearest neighbours may tie for the first place.
     assume(grid.tokens == 1 or float(isolation[0] - isolation[1]) > 1e-5)
-    laws.permute(Config(), picture, seed)
+    laws.permute(Config(), one_image, seed)
 
 
 def test_stays_on_the_device(laws):
@@ -91,9 +91,9 @@ def loop(rows, count):
 @pytest.mark.parametrize("grid", [Grid(4, 5), Grid(1, 9)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_against_a_loop(image, kept, grid, seed):
-    picture, scaler = image(grid, seed), Config().build()
-    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(picture), strict=False):
-        expected = [loop(rows, kept_count(ratio, grid.tokens)) for rows in picture.features.flatten(0, 1).tolist()]
+    one_image, scaler = image(grid, seed), Config().build()
+    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(one_image), strict=False):
+        expected = [loop(rows, kept_count(ratio, grid.tokens)) for rows in one_image.features.flatten(0, 1).tolist()]
         assert kept(level) == expected
 
 

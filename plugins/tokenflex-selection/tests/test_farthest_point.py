@@ -60,9 +60,9 @@ def loop(rows, count):
 @pytest.mark.parametrize("grid", [Grid(4, 5), Grid(1, 9)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_against_a_loop(image, kept, grid, seed):
-    picture, scaler = image(grid, seed), Config().build()
-    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(picture), strict=False):
-        expected = [loop(rows, kept_count(ratio, grid.tokens)) for rows in picture.features.flatten(0, 1).tolist()]
+    one_image, scaler = image(grid, seed), Config().build()
+    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(one_image), strict=False):
+        expected = [loop(rows, kept_count(ratio, grid.tokens)) for rows in one_image.features.flatten(0, 1).tolist()]
         assert kept(level) == expected
 
 

@@ -51,12 +51,12 @@ def test_laws(laws, grid, seed, crops):
 
 @given(seed=st.integers(0, 99))
 def test_order_inside_a_crop_is_nothing(image, kept, seed):
-    picture, scaler = image(Grid(4, 4), seed), Config(crops=(2, 2)).build()
+    one_image, scaler = image(Grid(4, 4), seed), Config(crops=(2, 2)).build()
     # In each crop of 2 x 2, the rows change places.
     order = [4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11]
-    moved = replace(picture, features=picture.features[..., order, :], attention=picture.attention[..., order])
+    moved = replace(one_image, features=one_image.features[..., order, :], attention=one_image.attention[..., order])
     for level in range(4):
-        for before, after in zip(kept(scaler.scale(picture, level)), kept(scaler.scale(moved, level)), strict=True):
+        for before, after in zip(kept(scaler.scale(one_image, level)), kept(scaler.scale(moved, level)), strict=True):
             assert sorted(order[place] for place in after) == before
 
 
@@ -139,22 +139,23 @@ def loop(rows, attention, grid, count, config):
 @pytest.mark.parametrize("grid", [Grid(6, 7), Grid(5, 5), Grid(1, 9)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_against_a_loop(image, kept, grid, seed, config):
-    picture, scaler = image(grid, seed), config.build()
-    views = list(zip(picture.features.flatten(0, 1).tolist(), picture.attention.flatten(0, 1).tolist(), strict=True))
-    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(picture), strict=False):
+    one_image, scaler = image(grid, seed), config.build()
+    features, attention = one_image.features.flatten(0, 1), one_image.attention.flatten(0, 1)
+    views = list(zip(features.tolist(), attention.tolist(), strict=True))
+    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(one_image), strict=False):
         count = kept_count(ratio, grid.tokens)
         assert kept(level) == [loop(*view, grid, count, config) for view in views]
 
 
-def all_pairs(picture, config, count):
+def all_pairs(one_image, config, count):
     """The same choice from the cosines of all tokens with all."""
-    grid, attention = picture.grid, picture.attention
+    grid, attention = one_image.grid, one_image.attention
     high, wide = math.ceil(grid.rows / config.crops[0]), math.ceil(grid.cols / config.crops[1])
     place = torch.arange(grid.tokens)
     crop = place // grid.cols // high * math.ceil(grid.cols / wide) + place % grid.cols // wide
     together = crop[:, None] == crop
     others = together & ~torch.eye(grid.tokens, dtype=torch.bool)
-    unit = torch.nn.functional.normalize(picture.features, dim=-1)
+    unit = torch.nn.functional.normalize(one_image.features, dim=-1)
     mean = torch.where(others, unit @ unit.mT, 0.0).sum(-1) / others.sum(-1).clamp(min=1)
     scores = attention / attention.amax(-1, keepdim=True) + config.diversity * (1 - mean)
     members = crop[:, None] == crop.unique()
@@ -171,15 +172,15 @@ def all_pairs(picture, config, count):
 @pytest.mark.parametrize(("grid", "dim"), [(Grid(5, 7), 6), (Grid(13, 12), 64), (Grid(24, 24), 96)], ids=str)
 @pytest.mark.parametrize("kind", ["random", "alike", "zero rows"])
 def test_the_choice_is_that_of_all_pairs(image, kind, grid, dim, config):
-    picture, scaler = image(grid, 5, dim=dim), config.build()
-    features = picture.features
+    one_image, scaler = image(grid, 5, dim=dim), config.build()
+    features = one_image.features
     if kind == "alike":
         features = features + 3 * features[..., :1, :]
     elif kind == "zero rows":
         features = features * (torch.arange(grid.tokens) % 5 > 0)[:, None]
-    picture = replace(picture, features=features)
-    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(picture), strict=False):
-        expected = all_pairs(picture, config, kept_count(ratio, grid.tokens))
+    one_image = replace(one_image, features=features)
+    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(one_image), strict=False):
+        expected = all_pairs(one_image, config, kept_count(ratio, grid.tokens))
         assert torch.equal(level.assignment >= 0, expected)
 
 
@@ -190,8 +191,8 @@ def test_the_released_form_chooses_otherwise(tiny, kept):
     image = replace(tiny([[1, 0]] * 16, attention=attention), grid=Grid(4, 4))
     config = Config(ratios=(4 / 16, 1.0), crops=(2, 2), diversity=0.0, temperature=100.0)
     assert kept(config.build().scale(image, 0)) == [[0, 3, 8, 11]]
-    stretches = sorted(max(range(4 * i, 4 * i + 4), key=lambda place: attention[place]) for i in range(4))
-    assert stretches == [0, 4, 8, 12]
+    runs = sorted(max(range(4 * i, 4 * i + 4), key=lambda place: attention[place]) for i in range(4))
+    assert runs == [0, 4, 8, 12]
 
 
 def test_equal_tokens_of_a_crop_go_by_index(tiny, kept):

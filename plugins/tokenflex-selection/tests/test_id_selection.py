@@ -43,9 +43,9 @@ def test_stays_on_the_device(laws):
 
 
 def test_undamped_is_attention(image):
-    picture = image(Grid(4, 5))
-    ours = Config(damping=0.0).build().pyramid(picture)
-    theirs = TopAttentionScaler.Config().build().pyramid(picture)
+    one_image = image(Grid(4, 5))
+    ours = Config(damping=0.0).build().pyramid(one_image)
+    theirs = TopAttentionScaler.Config().build().pyramid(one_image)
     assert all(torch.equal(a.assignment, b.assignment) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -69,9 +69,10 @@ def loop(rows, attention, count, damping):
 @pytest.mark.parametrize("grid", [Grid(4, 5), Grid(1, 9)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_against_a_loop(image, kept, grid, seed, damping):
-    picture, scaler = image(grid, seed), Config(damping=damping).build()
-    views = list(zip(picture.features.flatten(0, 1).tolist(), picture.attention.flatten(0, 1).tolist(), strict=True))
-    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(picture), strict=False):
+    one_image, scaler = image(grid, seed), Config(damping=damping).build()
+    features, attention = one_image.features.flatten(0, 1), one_image.attention.flatten(0, 1)
+    views = list(zip(features.tolist(), attention.tolist(), strict=True))
+    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(one_image), strict=False):
         count = kept_count(ratio, grid.tokens)
         assert kept(level) == [loop(*view, count, damping) for view in views]
 

@@ -44,10 +44,10 @@ def test_laws(laws, grid, seed, coverage):
 @given(grid=st.builds(Grid, st.integers(1, 5), st.integers(1, 6)), seed=st.integers(0, 99))
 def test_order_is_nothing(image, laws, grid, seed):
     # Two tokens that resemble each other cover each other equally well; a word near each token breaks these ties.
-    picture = image(grid, seed, views=1)
-    near = picture.features[:, 0] + image(grid, seed + 100, views=1).features[:, 0] / 3
+    one_image = image(grid, seed, views=1)
+    near = one_image.features[:, 0] + image(grid, seed + 100, views=1).features[:, 0] / 3
     words = Instruction(near, torch.ones(near.shape[:-1], dtype=torch.bool))
-    laws.permute(Config(), replace(picture, instruction=words), seed)
+    laws.permute(Config(), replace(one_image, instruction=words), seed)
 
 
 def test_stays_on_the_device(laws):
@@ -79,13 +79,13 @@ def test_equal_tokens_go_by_index_on_any_palette(kept, seed, dim):
 
 
 def test_masked_words_are_inert(image):
-    picture, scaler = image(Grid(4, 5)), Config().build()
-    words = picture.instruction
+    one_image, scaler = image(Grid(4, 5)), Config().build()
+    words = one_image.instruction
     for value in (9.0, float("nan")):
         poisoned = Instruction(words.embeddings.masked_fill(~words.mask[..., None], value), words.mask)
         for level in range(4):
-            found = scaler.scale(replace(picture, instruction=poisoned), level)
-            assert torch.equal(found.assignment, scaler.scale(picture, level).assignment)
+            found = scaler.scale(replace(one_image, instruction=poisoned), level)
+            assert torch.equal(found.assignment, scaler.scale(one_image, level).assignment)
 
 
 def tables(rows, words):
@@ -106,10 +106,10 @@ def worth(kept, to_words, to_tokens, coverage):
 @pytest.mark.parametrize("grid", [Grid(4, 5), Grid(1, 9)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_against_a_loop(image, kept, grid, seed, coverage):
-    picture, scaler = image(grid, seed), Config(coverage=coverage).build()
-    words = [given[:-1] for given in picture.instruction.embeddings.tolist()]
-    levels = [kept(level) for level in scaler.pyramid(picture)]
-    for view, rows in enumerate(picture.features.flatten(0, 1).tolist()):
+    one_image, scaler = image(grid, seed), Config(coverage=coverage).build()
+    words = [given[:-1] for given in one_image.instruction.embeddings.tolist()]
+    levels = [kept(level) for level in scaler.pyramid(one_image)]
+    for view, rows in enumerate(one_image.features.flatten(0, 1).tolist()):
         both = tables(rows, words[view // 2])
         picked = []
         for count in range(1, grid.tokens):
@@ -122,10 +122,10 @@ def test_against_a_loop(image, kept, grid, seed, coverage):
 
 def test_greedy_is_near_the_best(image, kept):
     grid = Grid(2, 4)
-    picture = image(grid, 3)
-    found = kept(Config(ratios=(3 / 8, 1.0)).build().scale(picture, 0))
-    for view, rows in enumerate(picture.features.flatten(0, 1).tolist()):
-        both = tables(rows, picture.instruction.embeddings[view // 2, :-1].tolist())
+    one_image = image(grid, 3)
+    found = kept(Config(ratios=(3 / 8, 1.0)).build().scale(one_image, 0))
+    for view, rows in enumerate(one_image.features.flatten(0, 1).tolist()):
+        both = tables(rows, one_image.instruction.embeddings[view // 2, :-1].tolist())
         best = max(worth(chosen, *both, 1.0) for chosen in combinations(range(8), 3))
         assert worth(found[view], *both, 1.0) >= (1 - 1 / math.e) * best
 

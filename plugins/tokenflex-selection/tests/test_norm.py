@@ -49,9 +49,9 @@ def test_stays_on_the_device(laws, diversity):
 
 
 def test_distance_alone_is_farthest_point(image):
-    picture = image(Grid(4, 5))
-    ours = Config(diversity=1.0).build().pyramid(picture)
-    theirs = FarthestPointScaler.Config().build().pyramid(picture)
+    one_image = image(Grid(4, 5))
+    ours = Config(diversity=1.0).build().pyramid(one_image)
+    theirs = FarthestPointScaler.Config().build().pyramid(one_image)
     assert all(torch.equal(a.assignment, b.assignment) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -69,10 +69,10 @@ def loop(rows, count, diversity):
 @pytest.mark.parametrize("grid", [Grid(4, 5), Grid(1, 9)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_against_a_loop(image, kept, grid, seed, diversity):
-    picture, scaler = image(grid, seed), Config(diversity=diversity).build()
-    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(picture), strict=False):
+    one_image, scaler = image(grid, seed), Config(diversity=diversity).build()
+    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(one_image), strict=False):
         count = kept_count(ratio, grid.tokens)
-        assert kept(level) == [loop(rows, count, diversity) for rows in picture.features.flatten(0, 1).tolist()]
+        assert kept(level) == [loop(rows, count, diversity) for rows in one_image.features.flatten(0, 1).tolist()]
 
 
 @pytest.mark.parametrize("diversity", [-0.1, 1.1, math.nan])

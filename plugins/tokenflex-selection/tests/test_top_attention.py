@@ -35,9 +35,9 @@ def test_stays_on_the_device(laws):
 @pytest.mark.parametrize("grid", [Grid(4, 5), Grid(1, 9)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_against_a_loop(image, kept, grid, seed):
-    picture, scaler = image(grid, seed), Config().build()
-    for ratio, level in zip(scaler.ratios, scaler.pyramid(picture), strict=True):
-        for attention, found in zip(picture.attention.flatten(0, 1).tolist(), kept(level), strict=True):
+    one_image, scaler = image(grid, seed), Config().build()
+    for ratio, level in zip(scaler.ratios, scaler.pyramid(one_image), strict=True):
+        for attention, found in zip(one_image.attention.flatten(0, 1).tolist(), kept(level), strict=True):
             left = list(range(grid.tokens))
             picked = []
             for _ in range(kept_count(ratio, grid.tokens)):

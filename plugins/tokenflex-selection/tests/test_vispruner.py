@@ -50,9 +50,9 @@ def test_survivors_go_on_with_the_most_similar_first(tiny, kept):
 
 def test_the_share_of_important_tokens_is_rounded_down(image, kept):
     # Three of nine are kept, one of them by attention.
-    picture = image(Grid(3, 3))
-    found = kept(Config(ratios=(1 / 3, 1.0)).build().scale(picture, 0))
-    views = zip(picture.features.flatten(0, 1).tolist(), picture.attention.flatten(0, 1).tolist(), strict=True)
+    one_image = image(Grid(3, 3))
+    found = kept(Config(ratios=(1 / 3, 1.0)).build().scale(one_image, 0))
+    views = zip(one_image.features.flatten(0, 1).tolist(), one_image.attention.flatten(0, 1).tolist(), strict=True)
     assert found == [sorted(loop(*view, 3, 1 / 3, 8)) for view in views]
 
 
@@ -92,9 +92,10 @@ def loop(rows, attention, count, important, per_round):
 @pytest.mark.parametrize("grid", [Grid(5, 5), Grid(1, 9), Grid(8, 9)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_against_a_loop(image, kept, grid, seed, important, per_round):
-    picture, scaler = image(grid, seed), Config(important=important, per_round=per_round).build()
-    views = list(zip(picture.features.flatten(0, 1).tolist(), picture.attention.flatten(0, 1).tolist(), strict=True))
-    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(picture), strict=False):
+    one_image, scaler = image(grid, seed), Config(important=important, per_round=per_round).build()
+    features, attention = one_image.features.flatten(0, 1), one_image.attention.flatten(0, 1)
+    views = list(zip(features.tolist(), attention.tolist(), strict=True))
+    for ratio, level in zip(scaler.ratios[:-1], scaler.pyramid(one_image), strict=False):
         count = kept_count(ratio, grid.tokens)
         assert kept(level) == [loop(*view, count, important, per_round) for view in views]
 

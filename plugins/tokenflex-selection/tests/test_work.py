@@ -36,9 +36,9 @@ class Work(TorchDispatchMode):
         return found
 
 
-def kernels(config, picture):
+def kernels(config, one_image):
     with Work() as work:
-        type(config).owner(config).scale(picture, 0)
+        type(config).owner(config).scale(one_image, 0)
     return work.kernels
 
 
@@ -55,17 +55,17 @@ def kernels(config, picture):
     ],
 )
 def test_kernels_per_kept_token(image, scaler, most):
-    picture = image(Grid(8, 8), dim=64)
-    few, many = (kernels(scaler(ratios=(count / 64, 1.0)), picture) for count in (10, 30))
+    one_image = image(Grid(8, 8), dim=64)
+    few, many = (kernels(scaler(ratios=(count / 64, 1.0)), one_image) for count in (10, 30))
     assert (many - few) / 20 <= most
 
 
 def test_holov_compares_no_two_tokens(image):
     # The crops' sums are the only products, 2 * tokens * dim operations per view; nothing is tokens x tokens.
     grid, dim = Grid(24, 24), 32
-    picture, scaler = image(grid, leading=(2,), views=2, dim=dim), HoloVScaler.Config().build()
+    one_image, scaler = image(grid, leading=(2,), views=2, dim=dim), HoloVScaler.Config().build()
     with FlopCounterMode(display=False) as flops, Work() as work:
-        scaler.scale(picture, 0)
+        scaler.scale(one_image, 0)
     assert flops.get_total_flops() == 4 * 2 * grid.tokens * dim
     assert work.largest <= 4 * grid.tokens * dim < 4 * grid.tokens**2
 

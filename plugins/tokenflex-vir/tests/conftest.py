@@ -16,13 +16,13 @@ torch.set_num_threads(1)  # the models are too small for more
 settings.register_profile("small", max_examples=25, deadline=None)
 settings.load_profile("small")
 
-ROWS = [[1, "picture", 2, 3, 4], ["picture", 5, "picture", 6, 7], [8, "picture", 9, 1, 2, 5]]
+ROWS = [[1, "image", 2, 3, 4], ["image", 5, "image", 6, 7], [8, "image", 9, 1, 2, 5]]
 ANSWER = 2
 """Words at the end of each row that are supervised."""
 
 
 @pytest.fixture(scope="session")
-def picture():
+def image():
     """Make random tokens; the same for the same seed."""
 
     def make(grid, *leading, dim=6, seed=0, dtype=torch.float32):
@@ -59,7 +59,7 @@ def batch_of(flex, rows, first=0):
 
 @pytest.fixture
 def training_batch():
-    """Make a batch of rows with one or two pictures, the last words of each row being the answer."""
+    """Make a batch of rows with one or two images, the last words of each row being the answer."""
     return lambda flex, rows=ROWS, first=0: batch_of(flex, rows, first)
 
 

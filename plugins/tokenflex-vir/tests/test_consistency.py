@@ -159,7 +159,7 @@ def test_without_a_reference_something_is_compressed(fresh, training_batch):
 def test_parameters_are_used_even_where_nothing_is_compressed(fresh, training_batch):
     """Or processes that compress something would wait for this one's gradients."""
     flex = fresh().train()
-    batch, reference = training_batch(flex, rows=[[1, "picture", 2, 3]]), copy.deepcopy(flex)
+    batch, reference = training_batch(flex, rows=[[1, "image", 2, 3]]), copy.deepcopy(flex)
     drawn = {}
     for seed in range(10):
         objective = ConsistencyObjective(reference, seed=seed)
@@ -182,7 +182,7 @@ def test_no_answers_are_a_zero_of_the_graph_never_nan(fresh, training_batch, lev
     assert all(bool(p.grad.isfinite().all()) for p in flex.parameters() if p.grad is not None)
 
 
-def test_batches_without_pictures(fresh, training_batch):
+def test_batches_without_images(fresh, training_batch):
     flex = fresh().train()
     batch = training_batch(flex, rows=[[1, 2, 3, 4], [5, 6, 7]])
     found = flex(**batch, objective=ConsistencyObjective(weight=1.0))
@@ -194,7 +194,7 @@ def test_batches_without_pictures(fresh, training_batch):
 def test_sums_over_the_items_of_a_step(fresh, training_batch):
     """Two halves of a batch, each divided by the answers of both, add up to the batch."""
     flex = fresh()
-    objective, rows = ConsistencyObjective(levels="all", weight=1.0), [[1, "picture", 2, 3], ["picture", 4, 5, 6, 7]]
+    objective, rows = ConsistencyObjective(levels="all", weight=1.0), [[1, "image", 2, 3], ["image", 4, 5, 6, 7]]
     whole = objective(flex, training_batch(flex, rows)).loss.item()
     halves = [training_batch(flex, rows[i : i + 1], first=i) | {"num_items_in_batch": 4} for i in (0, 1)]
     assert sum(objective(flex, half).loss.item() for half in halves) == pytest.approx(whole, rel=1e-4)
@@ -202,7 +202,7 @@ def test_sums_over_the_items_of_a_step(fresh, training_batch):
 
 def test_stage_three_of_the_trainer(fresh, training_batch, tmp_path):
     """One run straight through, one stopped and resumed: the same weights, as the same levels are drawn."""
-    rows = [[1, "picture", 2, 3], ["picture", 4, 5], [6, "picture", 7, 8], ["picture", 9, 10]]
+    rows = [[1, "image", 2, 3], ["image", 4, 5], [6, "image", 7, 8], ["image", 9, 10]]
 
     def trained(folder, steps, resume=None):
         flex = fresh(**POOLED).train()

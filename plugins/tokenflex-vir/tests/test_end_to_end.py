@@ -127,7 +127,7 @@ def test_the_gates_objective_by_parts(fresh, training_batch):
     torch.testing.assert_close(running.values[-3:], torch.tensor(per_row) / 1e-6, rtol=1e-3, atol=0.0)
 
 
-def test_rows_without_answers_or_pictures(fresh, training_batch):
+def test_rows_without_answers_or_images(fresh, training_batch):
     flex = fresh()
     batch = training_batch(flex)
     batch["labels"][1] = -100
@@ -189,7 +189,7 @@ def test_under_autocast(fresh, training_batch):
 @torch.no_grad()
 def test_parts_in_float32_beside_a_host_in_half_precision():
     flex = tokenflex.wrap(ZOO["internvl"].build().bfloat16(), scaler="two-rates", router="tile-gate", voter="mean")
-    batch = ZOO["internvl"].batch(flex.host.config, [[1, "picture", 2]])
+    batch = ZOO["internvl"].batch(flex.host.config, [[1, "image", 2]])
     batch["pixel_values"] = batch["pixel_values"].bfloat16()
     encoded = flex.encode(batch)
     scaled = flex.compressor.scale(encoded.images, [0])[0]

@@ -59,9 +59,9 @@ def test_worked_example():
 @torch.no_grad()
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("grid", [Grid(4, 4), Grid(3, 5), Grid(1, 1)])
-def test_equals_the_formula(picture, grid, seed):
+def test_equals_the_formula(image, grid, seed):
     router = gate(seed)
-    tokens = picture(grid, 3, seed=seed)
+    tokens = image(grid, 3, seed=seed)
     logits = router(pyramid(tokens), NO_WORDS).logits
     for view in range(3):
         mean = torch.zeros(6)
@@ -76,10 +76,10 @@ def test_equals_the_formula(picture, grid, seed):
 
 @torch.no_grad()
 @given(grid=GRIDS, seed=st.integers(0, 9))
-def test_laws(picture, grid, seed):
+def test_laws(image, grid, seed):
     """Views vote apart, the order of tokens doesn't matter, and neither does the instruction."""
     router = gate()
-    tokens = picture(grid, 2, 3, seed=seed)
+    tokens = image(grid, 2, 3, seed=seed)
     logits = router(pyramid(tokens), NO_WORDS).logits
     assert logits.shape == (2, 3, 1, 2)
     words = Instruction(torch.randn(2, 4, 6), torch.ones(2, 4, dtype=torch.bool))
@@ -92,9 +92,9 @@ def test_laws(picture, grid, seed):
             torch.testing.assert_close(router(pyramid(alone), NO_WORDS).logits[0], logits[i, view])
 
 
-def test_a_fresh_gate_is_undecided(picture):
+def test_a_fresh_gate_is_undecided(image):
     router = Config().build(dim=6, num_levels=2)
-    assert router(pyramid(picture(Grid(4, 4))), NO_WORDS).logits.tolist() == [[[0.0, 0.0]]]
+    assert router(pyramid(image(Grid(4, 4))), NO_WORDS).logits.tolist() == [[[0.0, 0.0]]]
 
 
 def test_bad_settings():

@@ -72,9 +72,9 @@ def transcribed(scaler, features, grid):
 @torch.no_grad()
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("grid", [Grid(4, 4), Grid(3, 5), Grid(1, 6), Grid(2, 1)])
-def test_equals_the_formula(picture, grid, seed):
+def test_equals_the_formula(image, grid, seed):
     scaler = random_weights(Config().build(dim=6), seed)
-    tokens = picture(grid, 2, seed=seed)
+    tokens = image(grid, 2, seed=seed)
     features = scaler.scale(tokens, 0).features
     for view in range(2):
         torch.testing.assert_close(features[view], transcribed(scaler, tokens.features[view], grid))
@@ -82,9 +82,9 @@ def test_equals_the_formula(picture, grid, seed):
 
 @torch.no_grad()
 @given(grid=GRIDS, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_starts_as_average_pooling(picture, grid, dtype):
+def test_starts_as_average_pooling(image, grid, dtype):
     pool = scalers.get("average-pool").Config(windows=((2, 2), (1, 1))).build()
-    tokens = picture(grid, 2, 2, dtype=dtype)
+    tokens = image(grid, 2, 2, dtype=dtype)
     for merge in ("mean", "shuffle"):
         scaler = Config(merge=merge).build(dim=6)
         assert scaler.layouts(grid) == pool.layouts(grid)
@@ -96,9 +96,9 @@ def test_starts_as_average_pooling(picture, grid, dtype):
 
 @torch.no_grad()
 @given(grid=GRIDS)
-def test_batch_equals_singles_and_views_are_independent(picture, grid):
+def test_batch_equals_singles_and_views_are_independent(image, grid):
     scaler = random_weights(Config().build(dim=6))
-    many = picture(grid, 2, 3)
+    many = image(grid, 2, 3)
     together = scaler.scale(many, 0)
     assert together.features.shape[-2] == -(-grid.rows // 2) * -(-grid.cols // 2)
     for i in range(2):
@@ -107,9 +107,9 @@ def test_batch_equals_singles_and_views_are_independent(picture, grid):
             torch.testing.assert_close(together.features[i, view], alone.features[0])
 
 
-def test_gradients_reach_every_parameter(picture):
+def test_gradients_reach_every_parameter(image):
     scaler = random_weights(Config().build(dim=6))
-    scaler.scale(picture(Grid(3, 5)), 0).features.square().sum().backward()
+    scaler.scale(image(Grid(3, 5)), 0).features.square().sum().backward()
     assert all(bool((p.grad != 0).any()) for p in scaler.parameters())
 
 

@@ -64,16 +64,16 @@ class Served:
     template: str = "user : {} assistant :"
     place: str = "<image>"
 
-    def picture(self, index):
+    def image(self, index):
         width, height = SIZES[index % len(SIZES)]
         return Image.fromarray(np.random.default_rng(index).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
     def inputs(self, texts=None, first=0):
         texts = [f"{self.place} w{i} w{i + 1}" for i in range(4)] if texts is None else texts
         count = sum(text.count(self.place) for text in texts)
-        pictures = [self.picture(first + i) for i in range(count)]
+        images = [self.image(first + i) for i in range(count)]
         said = [self.template.format(text) for text in texts]
-        return self.processor(images=pictures or None, text=said, return_tensors="pt", padding=True)
+        return self.processor(images=images or None, text=said, return_tensors="pt", padding=True)
 
     def answers(self, inputs, **choice):
         found = self.flex.generate(
@@ -120,9 +120,9 @@ def llava(tmp_path_factory):
     host = LlavaForConditionalGeneration(
         LlavaConfig(vision_config=vision, text_config=text, image_token_id=4, tie_word_embeddings=False)
     ).eval()
-    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = LlavaProcessor(
-        pictures,
+        images,
         tiny_tokenizer(),
         patch_size=4,
         vision_feature_select_strategy="default",
@@ -149,7 +149,7 @@ def words_of(first, **special):
     )  # fmt: skip
 
 
-PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+AN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QWEN = ["<pad>", "<s>", "</s>", "<unk>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 IDS = {"vision_start_token_id": 4, "vision_end_token_id": 5, "image_token_id": 6, "video_token_id": 7}
 KINDS = {
@@ -190,7 +190,7 @@ def qwen(kind, folder):
     torch.manual_seed(1)
     adapter = tokenflex.hosts.get(kind)(host, positions="compact")
     flex = tokenflex.wrap(host, adapter=adapter, processor=processor).eval()
-    return Served(folder, flex, processor, place=PICTURE)
+    return Served(folder, flex, processor, place=AN_IMAGE)
 
 
 INTERN = {
@@ -206,9 +206,9 @@ def internvl(tmp_path_factory):
     folder = tmp_path_factory.mktemp("internvl")
     tokenizer = words_of(["<pad>", "<s>", "</s>", "<unk>", *INTERN.values()], extra_special_tokens=INTERN)
     size = {"height": 32, "width": 32}
-    pictures = GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=4)
+    images = GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=4)
     videos = InternVLVideoProcessor(size=size)
-    processor = InternVLProcessor(pictures, tokenizer, videos, image_seq_length=16, chat_template="")
+    processor = InternVLProcessor(images, tokenizer, videos, image_seq_length=16, chat_template="")
     vision = InternVLVisionConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=[32, 32],
         patch_size=[4, 4],

@@ -62,7 +62,7 @@ def test_the_prefix_cache(llava_next, engine, sampling):
     assert (other, cached) == (llava_next.answers(inputs, level=3)[0], 0)
 
 
-def test_another_question_at_the_same_level_shares_the_picture(llava_next, engine, ask, sampling):
+def test_another_question_at_the_same_level_shares_the_image(llava_next, engine, ask, sampling):
     engine.reset_prefix_cache()
     for words, hit in (("<image> w1 w2", False), ("<image> w9 w8 w7", True)):
         inputs = llava_next.inputs([words])
@@ -102,9 +102,9 @@ def test_chat_parts_are_what_the_server_reads(llava_next):
             assert ImageEmbeddingMediaIO().load_base64("", part["image_embeds"]).equal(image.embeddings)
 
 
-def test_stock_pictures_still_work(llava_next, engine, ask):
+def test_stock_images_still_work(llava_next, engine, ask):
     inputs = llava_next.inputs(["<image> w1"])
-    prompt = {"prompt": "user : <image> w1 assistant :", "multi_modal_data": {"image": llava_next.picture(0)}}
+    prompt = {"prompt": "user : <image> w1 assistant :", "multi_modal_data": {"image": llava_next.image(0)}}
     assert ask(engine, [prompt]) == llava_next.answers(inputs, level=-1)
 
 

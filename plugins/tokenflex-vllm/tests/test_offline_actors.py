@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 def rows(served):
     def encoded(index):
         written = io.BytesIO()
-        served.picture(index).save(written, format="PNG")
+        served.image(index).save(written, format="PNG")
         return {"bytes": written.getvalue(), "path": None}
 
     asked = [{"id": i, "images": [encoded(i)], "question": f"w{i} w{i + 1}"} for i in range(4)]

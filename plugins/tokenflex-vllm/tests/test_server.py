@@ -90,7 +90,7 @@ def client(llava_next, engine, tmp_path_factory):
 
 def messages(served, index, words, detail="auto"):
     written = io.BytesIO()
-    served.picture(index).save(written, format="PNG")
+    served.image(index).save(written, format="PNG")
     url = f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url, "detail": detail}}, {"type": "text", "text": words}]
     return [{"role": "user", "content": content}]
@@ -111,7 +111,7 @@ def expected(served, index, words, **choice):
     """(text, visual tokens, prompt tokens) of the model itself."""
     said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}]
     text = served.processor.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    inputs = served.processor(images=[served.picture(index)], text=[text], return_tensors="pt")
+    inputs = served.processor(images=[served.image(index)], text=[text], return_tensors="pt")
     ids = served.flex.generate(**inputs, max_new_tokens=NEW, do_sample=False, **choice)[
         0, inputs["input_ids"].shape[1] :
     ]

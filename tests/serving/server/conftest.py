@@ -13,7 +13,7 @@ import uvicorn
 
 import tokenflex
 from tokenflex.quickstart.host import seeded
-from tokenflex.quickstart.pictures import pictures
+from tokenflex.quickstart.images import images
 from tokenflex.serving.server.app import create
 from tokenflex.serving.server.limits import Limits
 from tokenflex.serving.server.transformers_engine import TransformersEngine
@@ -73,7 +73,7 @@ def small():
 
 @pytest.fixture(scope="session")
 def drawn():
-    return [picture.image for picture in pictures(0, "test", 6)]
+    return [image.image for image in images(0, "test", 6)]
 
 
 @pytest.fixture
@@ -81,11 +81,11 @@ def start(small):
     """Serve; gives a client. ``start.url`` is where."""
     with ExitStack() as stack:
 
-        def begin(engine=None, pictures=None, **limits):
+        def begin(engine=None, images=None, **limits):
             bounds = Limits(**limits)
             engine = engine or TransformersEngine(*small, bounds)
             begin.engine = engine
-            begin.url = stack.enter_context(running(create(engine, NAME, bounds, pictures=pictures)))
+            begin.url = stack.enter_context(running(create(engine, NAME, bounds, images=images)))
             client = openai.OpenAI(base_url=f"{begin.url}/v1", api_key="none", max_retries=0, timeout=WAIT)
             return stack.enter_context(client)
 

@@ -41,7 +41,7 @@ def streamed(client, messages, new=8, **options):
         ({"budget": 0.5}, {"budget": 0.5}),
     ],
 )
-def test_pictures_whole_and_streamed(start, small, drawn, said, choice):
+def test_images_whole_and_streamed(start, small, drawn, said, choice):
     client, extra = start(), {"extra_body": {"tokenflex": said}}
     for image, text in zip(drawn[:2], ("which photo", "how many"), strict=True):
         expected = direct(small, text, image, **choice)

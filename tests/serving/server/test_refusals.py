@@ -31,7 +31,7 @@ def sized(width, height):
     return url(Image.new("L", (width, height)))
 
 
-PICTURE = part(Image.new("RGB", (8, 8)))
+AN_IMAGE = part(Image.new("RGB", (8, 8)))
 REFUSED = [
     (body(n=2), "n isn't supported by this server; leave it out or give 1. Supported: model, messages"),
     (body(n=True), "n isn't supported"),
@@ -49,7 +49,7 @@ REFUSED = [
     (body(messages=[{"role": "user", "content": 3}]), "messages.0.content: Input should be a valid list"),
     (body(messages=parts({"type": "input_audio"})), "messages.0.content.0: Input tag 'input_audio'"),
     (body(messages=parts({"type": "image_url", "image_url": "data:"})), "image_url: Input should be"),
-    (body(messages=parts(PICTURE, role="assistant")), "A message of role assistant has an image"),
+    (body(messages=parts(AN_IMAGE, role="assistant")), "A message of role assistant has an image"),
     (body(messages=question("a <image> here")), "A text has '<image>', which stands for an image"),
     (body(temperature=3), "temperature: Input should be less than or equal to 2."),
     (body(temperature="hot"), "temperature: Input should be a valid number"),
@@ -70,7 +70,7 @@ REFUSED = [
     (body(tokenflex={"budget": {"rato": 0.3}}), "rato"),
     (body(tokenflex={"levels": 1}), "tokenflex.levels: Extra inputs are not permitted."),
     (body(tokenflex=3), "tokenflex: Input should be"),
-    (body(tokenflex={"level": [0, 1]}, messages=parts(PICTURE)), "tokenflex: level has 2 entries for 1 images"),
+    (body(tokenflex={"level": [0, 1]}, messages=parts(AN_IMAGE)), "tokenflex: level has 2 entries for 1 images"),
     (
         body(tokenflex={"level": 1}, messages=parts(part(Image.new("L", (8, 8)), "low"))),
         "tokenflex.level and image_url.detail both choose a level",
@@ -86,7 +86,7 @@ REFUSED = [
     (body(messages=with_url("data:image/png;base64,aGFsbG8=")), "image 0 can't be read; expected a file of one of PNG"),
     (body(messages=with_url("http://127.0.0.1:22/a.png")), "images aren't fetched from http://127.0.0.1:22"),
     (body(messages=with_url("http://[::1")), "image 0: its URL can't be read."),
-    (body(messages=parts(*[PICTURE] * 9)), "The request has 9 images; at most 8 are taken."),
+    (body(messages=parts(*[AN_IMAGE] * 9)), "The request has 9 images; at most 8 are taken."),
 ]
 
 
@@ -171,7 +171,7 @@ def test_what_is_too_large(address, given, message):
     assert message in refused(post(address, (content[i : i + 2**16] for i in range(0, len(content), 2**16))), 413)
 
 
-def test_a_picture_that_is_cut_off(address):
+def test_a_image_that_is_cut_off(address):
     whole = io.BytesIO()
     Image.effect_noise((64, 64), 80).save(whole, format="PNG")
     cut = base64.b64encode(whole.getvalue()[:-2000]).decode()

@@ -50,7 +50,7 @@ def calibrated(
     options: Mapping[str, Any],
 ) -> Escalate:
     """The same with its threshold; see `tokenflex.calibrate`."""
-    told, budget = _told(flex, options)
+    settings, budget = _settings(flex, options)
     found: list[Path] = []
     for one in data:
         inputs, targets = one if isinstance(one, tuple) else (one, None)
@@ -84,7 +84,7 @@ def calibrated(
         settled=0.0 if threshold == math.inf else sum(settled) / len(settled),
         of="difference" if loss is None else "own",
         model=fingerprint.of_model(flex, escalate),
-        options=fingerprint.of_options(told, budget),
+        options=fingerprint.of_options(settings, budget),
     )
     return replace(escalate, threshold=threshold, calibrated=told_of)
 
@@ -103,25 +103,25 @@ def paths(
         targets: what the batch came with.
     """
     own = getattr(flex.host, "generation_config", None)
-    _, budget = _told(flex, options)
-    given = {**inputs, **{name: value for name, value in options.items() if name != "budget"}}
+    _, budget = _settings(flex, options)
+    arguments = {**inputs, **{name: value for name, value in options.items() if name != "budget"}}
     if own is not None and flex.generation_config != own:
-        given.setdefault("generation_config", flex.generation_config)
-    batch, told = generation.split(given, flex.adapter.encoder_inputs)
+        arguments.setdefault("generation_config", flex.generation_config)
+    batch, settings = generation.split(arguments, flex.adapter.encoder_inputs)
     door.check(batch, flex.adapter, continuing.held_by(batch))
-    batch = dict(generation.with_mask(batch, flex.host, told))
+    batch = dict(generation.with_mask(batch, flex.host, settings))
     climbing.require_ids(escalate, batch)
-    climbing.require_served(batch, Options(flex.host, told), replace(escalate, threshold=None, calibrated=None))
+    climbing.require_served(batch, Options(flex.host, settings), replace(escalate, threshold=None, calibrated=None))
     ladder = climbing.begin(flex, batch, escalate, budget)
-    answers = _answers(flex, ladder, Passes(flex, batch, ladder.encoded, told, own), escalate)
+    answers = _answers(flex, ladder, Passes(flex, batch, ladder.encoded, settings, own), escalate)
     rungs = ladder.climb.rungs
     if loss is None:
         losses = {row: [float(not torch.equal(one.new, answers[row][-1].new)) for one in answers[row]] for row in rungs}
     else:
         rest = [row for row in range(batch["input_ids"].shape[0]) if row not in rungs]
-        made = Passes(flex, batch, ladder.encoded, told, own)
-        others = made.attempt(ladder.levels, rest, None) if rest else {}
-        losses = _own_losses(answers | {row: [one] for row, one in others.items()}, targets, loss)
+        made = Passes(flex, batch, ladder.encoded, settings, own)
+        finest = made.attempt(ladder.levels, rest, None) if rest else {}
+        losses = _own_losses(answers | {row: [one] for row, one in finest.items()}, targets, loss)
     return [
         Path(tuple(math.nan if a.confidence is None else a.confidence for a in answers[row][:-1]), tuple(losses[row]))
         for row in rungs
@@ -154,8 +154,8 @@ def _own_losses(answers: Mapping[int, Sequence[Answer]], targets: Any, loss: Los
     rows, most = sorted(answers), max(len(one) for one in answers.values())
     found: dict[int, list[float]] = {row: [] for row in rows}
     for step in range(most):
-        given = loss([answers[row][min(step, len(answers[row]) - 1)].new for row in rows], targets)
-        values = [float(value) for value in given]
+        judged = loss([answers[row][min(step, len(answers[row]) - 1)].new for row in rows], targets)
+        values = [float(value) for value in judged]
         if len(values) != len(rows) or not all(0 <= value <= 1 for value in values):
             raise InputError(
                 f"loss= gave {values!r:.200} for {len(rows)} rows; expected one number from 0 (nothing is lost) to 1 "
@@ -178,7 +178,7 @@ def _table(found: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return confidences, losses, last
 
 
-def _told(flex: FlexModel, options: Mapping[str, Any]) -> tuple[Options, Any]:
+def _settings(flex: FlexModel, options: Mapping[str, Any]) -> tuple[Options, Any]:
     """(options of ``generate`` in force, budget of the start)."""
-    given = {name: value for name, value in options.items() if name != "budget"}
-    return Options(flex.host, given), options.get("budget")
+    arguments = {name: value for name, value in options.items() if name != "budget"}
+    return Options(flex.host, arguments), options.get("budget")

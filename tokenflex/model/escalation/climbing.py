@@ -79,21 +79,21 @@ def generate(
     Raises:
         InputError: the batch or an option can't be honoured.
     """
-    told = Options(flex.host, options)
-    require_served(batch, told, escalate)
+    decoding = Options(flex.host, options)
+    require_served(batch, decoding, escalate)
     if in_step(flex.host):
         raise InputError(
             "escalate calls the host as often as its rows need, and processes that share it must call it equally "
             "often. Load the whole host in each process, or choose levels with level= or a router."
         )
-    fingerprint.require_same(flex, escalate, told, budget)
+    fingerprint.require_same(flex, escalate, decoding, budget)
     threshold = math.inf if escalate.threshold is None else escalate.threshold
     ladder = begin(flex, batch, escalate, budget, finest=threshold == math.inf)
     passes = Passes(flex, batch, ladder.encoded, options, own)
     measure: Confidence = escalate.config.build().to(flex.device)
     # What nobody can put together of the answers themselves is generated again, for all rows, behind what they read.
-    again = measure.first_only or bool(told("return_dict_in_generate")) or told("streamer") is not None
-    if again and not measure.first_only and told("do_sample"):
+    again = measure.first_only or bool(decoding("return_dict_in_generate")) or decoding("streamer") is not None
+    if again and not measure.first_only and decoding("do_sample"):
         raise InputError(
             "escalate with a measure of whole answers, sampling and return_dict_in_generate or a streamer would "
             "return other samples than it judged. Use a measure of the first token, or leave one of them out."
@@ -105,7 +105,7 @@ def generate(
     rest = [row for row in range(batch[IDS].shape[0]) if row not in answers]
     if rest:
         answers |= passes.attempt(ladder.levels, rest, None)
-    new = side_by_side([answers[row].new for row in sorted(answers)], padding(told))
+    new = side_by_side([answers[row].new for row in sorted(answers)], padding(decoding))
     return torch.cat([batch[IDS], new.to(batch[IDS])], dim=1)
 
 
@@ -154,28 +154,28 @@ def begin(flex: FlexModel, batch: Mapping[str, Any], escalate: Escalate, budget:
     return Ladder(encoded, decided, Climb.begin(rungs, finest))
 
 
-def require_served(batch: Mapping[str, Any], told: Options, escalate: Escalate) -> None:
+def require_served(batch: Mapping[str, Any], decoding: Options, escalate: Escalate) -> None:
     """Refuse what escalation has no answer to.
 
     Raises:
         InputError: names the option.
     """
-    if told.copies > 1:
+    if decoding.copies > 1:
         raise InputError(
-            f"escalate judges one answer per row, and num_beams or num_return_sequences ask for {told.copies}. Leave "
-            "them at 1."
+            f"escalate judges one answer per row, and num_beams or num_return_sequences ask for {decoding.copies}. "
+            "Leave them at 1."
         )
-    asked = [name for name in DECODING if told(name) not in (None, False)]
+    asked = [name for name in DECODING if decoding(name) not in (None, False)]
     if asked:
         raise InputError(f"escalate reads tokens that are chosen one by one; leave out {', '.join(asked)}.")
     names = (*continuing.CACHES, "logits_to_keep")
-    given = [name for name in names if batch.get(name) is not None or told.options.get(name) is not None]
-    if given:
+    refused = [name for name in names if batch.get(name) is not None or decoding.options.get(name) is not None]
+    if refused:
         raise InputError(
-            f"escalate calls the host once per level, and {', '.join(given)} belongs to one call. Leave it out; to go "
-            "on from a conversation's cache no image is read, so there is nothing to escalate."
+            f"escalate calls the host once per level, and {', '.join(refused)} belongs to one call. Leave it out; to "
+            "go on from a conversation's cache no image is read, so there is nothing to escalate."
         )
-    if told("do_sample") and (escalate.calibrated is not None or escalate.threshold is None):
+    if decoding("do_sample") and (escalate.calibrated is not None or escalate.threshold is None):
         raise InputError(
             "what is calibrated are greedy answers, and do_sample is on (the host's own generation config may turn it "
             "on). Pass do_sample=False, or a threshold set by hand, which promises nothing."

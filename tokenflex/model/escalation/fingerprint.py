@@ -41,8 +41,8 @@ def of_model(flex: FlexModel, escalate: Escalate) -> str:
     used: list[Component] = [parts.scaler]
     if escalate.start == "router":
         used += [parts.router, parts.voter, parts.policy]
-    told = [_part(part) for part in (*used, escalate.config.build())]
-    settings = [flex.adapter.model_type, dict(flex.adapter.options), told, escalate.ladder(parts.num_levels)]
+    described = [_part(part) for part in (*used, escalate.config.build())]
+    settings = [flex.adapter.model_type, dict(flex.adapter.options), described, escalate.ladder(parts.num_levels)]
     text = json.dumps([*settings, escalate.start], sort_keys=True, default=str)
     modules = [flex.host, *used]
     key = (text, _stamp(modules))
@@ -56,22 +56,22 @@ def of_model(flex: FlexModel, escalate: Escalate) -> str:
     return seen[key]
 
 
-def of_options(told: Options, budget: Any) -> dict[str, Any]:
+def of_options(settings: Options, budget: Any) -> dict[str, Any]:
     """JSON-ready: what is in force of the options that answers follow from, and the budget of the start."""
-    found = {name: told(name) for name in ANSWERS}
+    found = {name: settings(name) for name in ANSWERS}
     for name, newer in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if found[newer] is not None or not found[name]:
             found[name] = None
     for name in CALLBACKS:
-        given = told(name)
-        found[name] = None if given is None else [type(one).__qualname__ for one in _listed(given)]
+        option = settings(name)
+        found[name] = None if option is None else [type(one).__qualname__ for one in _listed(option)]
     if budget is not None:
         config = request.read_budget(budget)
         found["budget"] = {"policy": config.owner.__qualname__, **asdict(config)}
     return json.loads(json.dumps({name: value for name, value in found.items() if value is not None}, default=_plain))
 
 
-def require_same(flex: FlexModel, escalate: Escalate, told: Options, budget: Any) -> None:
+def require_same(flex: FlexModel, escalate: Escalate, settings: Options, budget: Any) -> None:
     """Refuse a threshold that was calibrated for something else.
 
     Raises:
@@ -80,7 +80,7 @@ def require_same(flex: FlexModel, escalate: Escalate, told: Options, budget: Any
     known = escalate.calibrated
     if known is None:
         return
-    now = of_options(told, budget)
+    now = of_options(settings, budget)
     wrong = [
         f"{name}={known.options.get(name)!r} then, {now.get(name)!r} now"
         for name in sorted({*known.options, *now})
@@ -105,8 +105,8 @@ def _stamp(modules: list[Any]) -> tuple[Any, ...]:
     return tuple((id(one), str(one.dtype), 0 if one.is_inference() else one._version) for one in tensors)
 
 
-def _listed(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, list | tuple) else [given]
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _plain(value: Any) -> Any:

@@ -76,7 +76,7 @@ class Passes:
         self, flex: FlexModel, batch: Mapping[str, Any], encoded: encoding.Encoded, options: Mapping[str, Any], own: Any
     ) -> None:
         self.flex, self.batch, self.encoded, self.options, self.own = flex, batch, encoded, dict(options), own
-        self.told = Options(flex.host, options)
+        self.settings = Options(flex.host, options)
         self.crops = joining.croppable(stock.base_of(flex.host))
         self._kept: list[Kept] = []
         self._prefixes = Prefixes(flex.host, 1 if flex.batching == "grouped" else WORTH)
@@ -110,7 +110,7 @@ class Passes:
         return answers
 
     def keep_only(self, sure: set[int], asked: set[int]) -> None:
-        """Let go of what the other rows have read, but for what stands before their first picture.
+        """Let go of what the other rows have read, but for what stands before their first image.
 
         Args:
             sure: rows of the last pass that have settled, if they are to be kept.
@@ -147,7 +147,7 @@ class Passes:
 
     def _prefilled(self, rows: Rows, group: Group) -> Part:
         part = dict(rows.splice(group).inputs)
-        return grouped.prefilled(part, self.told, rows.host, self._prefixes.behind(group, part))
+        return grouped.prefilled(part, self.settings, rows.host, self._prefixes.behind(group, part))
 
     def _rows(self, levels: Sequence[int]) -> Rows:
         return encoding.in_rows(self.flex, self.batch, self.encoded, levels, "left")
@@ -156,7 +156,7 @@ class Passes:
         """Whether rows can be read in groups; the same in all passes."""
         if self._apart is None:
             inputs = rows.whole.inputs
-            refused = grouped.refusal(rows, inputs) or grouped.refused_generate(rows, self.told)
+            refused = grouped.refusal(rows, inputs) or grouped.refused_generate(rows, self.settings)
             self._apart = self.flex.batching != "padded" and MASK in inputs and refused is None
         return self._apart
 
@@ -176,7 +176,7 @@ class Passes:
         part.pop(LABELS, None)
         length, options = part[IDS].shape[1], self._asked(group, part[IDS], first)
         if keep and not self.crops:
-            kept = grouped.prefilled(part, self.told, rows.host)
+            kept = grouped.prefilled(part, self.settings, rows.host)
             self._kept.append(Kept(group, kept))
             part = grouped.continued(rows, part, kept.name, copy.deepcopy(kept.cache))
         else:
@@ -197,12 +197,12 @@ class Passes:
         options = callbacks.in_the_callers_prompt(options, self.batch[IDS][group], ids, self.own)
         options.pop("streamer", None)
         if first:
-            given = options.get("stopping_criteria") or ()
-            options["stopping_criteria"] = StoppingCriteriaList([*given, AfterOne()])
-        given = options.get("generation_config")
-        if given is None:
+            criteria = options.get("stopping_criteria") or ()
+            options["stopping_criteria"] = StoppingCriteriaList([*criteria, AfterOne()])
+        own_config = options.get("generation_config")
+        if own_config is None:
             return {**options, **ONE_PASS}
-        config = copy.deepcopy(given)
+        config = copy.deepcopy(own_config)
         for name, value in ONE_PASS.items():
             setattr(config, name, value)
         rest = {name: value for name, value in options.items() if name not in ONE_PASS}
@@ -217,7 +217,7 @@ class Passes:
             options["logits_processor"] = LogitsProcessorList([*(options.get("logits_processor") or ()), watch])
         output = self.flex.host.generate(**inputs, **options)
         new = output.sequences[:, length:]
-        mask = answered(new, self.told)
+        mask = answered(new, self.settings)
         sure = [None] * len(new) if watch is None else watch.read(new, mask).float().tolist()
         ids, sizes = new.cpu(), mask.sum(-1).tolist()
         return output, [Answer(ids[i, :size], sure[i]) for i, size in enumerate(sizes)]

@@ -1,6 +1,6 @@
-"""What comes before a row's first picture is read once: at a finer level the host goes on from there.
+"""What comes before a row's first image is read once: at a finer level the host goes on from there.
 
-Words see only what is in front of them, so their keys and values don't depend on the pictures behind, whatever their
+Words see only what is in front of them, so their keys and values don't depend on the images behind, whatever their
 level. Hosts where that isn't so (see `tokenflex.hosts.architectures.looks_ahead`), or whose caches aren't simply one
 column per token, read everything again.
 """
@@ -24,7 +24,7 @@ WORTH = 32
 
 @dataclass(frozen=True)
 class Head:
-    """The words of a row in front of its first picture.
+    """The text tokens of a row in front of its first image.
 
     Attributes:
         ids: of these tokens, on the CPU.
@@ -50,14 +50,14 @@ class Prefixes:
         self._heads: dict[int, Head] = {}
 
     def remember(self, row: int, place: int, spliced: Spliced, part: Part) -> None:
-        """Keep what a row has read in front of its first picture.
+        """Keep what a row has read in front of its first image.
 
         Args:
             place: of the row in ``spliced`` and ``part``, which are padded on the left.
         """
         if not self.shares or row in self._heads:
             return
-        start, count = _words(spliced, place)
+        start, count = _text_after(spliced, place)
         ids = spliced.inputs[IDS][place, start : start + count].cpu()
         layers = tuple(
             tuple(one[place, :, start : start + count].clone() for one in (layer.keys, layer.values))
@@ -98,11 +98,11 @@ def _starts(inputs: Mapping[str, Any]) -> list[int]:
     return (mask.shape[1] - (mask != 0).sum(-1)).tolist()
 
 
-def _words(spliced: Spliced, place: int) -> tuple[int, int]:
+def _text_after(spliced: Spliced, place: int) -> tuple[int, int]:
     """(column of the row's first token, tokens from there up to its first visual one)."""
     start = _starts(spliced.inputs)[place]
-    words = spliced.index[place, start:] >= 0
-    return start, len(words) if bool(words.all()) else int((~words).int().argmax())
+    text = spliced.index[place, start:] >= 0
+    return start, len(text) if bool(text.all()) else int((~text).int().argmax())
 
 
 def _alike(one: Tensor, other: Tensor) -> int:

@@ -68,8 +68,8 @@ class Calibration:
         Raises:
             ConfigError: a key is missing, or there is one too many, or a value can't be what calibration found.
         """
-        given = _known(cls, data, "a calibration")
-        return cls(**{**given, "threshold": math.inf if given["threshold"] == NEVER else given["threshold"]})
+        entries = _known(cls, data, "a calibration")
+        return cls(**{**entries, "threshold": math.inf if entries["threshold"] == NEVER else entries["threshold"]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +150,9 @@ class Escalate:
         Raises:
             InputError: there is no such level.
         """
-        given = range(num_levels) if self.levels is None else read_levels(self.levels, num_levels)
-        assert not isinstance(given, int)
-        return tuple(sorted({*given, num_levels - 1}))
+        listed = range(num_levels) if self.levels is None else read_levels(self.levels, num_levels)
+        assert not isinstance(listed, int)
+        return tuple(sorted({*listed, num_levels - 1}))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready data.
@@ -179,17 +179,17 @@ class Escalate:
         Raises:
             ConfigError: a key or a value isn't known, or the measure isn't installed.
         """
-        given = _known(cls, data, "an escalation")
-        measure = given["measure"]
+        entries = _known(cls, data, "an escalation")
+        measure = entries["measure"]
         if not isinstance(measure, Mapping) or not isinstance(measure.get("name"), str):
             raise ConfigError(f"the measure {measure!r:.200} isn't described by a name and its settings.")
         kind = registry.confidences.get(measure["name"]).Config
         config = kind.from_dict(measure.get("config") or {})
-        given["measure"] = measure["name"] if config == kind() else config
-        given["threshold"] = math.inf if given["threshold"] == NEVER else given["threshold"]
-        if given["calibrated"] is not None:
-            given["calibrated"] = Calibration.from_dict(given["calibrated"])
-        return cls(**given)
+        entries["measure"] = measure["name"] if config == kind() else config
+        entries["threshold"] = math.inf if entries["threshold"] == NEVER else entries["threshold"]
+        if entries["calibrated"] is not None:
+            entries["calibrated"] = Calibration.from_dict(entries["calibrated"])
+        return cls(**entries)
 
 
 def _levels(levels: Any) -> tuple[int | str, ...]:

@@ -65,22 +65,22 @@ class AfterOne(StoppingCriteria):
         return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def ends(told: Options) -> list[int]:
+def ends(settings: Options) -> list[int]:
     """Ids of the tokens that end an answer."""
-    return _ids(told("eos_token_id"))
+    return _ids(settings("eos_token_id"))
 
 
-def padding(told: Options) -> int:
+def padding(settings: Options) -> int:
     """Id of the token behind answers that ended; where none is told the one that ends answers, as in transformers."""
-    return (_ids(told("pad_token_id")) or ends(told) or [0])[0]
+    return (_ids(settings("pad_token_id")) or ends(settings) or [0])[0]
 
 
-def answered(new: Int[Tensor, "rows steps"], told: Options) -> Bool[Tensor, "rows steps"]:
+def answered(new: Int[Tensor, "rows steps"], settings: Options) -> Bool[Tensor, "rows steps"]:
     """Which new tokens are the answer: up to the token that ends it, that one included; the first always."""
-    last, pad = torch.tensor(ends(told), device=new.device, dtype=new.dtype), padding(told)
+    last, pad = torch.tensor(ends(settings), device=new.device, dtype=new.dtype), padding(settings)
     over = torch.isin(new, last).long()
     mask = over.cumsum(-1) - over == 0
-    if pad not in last.tolist() and any(told(name) for name in CRITERIA):
+    if pad not in last.tolist() and any(settings(name) for name in CRITERIA):
         mask &= (new != pad).flip(-1).cumsum(-1).flip(-1) > 0
     mask[:, :1] = True
     return mask

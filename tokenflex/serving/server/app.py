@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 from tokenflex.serving.server import protocol
 from tokenflex.serving.server.asking import Ask, read
+from tokenflex.serving.server.images import Images
 from tokenflex.serving.server.limits import Limits
 from tokenflex.serving.server.metrics import CONTENT_TYPE, Metrics
-from tokenflex.serving.server.pictures import Pictures
 from tokenflex.serving.server.protocol import Usage, Writer
 from tokenflex.serving.server.refusals import RefusedError, refusal_of
 
@@ -29,7 +29,7 @@ class Engine(Protocol):
 
     name: str
     num_levels: int
-    marks: tuple[str, ...]
+    placeholders: tuple[str, ...]
 
     async def serve(self) -> None:
         """Work for ever; cancelled at the end."""
@@ -45,17 +45,17 @@ class Engine(Protocol):
 
 
 def create(
-    engine: Engine, name: str, limits: Limits, metrics: Metrics | None = None, pictures: Pictures | None = None
+    engine: Engine, name: str, limits: Limits, metrics: Metrics | None = None, images: Images | None = None
 ) -> Starlette:
     """The application, for any ASGI server.
 
     Args:
         name: as clients call the model.
-        pictures: reads images; None: by the limits.
+        images: reads images; None: by the limits.
     """
     metrics = metrics or Metrics()
-    pictures = pictures or Pictures(limits)
-    served = Served(engine, name, limits, metrics, pictures)
+    images = images or Images(limits)
+    served = Served(engine, name, limits, metrics, images)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -64,7 +64,7 @@ def create(
         work.cancel()
         with suppress(asyncio.CancelledError):
             await work
-        await pictures.close()
+        await images.close()
 
     return Starlette(
         routes=[
@@ -123,15 +123,15 @@ class Door:
 class Served:
     """The routes of one model."""
 
-    def __init__(self, engine: Engine, name: str, limits: Limits, metrics: Metrics, pictures: Pictures) -> None:
+    def __init__(self, engine: Engine, name: str, limits: Limits, metrics: Metrics, images: Images) -> None:
         self.engine, self.name, self.limits = engine, name, limits
-        self.metrics, self.pictures, self.since = metrics, pictures, int(time.time())
+        self.metrics, self.images, self.since = metrics, images, int(time.time())
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         asked = protocol.read(await self._body(request))
         self._require(asked.model)
-        ask = await read(asked, self.pictures, self.limits, self.engine.num_levels, self.engine.marks)
+        ask = await read(asked, self.images, self.limits, self.engine.num_levels, self.engine.placeholders)
         pieces = self.engine.answer(ask)
         if asked.stream:
             first = await _unless_gone(request, anext(pieces))
@@ -154,8 +154,8 @@ class Served:
     async def health(self, request: Request) -> Response:
         """Whether requests can be answered."""
         reason = await self.engine.refusal()
-        told = {"status": "ok" if reason is None else "unavailable", "model": self.name, "engine": self.engine.name}
-        return JSONResponse(told if reason is None else {**told, "reason": reason}, 200 if reason is None else 503)
+        body = {"status": "ok" if reason is None else "unavailable", "model": self.name, "engine": self.engine.name}
+        return JSONResponse(body if reason is None else {**body, "reason": reason}, 200 if reason is None else 503)
 
     async def counted(self, request: Request) -> Response:
         """The counters."""
@@ -177,8 +177,8 @@ class Served:
         too_large = RefusedError(
             f"The request has more than {limit} bytes; send smaller images, or fewer.", "too_large", 413
         )
-        told = request.headers.get("content-length", "0")
-        if told.isdecimal() and int(told[:20]) > limit:
+        length = request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > limit:
             raise too_large
         try:
             async with asyncio.timeout(self.limits.seconds):

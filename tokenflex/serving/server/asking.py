@@ -10,8 +10,8 @@ from PIL import Image
 from tokenflex.contracts.levels import spread
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.model import request
+from tokenflex.serving.server.images import Images
 from tokenflex.serving.server.limits import Limits
-from tokenflex.serving.server.pictures import Pictures
 from tokenflex.serving.server.protocol import Chat, ImagePart
 from tokenflex.serving.server.refusals import RefusedError
 
@@ -57,12 +57,12 @@ class Ask:
         return frozenset(kind), json.dumps(self.budget, sort_keys=True), self.sampling, alone
 
 
-async def read(chat: Chat, pictures: Pictures, limits: Limits, num_levels: int, marks: Sequence[str]) -> Ask:
+async def read(chat: Chat, images: Images, limits: Limits, num_levels: int, placeholders: Sequence[str]) -> Ask:
     """What a checked request asks, with its images.
 
     Args:
         num_levels: that the model has.
-        marks: words that stand for images, which a request may not write itself.
+        placeholders: words that stand for images, which a request may not write itself.
 
     Raises:
         RefusedError: a value isn't one for this model, or an image can't be had.
@@ -78,7 +78,7 @@ async def read(chat: Chat, pictures: Pictures, limits: Limits, num_levels: int, 
                 details.append(part.image_url.detail)
                 parts.append({"type": "image"})
                 continue
-            for mark in marks:
+            for mark in placeholders:
                 if mark in part.text:
                     raise RefusedError(
                         f"A text has {mark!r}, which stands for an image; send images as image_url parts.",
@@ -93,8 +93,8 @@ async def read(chat: Chat, pictures: Pictures, limits: Limits, num_levels: int, 
         )
     levels, budget = _choice(chat, details, num_levels)
     sampling = _sampling(chat, limits)
-    images = await pictures.read(urls)
-    return Ask(tuple(messages), images, levels, budget, sampling, tuple(chat.stop), chat.stream)
+    read_images = await images.read(urls)
+    return Ask(tuple(messages), read_images, levels, budget, sampling, tuple(chat.stop), chat.stream)
 
 
 def _choice(chat: Chat, details: Sequence[str], num_levels: int) -> tuple[tuple[int | None, ...], Any]:

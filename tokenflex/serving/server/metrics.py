@@ -53,9 +53,9 @@ class Metrics:
 
     def answered(self, usage: Usage) -> None:
         """An answer is complete."""
-        told = usage.written()
+        counts = usage.written()
         for kind in ("prompt", "completion", "visual"):
-            self._tokens.labels(kind).inc(told[f"{kind}_tokens"])
+            self._tokens.labels(kind).inc(counts[f"{kind}_tokens"])
         self._tokens.labels("visual_full").inc(usage.visual_full)
         for level in usage.levels:
             self._images.labels(str(level)).inc()

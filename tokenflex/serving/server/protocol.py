@@ -111,16 +111,16 @@ def read(body: bytes) -> Chat:
         RefusedError: it is no JSON, has an option that isn't supported, or a value that isn't one.
     """
     try:
-        given = from_json(body, allow_inf_nan=False)
+        fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise RefusedError(f"The body is no JSON: {error}.", "invalid_json") from error
-    if not isinstance(given, dict):
+    if not isinstance(fields, dict):
         raise RefusedError("The body is no JSON object; expected one with model and messages.", "invalid_json")
-    given = {name: value for name, value in given.items() if not _says_nothing(name, value)}
-    messages = given.get("messages")
+    fields = {name: value for name, value in fields.items() if not _says_nothing(name, value)}
+    messages = fields.get("messages")
     if isinstance(messages, list):
-        given["messages"] = [_without_nothing(message) for message in messages]
-    for name in given:
+        fields["messages"] = [_without_nothing(message) for message in messages]
+    for name in fields:
         if name not in Chat.model_fields:
             neutral = f" or give {json.dumps(NEUTRAL[name])}" if name in NEUTRAL else ""
             raise RefusedError(
@@ -130,7 +130,7 @@ def read(body: bytes) -> Chat:
                 param=name[:100],
             )
     try:
-        return Chat.model_validate(given)
+        return Chat.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:200]

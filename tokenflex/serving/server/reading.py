@@ -13,7 +13,7 @@ from tokenflex.model import FlexModel
 from tokenflex.serving.server.asking import Ask
 from tokenflex.serving.server.refusals import RefusedError
 
-MARKS = ("image_token", "video_token", "audio_token")
+PLACEHOLDERS = ("image_token", "video_token", "audio_token")
 
 
 class Reader:
@@ -27,8 +27,8 @@ class Reader:
     def __init__(self, flex: FlexModel, processor: Any) -> None:
         self.flex, self.processor = flex, processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
-        found = {getattr(one, name, None) for name in MARKS for one in (processor, self.tokenizer)}
-        self.marks = tuple(sorted(mark for mark in found if isinstance(mark, str) and mark))
+        found = {getattr(one, name, None) for name in PLACEHOLDERS for one in (processor, self.tokenizer)}
+        self.placeholders = tuple(sorted(mark for mark in found if isinstance(mark, str) and mark))
 
     def inputs(self, asks: Sequence[Ask]) -> dict[str, Any]:
         """The processor's batch, padded on the left, on the model's device; all with images or all without.

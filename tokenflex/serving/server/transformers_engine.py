@@ -32,7 +32,7 @@ class TransformersEngine:
         self, flex: FlexModel, processor: Any, limits: Limits, seen: Callable[[int], None] = lambda rows: None
     ) -> None:
         self.flex, self.reader = flex.eval(), Reader(flex, processor)
-        self.num_levels, self.marks = flex.compressor.num_levels, self.reader.marks
+        self.num_levels, self.placeholders = flex.compressor.num_levels, self.reader.placeholders
         self.batcher = Batcher(self._run, limits.batch, limits.wait, seen)
 
     async def serve(self) -> None:
@@ -86,8 +86,8 @@ class TransformersEngine:
     def _writing(self, job: Job) -> Writing:
         ends = getattr(self.flex.generation_config, "eos_token_id", None)
         ends = [] if ends is None else ends if isinstance(ends, list | tuple) else [ends]
-        told = job.tell if job.ask.stream else None
-        return Writing(self.reader.decode, set(ends), job.ask.stop, job.ask.sampling.new_tokens, told)
+        listener = job.tell if job.ask.stream else None
+        return Writing(self.reader.decode, set(ends), job.ask.stop, job.ask.sampling.new_tokens, listener)
 
 
 class Rows(StoppingCriteria):

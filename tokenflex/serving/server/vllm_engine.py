@@ -63,7 +63,7 @@ class VllmEngine:
         if front.processor is None:
             raise ConfigError("the front has no processor; save the host's beside the model.")
         self.front, self.reader = front, Reader(front.flex, front.processor)
-        self.num_levels, self.marks = front.flex.compressor.num_levels, self.reader.marks
+        self.num_levels, self.placeholders = front.flex.compressor.num_levels, self.reader.placeholders
         self.batcher = Batcher(self._export, limits.batch, limits.wait, seen)
         self.client = httpx.AsyncClient(
             base_url=upstream.rstrip("/").removesuffix("/v1"),
@@ -124,11 +124,11 @@ class VllmEngine:
         async for line in response.aiter_lines():
             if not line.startswith(DATA) or line[len(DATA) :].strip() == "[DONE]":
                 continue
-            told = _read(line[len(DATA) :].encode())
-            if told.get("error"):
-                raise _refused(_status(told), line[len(DATA) :].encode())
-            usage = told.get("usage") or usage
-            for choice in told.get("choices") or ():
+            event = _read(line[len(DATA) :].encode())
+            if event.get("error"):
+                raise _refused(_status(event), line[len(DATA) :].encode())
+            usage = event.get("usage") or usage
+            for choice in event.get("choices") or ():
                 reason = choice.get("finish_reason") or reason
                 if (choice.get("delta") or {}).get("content"):
                     yield choice["delta"]["content"]
@@ -165,13 +165,13 @@ def asked(ask: Ask, request: Request) -> dict[str, Any]:
         for message in ask.messages
     ]
     sampling = ask.sampling
-    told = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+    settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
     return {
         "messages": messages,
         "max_tokens": sampling.new_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
-        **{name: value for name, value in told.items() if value is not None},
+        **{name: value for name, value in settings.items() if value is not None},
         **({"stop": list(ask.stop)} if ask.stop else {}),
     }
 
@@ -184,8 +184,8 @@ def _read(content: bytes) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _status(told: Mapping[str, Any]) -> int:
-    code = told["error"].get("code") if isinstance(told["error"], dict) else None
+def _status(event: Mapping[str, Any]) -> int:
+    code = event["error"].get("code") if isinstance(event["error"], dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 

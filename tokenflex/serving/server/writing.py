@@ -14,7 +14,7 @@ class Writing:
         ends: ids that end an answer.
         stop: strings that end it, and aren't part of it.
         limit: tokens at most.
-        told: called with every new piece of text, if given.
+        listener: called with every new piece of text, if given.
     """
 
     def __init__(
@@ -23,9 +23,9 @@ class Writing:
         ends: Collection[int],
         stop: Sequence[str],
         limit: int,
-        told: Callable[[str], None] | None = None,
+        listener: Callable[[str], None] | None = None,
     ) -> None:
-        self.decode, self.ends, self.stop, self.limit, self.told = decode, ends, stop, limit, told
+        self.decode, self.ends, self.stop, self.limit, self.listener = decode, ends, stop, limit, listener
         self.ids: list[int] = []
         self.reason = ""
         self.text = ""
@@ -38,7 +38,7 @@ class Writing:
         self.ids.append(token)
         if token in self.ends:
             self.end("stop")
-        elif self.stop or self.told is not None:
+        elif self.stop or self.listener is not None:
             self._look(last=False)
         if not self.reason and len(self.ids) >= self.limit:
             self.end("length")
@@ -59,8 +59,8 @@ class Writing:
             text = text[: len(text) - begun(text, self.stop)]
         if last or len(text) > self._given:
             self.text = text
-        if self.told is not None and len(self.text) > self._given:
-            self.told(self.text[self._given :])
+        if self.listener is not None and len(self.text) > self._given:
+            self.listener(self.text[self._given :])
             self._given = len(self.text)
 
 

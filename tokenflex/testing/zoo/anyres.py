@@ -1,4 +1,4 @@
-"""Tiny hosts that cut a picture into tiles, unpad the joined grid and end its rows with a learned newline."""
+"""Tiny hosts that cut an image into tiles, unpad the joined grid and end its rows with a learned newline."""
 
 import math
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ import transformers
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from tokenflex.testing.zoo.llava import SIDE, clip, llama, siglip, words
-from tokenflex.testing.zoo.recipe import IMAGE, VIDEO, Pictures, TinyHost, pixels, seeded
+from tokenflex.testing.zoo.llava import SIDE, clip, language_config, llama, siglip
+from tokenflex.testing.zoo.recipe import IMAGE, VIDEO, Images, TinyHost, pixels, seeded
 
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [SIDE, 3 * SIDE]]
 SIZES = ((29, 20), (13, 40), (32, 32), (44, 21), (8, 47), (22, 31), (16, 32))
-"""Height and width of picture n modulo their number: portrait, wide, square, tall; most of them get padded."""
+"""Height and width of image n modulo their number: portrait, wide, square, tall; most of them get padded."""
 
 FRAMES = 3
-"""Frames of every clip."""
+"""Frames of every video."""
 
 
 def _settings(**settings: Any) -> dict[str, Any]:
@@ -38,12 +38,14 @@ def _llava_next_video() -> Any:
 def _onevision() -> Any:
     """At most two tiles' worth of tokens: larger grids are shrunk bilinearly."""
     settings = {"vision_aspect_ratio": "anyres_max_2", "video_token_index": VIDEO, "vision_config": siglip()}
-    config = transformers.LlavaOnevisionConfig(**_settings(text_config=words(transformers.Qwen2Config), **settings))
+    config = transformers.LlavaOnevisionConfig(
+        **_settings(text_config=language_config(transformers.Qwen2Config), **settings)
+    )
     return seeded(lambda: transformers.LlavaOnevisionForConditionalGeneration(config))
 
 
 def _granite() -> Any:
-    """A learned query per two by two patches; two features per picture join at the first layers, two later."""
+    """A learned query per two by two patches; two features per image join at the first layers, two later."""
     reader: dict[str, Any] = {
         "model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 48,
         "cross_attention_frequency": 1, "use_qformer_text_input": False, "initializer_range": 0.2,
@@ -57,17 +59,17 @@ def _granite() -> Any:
     )
 
 
-def anyres(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """A base tile and the tiles of the best fitting canvas, for every picture."""
+def anyres(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """A base tile and the tiles of the best fitting canvas, for every image."""
     numbers = [number for row in rows for number in row]
     sizes = [SIZES[number % len(SIZES)] for number in numbers]
     tiles = [_tiles(config, number, size) for number, size in zip(numbers, sizes, strict=True)]
     runs = tuple((IMAGE,) * tokens(config, *size) for size in sizes)
-    return Pictures({"pixel_values": _stack(tiles), "image_sizes": torch.tensor(sizes)}, runs)
+    return Images({"pixel_values": _stack(tiles), "image_sizes": torch.tensor(sizes)}, runs)
 
 
-def anyres_if_alone(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """As `anyres`, but pictures that share a row are one tile each: OneVision's rule."""
+def anyres_if_alone(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """As `anyres`, but images that share a row are one tile each: OneVision's rule."""
     sizes: list[tuple[int, int]] = []
     tiles: list[Tensor] = []
     runs: list[tuple[int, ...]] = []
@@ -79,16 +81,16 @@ def anyres_if_alone(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
             runs.append((IMAGE,) * (tokens(config, *size) if len(row) == 1 else tile_side(config) ** 2 + 1))
     counts = torch.tensor([len(row) for row in rows if row])
     inputs = {"pixel_values": _stack(tiles), "image_sizes": torch.tensor(sizes), "batch_num_images": counts}
-    return Pictures(inputs, tuple(runs))
+    return Images(inputs, tuple(runs))
 
 
-def pooled_clips(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """Clips of `FRAMES` frames, each pooled by two in both directions; OneVision ends a clip with a newline."""
+def pooled_videos(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """Videos of `FRAMES` frames, each pooled by two in both directions; OneVision ends a video with a newline."""
     numbers = [number for row in rows for number in row]
     stacked = torch.stack([pixels(number + 2000, FRAMES, 3, SIDE, SIDE) for number in numbers])
     onevision = hasattr(config, "vision_aspect_ratio")
     run = (VIDEO,) * (FRAMES * math.ceil(tile_side(config) / 2) ** 2 + onevision)
-    return Pictures({"pixel_values_videos": stacked}, (run,) * len(numbers))
+    return Images({"pixel_values_videos": stacked}, (run,) * len(numbers))
 
 
 def tile_side(config: Any) -> int:
@@ -114,7 +116,7 @@ def canvas(config: Any, height: int, width: int) -> tuple[int, int]:
 
 
 def tokens(config: Any, height: int, width: int) -> int:
-    """Placeholders of one picture: base tile, canvas, one newline per row."""
+    """Placeholders of one image: base tile, canvas, one newline per row."""
     rows, columns = canvas(config, height, width)
     return tile_side(config) ** 2 + rows * (columns + 1)
 
@@ -133,14 +135,14 @@ def _tiles(config: Any, number: int, size: tuple[int, int]) -> Tensor:
 
 def _stack(tiles: Sequence[Tensor]) -> Tensor:
     stacked = torch.zeros(len(tiles), max(map(len, tiles)), *tiles[0].shape[1:])
-    for i, picture in enumerate(tiles):
-        stacked[i, : len(picture)] = picture
+    for i, image in enumerate(tiles):
+        stacked[i, : len(image)] = image
     return stacked
 
 
 HOSTS: tuple[TinyHost, ...] = (
     TinyHost("llava_next", _llava_next, anyres),
-    TinyHost("llava_next_video", _llava_next_video, anyres, videos=pooled_clips),
-    TinyHost("llava_onevision", _onevision, anyres_if_alone, videos=pooled_clips),
+    TinyHost("llava_next_video", _llava_next_video, anyres, videos=pooled_videos),
+    TinyHost("llava_onevision", _onevision, anyres_if_alone, videos=pooled_videos),
     TinyHost("granite4_vision", _granite, anyres),
 )

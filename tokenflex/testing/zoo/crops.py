@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tokenflex.testing.zoo.llava import words
+from tokenflex.testing.zoo.llava import language_config
 from tokenflex.testing.zoo.recipe import (
     BREAK,
     COLUMN,
@@ -16,7 +16,7 @@ from tokenflex.testing.zoo.recipe import (
     IMAGE,
     ROW,
     START,
-    Pictures,
+    Images,
     TinyHost,
     pixels,
     seeded,
@@ -26,7 +26,7 @@ PAGE, CROP = 48, 32
 """Pixels along the side of the whole view and of a crop; eight of them make a token."""
 STRIDE = 8
 SHAPES = ((1, 1), (1, 2), (2, 2), (2, 1))
-"""Rows and columns of crops of picture n modulo their number; one crop would be the page itself and is left out."""
+"""Rows and columns of crops of image n modulo their number; one crop would be the page itself and is left out."""
 
 
 def _granite_docling() -> Any:
@@ -35,7 +35,9 @@ def _granite_docling() -> Any:
         "image_size": CROP, "patch_size": 2, "scale_factor": 4, "deepstack_visual_indexes": [0, 1],
         "out_hidden_size": 32, "initializer_range": 0.2,
     }  # fmt: skip
-    text = words(dict, embedding_multiplier=2.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.3)
+    text = language_config(
+        dict, embedding_multiplier=2.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.3
+    )
     config = transformers.GraniteDoclingConfig(
         text_config=text, vision_config=vision, image_token_id=IMAGE, pad_token_id=0
     )
@@ -48,7 +50,7 @@ def _step3p7() -> Any:
         "patch_size": STRIDE // 4, "mlp_ratio": 2.0, "layer_scale_init_value": 1.0, "max_position_embeddings": 1024,
         "initializer_range": 0.2,
     }  # fmt: skip
-    text = words(
+    text = language_config(
         dict, head_dim=8, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, share_expert_dim=16,
         mlp_layer_types=["dense", "sparse"], layer_types=["sliding_attention", "full_attention"], sliding_window=64,
     )  # fmt: skip
@@ -67,7 +69,7 @@ def _sam(**settings: Any) -> dict[str, Any]:
 
 
 def _experts() -> dict[str, Any]:
-    return words(
+    return language_config(
         dict, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, n_group=1,
         topk_group=1, mlp_layer_types=["dense", "sparse"],
     )  # fmt: skip
@@ -85,7 +87,7 @@ def _unlimited_ocr() -> Any:
 
 def _deepseek_ocr2() -> Any:
     """Its 144 learned queries are fixed in the code."""
-    encoder = words(dict, max_position_embeddings=512)
+    encoder = language_config(dict, max_position_embeddings=512)
     vision: dict[str, Any] = {"sam_config": _sam(), "encoder_config": encoder}
     config = transformers.DeepseekOcr2Config(text_config=_experts(), vision_config=vision, image_token_id=IMAGE)
     return seeded(lambda: transformers.DeepseekOcr2ForConditionalGeneration(config))
@@ -100,15 +102,15 @@ def _count(number: int) -> int:
     return rows * columns if rows * columns > 1 else 0
 
 
-def page_and_crops(write: Callable[[int, int, int], tuple[int, ...]], grid: bool = False) -> Callable[..., Pictures]:
+def page_and_crops(write: Callable[[int, int, int], tuple[int, ...]], grid: bool = False) -> Callable[..., Images]:
     """All pages, and apart from them the crops of all pages.
 
     Args:
-        write: the token ids of a picture of so many rows and columns of crops and so many crops.
+        write: the token ids of an image of so many rows and columns of crops and so many crops.
         grid: also give columns and rows of crops.
     """
 
-    def pictures(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
+    def images(config: Any, rows: Sequence[Sequence[int]]) -> Images:
         numbers = [number for row in rows for number in row]
         inputs: dict[str, Any] = {"pixel_values": torch.stack([pixels(n, 3, PAGE, PAGE) for n in numbers])}
         if any(map(_count, numbers)):
@@ -117,12 +119,12 @@ def page_and_crops(write: Callable[[int, int, int], tuple[int, ...]], grid: bool
         inputs["num_local_patches"] = [_count(number) for number in numbers]
         if grid:
             inputs["patches_grid"] = [list(_shape(number))[::-1] for number in numbers]
-        return Pictures(inputs, tuple(write(*_shape(number), _count(number)) for number in numbers))
+        return Images(inputs, tuple(write(*_shape(number), _count(number)) for number in numbers))
 
-    return pictures
+    return images
 
 
-def tiles_of_rows(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
+def tiles_of_rows(config: Any, rows: Sequence[Sequence[int]]) -> Images:
     """Crops of a row of the batch side by side, padded with empty ones; the page, seen as small, is the last."""
     counts = [[_count(number) + 1 for number in row] for row in rows]
     tiles = torch.zeros(len(rows), max(map(sum, counts)), 3, CROP, CROP)
@@ -132,7 +134,7 @@ def tiles_of_rows(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
         if views:
             tiles[i, : sum(counts[i])], mask[i, : sum(counts[i])] = torch.cat(views), True
     runs = tuple(_docling_run(*_shape(number)) for row in rows for number in row)
-    return Pictures({"pixel_values": tiles, "pixel_attention_mask": mask}, runs)
+    return Images({"pixel_values": tiles, "pixel_attention_mask": mask}, runs)
 
 
 def _docling_run(rows: int, columns: int) -> tuple[int, ...]:

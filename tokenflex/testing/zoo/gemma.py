@@ -1,4 +1,4 @@
-"""Tiny hosts of the fourth Gemma: patches with explicit places, one grid per picture, seen in both directions."""
+"""Tiny hosts of the fourth Gemma: patches with explicit places, one grid per image, seen in both directions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import torch
 import transformers
 
-from tokenflex.testing.zoo.llava import words
-from tokenflex.testing.zoo.recipe import END, IMAGE, START, VIDEO, VOCABULARY, Pictures, TinyHost, pixels, seeded
+from tokenflex.testing.zoo.llava import language_config
+from tokenflex.testing.zoo.recipe import END, IMAGE, START, VIDEO, VOCABULARY, Images, TinyHost, pixels, seeded
 
 PATCH, POOL, MOST = 2, 2, 32
-"""Pixels per patch, patches per token (both per side), and tokens every picture is padded to."""
+"""Pixels per patch, patches per token (both per side), and tokens every image is padded to."""
 GRIDS = ((4, 4), (4, 6), (6, 4), (8, 4))
-"""Rows and columns of tokens of picture n modulo their number."""
+"""Rows and columns of tokens of image n modulo their number."""
 AUDIO = 12
 
 
@@ -24,7 +24,7 @@ def _marks() -> dict[str, Any]:
 
 
 def _text(kind: Any, **settings: Any) -> Any:
-    return words(
+    return language_config(
         kind, head_dim=8, global_head_dim=8, sliding_window=24, layer_types=["sliding_attention", "full_attention"],
         use_bidirectional_attention="vision", **settings,
     )  # fmt: skip
@@ -52,14 +52,14 @@ def _gemma4_unified() -> Any:
     return seeded(lambda: transformers.Gemma4UnifiedForConditionalGeneration(config))
 
 
-def placed(per_token: int) -> Callable[..., Pictures]:
+def placed(per_token: int) -> Callable[..., Images]:
     """Patches in reading order with their column and row, padded with places of -1.
 
     Args:
         per_token: patches per token along each side.
     """
 
-    def pictures(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
+    def images(config: Any, rows: Sequence[Sequence[int]]) -> Images:
         numbers = [number for row in rows for number in row]
         channels = 3 * (PATCH * POOL // per_token) ** 2
         values = torch.zeros(len(numbers), MOST * per_token**2, channels)
@@ -72,9 +72,9 @@ def placed(per_token: int) -> Callable[..., Pictures]:
             ))  # fmt: skip
             values[i, : len(y)], places[i, : len(y)] = pixels(number, len(y), channels), torch.stack([x, y], 1)
             runs.append((START, *(IMAGE,) * (height * width), END))
-        return Pictures({"pixel_values": values, "image_position_ids": places}, tuple(runs))
+        return Images({"pixel_values": values, "image_position_ids": places}, tuple(runs))
 
-    return pictures
+    return images
 
 
 HOSTS: tuple[TinyHost, ...] = (

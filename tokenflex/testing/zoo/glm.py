@@ -1,4 +1,4 @@
-"""Tiny hosts of the GLM-V kind: as the Qwen-VL kind, but the frames of a video look like pictures."""
+"""Tiny hosts of the GLM-V kind: as the Qwen-VL kind, but the frames of a video look like images."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from tokenflex.testing.zoo.grids import SMALL_TEXT, Rows, clip_grid, grid_pictures, in_order, timed_videos
+from tokenflex.testing.zoo.grids import SMALL_TEXT, Rows, grid_images, in_order, timed_videos, video_grid
 from tokenflex.testing.zoo.qwen import section
-from tokenflex.testing.zoo.recipe import END, IMAGE, START, VIDEO, WORD, Pictures, TinyHost, seeded
+from tokenflex.testing.zoo.recipe import END, IMAGE, START, VIDEO, WORD, Images, TinyHost, seeded
 
 VIDEO_START, VIDEO_END = 12, 13
 NAMES: dict[str, Any] = {
@@ -70,27 +70,27 @@ def _glm5_next() -> Any:
     return seeded(lambda: transformers.Glm5NextForConditionalGeneration(config))
 
 
-def framed_videos(config: Any, rows: Rows) -> Pictures:
-    """Videos whose frames are runs of a picture's placeholders, each with its time after it."""
+def framed_videos(config: Any, rows: Rows) -> Images:
+    """Videos whose frames are runs of an image's placeholders, each with its time after it."""
     made = timed_videos(config, rows, placeholder=IMAGE)
     runs: list[tuple[int, ...]] = []
-    for t, h, w in map(clip_grid, in_order(rows)):
+    for t, h, w in map(video_grid, in_order(rows)):
         frames = [(START, *(IMAGE,) * (h * w), END, WORD + at) for at in range(t)]
         runs.append((VIDEO_START, *(token for frame in frames for token in frame), VIDEO_END))
-    return Pictures(made.inputs, tuple(runs))
+    return Images(made.inputs, tuple(runs))
 
 
 def types(ids: Tensor) -> dict[str, Tensor]:
-    """1 at placeholders of pictures, 2 at the same placeholders inside a video."""
+    """1 at placeholders of images, 2 at the same placeholders inside a video."""
     inside = (ids == VIDEO_START).cumsum(-1) > (ids == VIDEO_END).cumsum(-1)
     return {"mm_token_type_ids": torch.where(ids == IMAGE, 1 + inside.long(), 0)}
 
 
 HOSTS: tuple[TinyHost, ...] = (
-    TinyHost("glm4v", _glm4v, grid_pictures, None, framed_videos, types),
-    TinyHost("glm4v_moe", _glm4v_moe, grid_pictures, None, framed_videos, types),
-    TinyHost("glm46v", _glm46v, grid_pictures, None, framed_videos, types),
-    TinyHost("glmga", _glmga, grid_pictures, None, framed_videos, types),
-    TinyHost("glm_ocr", _glm_ocr, grid_pictures, None, framed_videos, types),
-    TinyHost("glm5_next", _glm5_next, grid_pictures, None, framed_videos, types),
+    TinyHost("glm4v", _glm4v, grid_images, None, framed_videos, types),
+    TinyHost("glm4v_moe", _glm4v_moe, grid_images, None, framed_videos, types),
+    TinyHost("glm46v", _glm46v, grid_images, None, framed_videos, types),
+    TinyHost("glmga", _glmga, grid_images, None, framed_videos, types),
+    TinyHost("glm_ocr", _glm_ocr, grid_images, None, framed_videos, types),
+    TinyHost("glm5_next", _glm5_next, grid_images, None, framed_videos, types),
 )

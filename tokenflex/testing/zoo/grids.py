@@ -1,4 +1,4 @@
-"""Pictures and videos cut into patches in a row, with their grids in an input of their own."""
+"""Images and videos cut into patches in a row, with their grids in an input of their own."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenflex.testing.zoo.recipe import BOS, END, EOS, IMAGE, PAD, START, VIDEO, VOCABULARY, WORD, Pictures, pixels
+from tokenflex.testing.zoo.recipe import BOS, END, EOS, IMAGE, PAD, START, VIDEO, VOCABULARY, WORD, Images, pixels
 
 GRIDS = ((4, 4), (4, 6), (6, 2), (5, 3))
-CLIPS = ((2, 4, 4), (3, 2, 6), (1, 5, 3))
-"""Tokens in height and width (and, first, in time) that stand for picture or video number 0, 1, ..., then again."""
+VIDEOS = ((2, 4, 4), (3, 2, 6), (1, 5, 3))
+"""Tokens in height and width (and, first, in time) that stand for image or video number 0, 1, ..., then again."""
 
 Rows = Sequence[Sequence[int]]
 SMALL_TEXT: dict[str, Any] = {
@@ -24,18 +24,18 @@ IDS: dict[str, Any] = {
 
 
 def in_order(rows: Rows) -> list[int]:
-    """The numbers of a batch's pictures, row after row."""
+    """The numbers of a batch's images, row after row."""
     return [number for row in rows for number in row]
 
 
 def grid(number: int) -> tuple[int, int]:
-    """Tokens in height and width of picture ``number``."""
+    """Tokens in height and width of image ``number``."""
     return GRIDS[number % len(GRIDS)]
 
 
-def clip_grid(number: int) -> tuple[int, int, int]:
+def video_grid(number: int) -> tuple[int, int, int]:
     """Tokens in time, height and width of video ``number``."""
-    return CLIPS[number % len(CLIPS)]
+    return VIDEOS[number % len(VIDEOS)]
 
 
 def patch_width(vision: Any) -> int:
@@ -52,38 +52,38 @@ def patches(grids: Sequence[tuple[int, int, int]], seeds: Sequence[int], merge: 
 
 
 def wrapped(*inside: int) -> tuple[int, ...]:
-    """Placeholders between the ids that open and close a picture."""
+    """Placeholders between the ids that open and close an image."""
     return (START, *inside, END)
 
 
-def grid_pictures(config: Any, rows: Rows, *, frame: Callable[..., tuple[int, ...]] = wrapped) -> Pictures:
-    """Pictures as ``pixel_values`` and ``image_grid_thw``."""
+def grid_images(config: Any, rows: Rows, *, frame: Callable[..., tuple[int, ...]] = wrapped) -> Images:
+    """Images as ``pixel_values`` and ``image_grid_thw``."""
     numbers, vision = in_order(rows), config.vision_config
     made = patches([(1, *grid(n)) for n in numbers], numbers, vision.spatial_merge_size, patch_width(vision))
     runs = tuple(frame(*(IMAGE,) * (grid(n)[0] * grid(n)[1])) for n in numbers)
-    return Pictures({"pixel_values": made["values"], "image_grid_thw": made["grid_thw"]}, runs)
+    return Images({"pixel_values": made["values"], "image_grid_thw": made["grid_thw"]}, runs)
 
 
-def grid_videos(config: Any, rows: Rows) -> Pictures:
+def grid_videos(config: Any, rows: Rows) -> Images:
     """Videos as ``pixel_values_videos`` and ``video_grid_thw``, each one run of placeholders."""
     numbers = in_order(rows)
-    runs = tuple(wrapped(*(VIDEO,) * _size(clip_grid(n))) for n in numbers)
-    return Pictures(_clips(config, numbers), runs)
+    runs = tuple(wrapped(*(VIDEO,) * _size(video_grid(n))) for n in numbers)
+    return Images(_videos(config, numbers), runs)
 
 
-def timed_videos(config: Any, rows: Rows, *, placeholder: int = VIDEO) -> Pictures:
+def timed_videos(config: Any, rows: Rows, *, placeholder: int = VIDEO) -> Images:
     """Videos as ``pixel_values_videos`` and ``video_grid_thw``, one run of placeholders per frame, each with a time."""
     numbers = in_order(rows)
     runs: list[tuple[int, ...]] = []
-    for t, h, w in map(clip_grid, numbers):
+    for t, h, w in map(video_grid, numbers):
         frames = [(WORD + at, START, *(placeholder,) * (h * w), END) for at in range(t)]
         runs.append(tuple(token for frame in frames for token in frame))
-    return Pictures(_clips(config, numbers), tuple(runs))
+    return Images(_videos(config, numbers), tuple(runs))
 
 
-def _clips(config: Any, numbers: Sequence[int]) -> dict[str, Tensor]:
+def _videos(config: Any, numbers: Sequence[int]) -> dict[str, Tensor]:
     vision, seeds = config.vision_config, [1000 + number for number in numbers]
-    made = patches([clip_grid(n) for n in numbers], seeds, vision.spatial_merge_size, patch_width(vision))
+    made = patches([video_grid(n) for n in numbers], seeds, vision.spatial_merge_size, patch_width(vision))
     return {"pixel_values_videos": made["values"], "video_grid_thw": made["grid_thw"]}
 
 

@@ -1,4 +1,4 @@
-"""Tiny hosts of the LLaVA kind: one square grid of tokens per picture or tile, nothing between them."""
+"""Tiny hosts of the LLaVA kind: one square grid of tokens per image or tile, nothing between them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from tokenflex.testing.zoo.recipe import BOS, EOS, IMAGE, PAD, VIDEO, VOCABULARY, Pictures, TinyHost, pixels, seeded
+from tokenflex.testing.zoo.recipe import BOS, EOS, IMAGE, PAD, VIDEO, VOCABULARY, Images, TinyHost, pixels, seeded
 
 SIDE, PATCH = 16, 4
 
@@ -29,7 +29,7 @@ def siglip(**settings: Any) -> transformers.SiglipVisionConfig:
     return transformers.SiglipVisionConfig(**(sizes | settings))
 
 
-def words(kind: Callable[..., Any], **settings: Any) -> Any:
+def language_config(kind: Callable[..., Any], **settings: Any) -> Any:
     """A text config of two layers with weights large enough for outputs to differ visibly."""
     sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -40,8 +40,8 @@ def words(kind: Callable[..., Any], **settings: Any) -> Any:
 
 
 def llama(**settings: Any) -> transformers.LlamaConfig:
-    """A Llama as small as `words`."""
-    return words(transformers.LlamaConfig, **settings)
+    """A Llama as small as `language_config`."""
+    return language_config(transformers.LlamaConfig, **settings)
 
 
 def _llava() -> Any:
@@ -62,11 +62,11 @@ def _video_llava() -> Any:
     return seeded(lambda: transformers.VideoLlavaForConditionalGeneration(config))
 
 
-def one_square(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """Every picture is one square tile."""
+def one_square(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """Every image is one square tile."""
     numbers = [number for row in rows for number in row]
     stacked = torch.stack([pixels(number, 3, SIDE, SIDE) for number in numbers])
-    return Pictures({"pixel_values": stacked}, ((IMAGE,) * (SIDE // PATCH) ** 2,) * len(numbers))
+    return Images({"pixel_values": stacked}, ((IMAGE,) * (SIDE // PATCH) ** 2,) * len(numbers))
 
 
 HOSTS: tuple[TinyHost, ...] = (

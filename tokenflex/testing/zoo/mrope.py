@@ -5,9 +5,9 @@ from typing import Any
 import transformers
 from torch import Tensor
 
-from tokenflex.testing.zoo.grids import IDS, SMALL_TEXT, Rows, grid, grid_pictures, in_order, timed_videos, wrapped
+from tokenflex.testing.zoo.grids import IDS, SMALL_TEXT, Rows, grid, grid_images, in_order, timed_videos, wrapped
 from tokenflex.testing.zoo.qwen import TYPES, newer_vision, section
-from tokenflex.testing.zoo.recipe import END, IMAGE, START, VIDEO, Pictures, TinyHost, seeded
+from tokenflex.testing.zoo.recipe import END, IMAGE, START, VIDEO, Images, TinyHost, seeded
 
 NAMES: dict[str, Any] = {
     "image_token_id": IMAGE, "video_token_id": VIDEO, "image_start_token_id": START, "image_end_token_id": END,
@@ -29,7 +29,7 @@ def _ernie() -> Any:
 
 
 def ernie_types(ids: Tensor) -> dict[str, Tensor]:
-    """Which experts a token may use: the ids around a picture count as pictures."""
+    """Which experts a token may use: the ids around an image count as images."""
     seen = (ids == IMAGE) | (ids == START) | (ids == END)
     return {"moe_mm_token_type_ids": seen.long()}
 
@@ -44,11 +44,11 @@ def _paddle() -> Any:
     return seeded(lambda: transformers.PaddleOCRVLForConditionalGeneration(config))
 
 
-def square_patches(config: Any, rows: Rows) -> Pictures:
-    """Pictures whose patches keep the shape channels x height x width."""
-    made, side = grid_pictures(config, rows), config.vision_config.patch_size
+def square_patches(config: Any, rows: Rows) -> Images:
+    """Images whose patches keep the shape channels x height x width."""
+    made, side = grid_images(config, rows), config.vision_config.patch_size
     values = made.inputs["pixel_values"].reshape(-1, 3, side, side)
-    return Pictures({**made.inputs, "pixel_values": values}, made.runs)
+    return Images({**made.inputs, "pixel_values": values}, made.runs)
 
 
 def _hunyuan() -> Any:
@@ -63,11 +63,11 @@ def _hunyuan() -> Any:
     return seeded(lambda: transformers.HunYuanVLForConditionalGeneration(config))
 
 
-def lined_pictures(config: Any, rows: Rows) -> Pictures:
-    """Pictures with one more placeholder at the end of each line, and one before and after all lines."""
+def lined_images(config: Any, rows: Rows) -> Images:
+    """Images with one more placeholder at the end of each line, and one before and after all lines."""
     sizes = [grid(n) for n in in_order(rows)]
     runs = tuple(wrapped(*(IMAGE,) * (h * (w + 1) + 2)) for h, w in sizes)
-    return Pictures(grid_pictures(config, rows).inputs, runs)
+    return Images(grid_images(config, rows).inputs, runs)
 
 
 def _cohere_compass() -> Any:
@@ -113,20 +113,20 @@ def _hy_v4_vl() -> Any:
     return seeded(lambda: transformers.HYV4VLForConditionalGeneration(config))
 
 
-def ruled_pictures(config: Any, rows: Rows) -> Pictures:
-    """Pictures with one more placeholder at the end of each line."""
+def ruled_images(config: Any, rows: Rows) -> Images:
+    """Images with one more placeholder at the end of each line."""
     sizes = [grid(n) for n in in_order(rows)]
     runs = tuple(wrapped(*(IMAGE,) * (h * (w + 1))) for h, w in sizes)
-    return Pictures(grid_pictures(config, rows).inputs, runs)
+    return Images(grid_images(config, rows).inputs, runs)
 
 
-NUMBERED = {"batch": "the host numbers pictures through the batch: a row's positions depend on the rows before it"}
+NUMBERED = {"batch": "the host numbers images through the batch: a row's positions depend on the rows before it"}
 HOSTS: tuple[TinyHost, ...] = (
-    TinyHost("ernie4_5_vl_moe", _ernie, grid_pictures, TYPES, more_types=ernie_types),
+    TinyHost("ernie4_5_vl_moe", _ernie, grid_images, TYPES, more_types=ernie_types),
     TinyHost("paddleocr_vl", _paddle, square_patches, TYPES),
-    TinyHost("hunyuan_vl", _hunyuan, lined_pictures, TYPES, exceptions=NUMBERED),
-    TinyHost("cohere_compass", _cohere_compass, grid_pictures, TYPES, timed_videos),
-    TinyHost("cosmos3_edge", _cosmos3_edge, grid_pictures, TYPES, timed_videos),
-    TinyHost("cosmos3_omni", _cosmos3_omni, grid_pictures, TYPES, timed_videos),
-    TinyHost("hy_v4_vl", _hy_v4_vl, ruled_pictures, TYPES),
+    TinyHost("hunyuan_vl", _hunyuan, lined_images, TYPES, exceptions=NUMBERED),
+    TinyHost("cohere_compass", _cohere_compass, grid_images, TYPES, timed_videos),
+    TinyHost("cosmos3_edge", _cosmos3_edge, grid_images, TYPES, timed_videos),
+    TinyHost("cosmos3_omni", _cosmos3_omni, grid_images, TYPES, timed_videos),
+    TinyHost("hy_v4_vl", _hy_v4_vl, ruled_images, TYPES),
 )

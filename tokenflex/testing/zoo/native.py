@@ -1,4 +1,4 @@
-"""Tiny hosts that take flat patches of pictures at their own size, without three-dimensional places."""
+"""Tiny hosts that take flat patches of images at their own size, without three-dimensional places."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.models.nemotron_h_omni import NemotronH_Omni_Reasoning_V3, NemotronH_Omni_Reasoning_V3_Config
 from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 
-from tokenflex.testing.zoo.llava import words
+from tokenflex.testing.zoo.llava import language_config
 from tokenflex.testing.zoo.recipe import (
     BREAK,
     COLUMN,
@@ -21,7 +21,7 @@ from tokenflex.testing.zoo.recipe import (
     VIDEO,
     VOCABULARY,
     WORD,
-    Pictures,
+    Images,
     TinyHost,
     pixels,
     seeded,
@@ -29,7 +29,7 @@ from tokenflex.testing.zoo.recipe import (
 
 PATCH = 2
 GRIDS = ((4, 4), (4, 6), (6, 4), (8, 4))
-"""Rows and columns of tokens of picture n modulo their number."""
+"""Rows and columns of tokens of image n modulo their number."""
 
 
 def _tower(**settings: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _tower(**settings: Any) -> dict[str, Any]:
 
 def qwen3_5(**settings: Any) -> Any:
     """One layer with linear attention, one with full attention."""
-    return words(
+    return language_config(
         Qwen3_5TextConfig, head_dim=8, layer_types=["linear_attention", "full_attention"], linear_key_head_dim=8,
         linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, **settings,
     )  # fmt: skip
@@ -50,11 +50,11 @@ def qwen3_5(**settings: Any) -> Any:
 
 def _minicpm(name: str, **settings: Any) -> Callable[[], Any]:
     """Sixteen patches make a token: four after the first layer of the tower, four after the last."""
-    marks: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO, "insert_layer_id": 0}
+    special: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO, "insert_layer_id": 0}
 
     def build() -> Any:
         config, model = (getattr(transformers, f"{name}{kind}") for kind in ("Config", "ForConditionalGeneration"))
-        made = config(text_config=qwen3_5(), vision_config=_tower(), downsample_mode="16x", **marks, **settings)
+        made = config(text_config=qwen3_5(), vision_config=_tower(), downsample_mode="16x", **special, **settings)
         return seeded(lambda: model(made))
 
     return build
@@ -67,7 +67,7 @@ _V4_7_MARKS: dict[str, Any] = {
 
 def _nemotron() -> Any:
     """One layer each of Mamba, attention and experts."""
-    text = words(
+    text = language_config(
         transformers.NemotronHConfig, layers_block_type=["mamba", "attention", "moe"], head_dim=8, ssm_state_size=8,
         mamba_num_heads=4, mamba_head_dim=8, n_groups=2, chunk_size=16, n_routed_experts=4, moe_intermediate_size=16,
         moe_shared_expert_intermediate_size=16, num_hidden_layers=3,
@@ -78,8 +78,8 @@ def _nemotron() -> Any:
         "video_temporal_patch_size": 2, "initializer_range": 0.2,
     }  # fmt: skip
     settings: dict[str, Any] = {"projector_hidden_size": 32, "vision_hidden_size": 32, "audio_config": None}
-    marks: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO}
-    config = NemotronH_Omni_Reasoning_V3_Config(text_config=text, vision_config=vision, **settings, **marks)
+    special: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    config = NemotronH_Omni_Reasoning_V3_Config(text_config=text, vision_config=vision, **settings, **special)
     return seeded(lambda: NemotronH_Omni_Reasoning_V3(config))
 
 
@@ -93,13 +93,13 @@ def _molmo2() -> Any:
         "vision_feature_layer": [-1, 0], "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4,
         "head_dim": 8, "intermediate_size": 48, "text_hidden_size": 32, "initializer_range": 0.2,
     }  # fmt: skip
-    marks: dict[str, Any] = {
+    special: dict[str, Any] = {
         "image_start_token_id": START, "low_res_image_start_token_id": GLOBAL, "image_end_token_id": END,
         "image_patch_id": IMAGE, "frame_start_token_id": ROW, "frame_end_token_id": BREAK,
     }  # fmt: skip
-    text = words(dict, head_dim=8, additional_vocab_size=8)
+    text = language_config(dict, head_dim=8, additional_vocab_size=8)
     parts: dict[str, Any] = {"text_config": text, "vision_config": vision, "adapter_config": adapter}
-    config = transformers.Molmo2Config(**parts, initializer_range=0.2, **marks)
+    config = transformers.Molmo2Config(**parts, initializer_range=0.2, **special)
     return seeded(lambda: transformers.Molmo2ForConditionalGeneration(config))
 
 
@@ -110,7 +110,7 @@ def molmo2_types(ids: Tensor) -> dict[str, Tensor]:
 
 def _inkling() -> Any:
     """No attention between patches: each is folded into a token of its own."""
-    text = words(
+    text = language_config(
         dict, head_dim=8, swa_num_attention_heads=4, swa_num_key_value_heads=2, swa_head_dim=8, sliding_window_size=64,
         d_rel=4, rel_extent=64, layer_types=["hybrid_sliding", "hybrid"], mlp_layer_types=["dense", "sparse"],
         moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1,
@@ -128,8 +128,8 @@ def _numbers(rows: Sequence[Sequence[int]]) -> list[int]:
     return [number for row in rows for number in row]
 
 
-def sliced(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """The picture; odd ones also as two slices in a row. All patches lie side by side in one long strip."""
+def sliced(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """The image; odd ones also as two slices in a row. All patches lie side by side in one long strip."""
     sizes: list[tuple[int, int]] = []
     runs: list[tuple[int, ...]] = []
     strips: list[Tensor] = []
@@ -141,19 +141,19 @@ def sliced(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
         inner = [token for run in slices for token in (ROW, *run, COLUMN)]
         runs.append((WORD, START, *first, END, *inner))
     inputs = {"pixel_values": torch.cat(strips, -1), "target_sizes": torch.tensor(sizes, dtype=torch.int32)}
-    return Pictures(inputs, tuple(runs))
+    return Images(inputs, tuple(runs))
 
 
-def merged(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
+def merged(config: Any, rows: Sequence[Sequence[int]]) -> Images:
     """Two by two patches make a token."""
     grids = [GRIDS[number % len(GRIDS)] for number in _numbers(rows)]
     values = [pixels(n, 4 * h * w, 3 * PATCH**2) for n, (h, w) in zip(_numbers(rows), grids, strict=True)]
     inputs = {"pixel_values": torch.cat(values), "image_grid_hw": 2 * torch.tensor(grids)}
-    return Pictures(inputs, tuple((START, *(IMAGE,) * (h * w), END) for h, w in grids))
+    return Images(inputs, tuple((START, *(IMAGE,) * (h * w), END) for h, w in grids))
 
 
-def pooled(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """A crop for the whole picture and one or two side by side, with the patches that each token pools."""
+def pooled(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """A crop for the whole image and one or two side by side, with the patches that each token pools."""
     crops = [1 + number % 2 for number in _numbers(rows)]
     half = CROP // 2
     square = torch.arange(CROP**2).reshape(half, 2, half, 2).permute(0, 2, 1, 3).reshape(half, half, 4)
@@ -171,15 +171,15 @@ def pooled(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
     }
     overview = (GLOBAL, *(IMAGE,) * half**2, END)
     runs = ((*overview, START, *(*(IMAGE,) * (half * count), COLUMN) * half, END) for count in crops)
-    return Pictures(inputs, tuple(runs))
+    return Images(inputs, tuple(runs))
 
 
-def folded(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
+def folded(config: Any, rows: Sequence[Sequence[int]]) -> Images:
     """A patch of two equal frames per token; nothing tells the sides of the grid."""
     side, grids = config.vision_config.patch_size, [GRIDS[number % len(GRIDS)] for number in _numbers(rows)]
     patches = [pixels(n, h * w, 1, side, side, 3) for n, (h, w) in zip(_numbers(rows), grids, strict=True)]
     runs = tuple((IMAGE,) * (h * w) for h, w in grids)
-    return Pictures({"pixel_values": torch.cat(patches).repeat(1, 2, 1, 1, 1)}, runs)
+    return Images({"pixel_values": torch.cat(patches).repeat(1, 2, 1, 1, 1)}, runs)
 
 
 HOSTS: tuple[TinyHost, ...] = (

@@ -1,10 +1,10 @@
-"""Tiny hosts of the Qwen-Omni kind: they find pictures by the ids around them, and could hear as well."""
+"""Tiny hosts of the Qwen-Omni kind: they find images by the ids around them, and could hear as well."""
 
 from typing import Any
 
 import transformers
 
-from tokenflex.testing.zoo.grids import SMALL_TEXT, grid_pictures
+from tokenflex.testing.zoo.grids import SMALL_TEXT, grid_images
 from tokenflex.testing.zoo.qwen import EXPERTS, PARTS, newer_vision, section
 from tokenflex.testing.zoo.recipe import END, IMAGE, START, VIDEO, TinyHost, seeded
 
@@ -45,6 +45,6 @@ def _qwen3_omni_moe() -> Any:
 
 
 HOSTS: tuple[TinyHost, ...] = (
-    TinyHost("qwen2_5_omni_thinker", _qwen2_5_omni, grid_pictures),
-    TinyHost("qwen3_omni_moe_thinker", _qwen3_omni_moe, grid_pictures),
+    TinyHost("qwen2_5_omni_thinker", _qwen2_5_omni, grid_images),
+    TinyHost("qwen3_omni_moe_thinker", _qwen3_omni_moe, grid_images),
 )

@@ -1,4 +1,4 @@
-"""Tiny hosts of the Pixtral kind: one grid per picture whose sides follow the picture's, or one per view of it."""
+"""Tiny hosts of the Pixtral kind: one grid per image whose sides follow the image's, or one per view of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from tokenflex.testing.zoo.llava import words
-from tokenflex.testing.zoo.recipe import BREAK, END, GLOBAL, IMAGE, ROW, START, Pictures, TinyHost, pixels, seeded
+from tokenflex.testing.zoo.llava import language_config
+from tokenflex.testing.zoo.recipe import BREAK, END, GLOBAL, IMAGE, ROW, START, Images, TinyHost, pixels, seeded
 
 PATCH, MERGE = 2, 2
 SIZES = ((16, 16), (12, 24), (24, 16), (8, 32))
-"""Height and width in pixels of picture n modulo their number; four pixels make a token."""
+"""Height and width in pixels of image n modulo their number; four pixels make a token."""
 TILE = 16
 """Side in pixels of the tiles of LFM2-VL."""
 
@@ -27,14 +27,14 @@ def _pixtral() -> transformers.PixtralVisionConfig:
 
 def _mistral3() -> Any:
     settings: dict[str, Any] = {"image_token_index": IMAGE, "spatial_merge_size": MERGE, "tie_word_embeddings": False}
-    text = words(transformers.MistralConfig, head_dim=8, sliding_window=None)
+    text = language_config(transformers.MistralConfig, head_dim=8, sliding_window=None)
     config = transformers.Mistral3Config(text_config=text, vision_config=_pixtral(), **settings)
     return seeded(lambda: transformers.Mistral3ForConditionalGeneration(config))
 
 
 def _mistral_large4() -> Any:
     """Sparse attention over at most 512 tokens, which is all of them here; one dense layer, one with experts."""
-    text = words(
+    text = language_config(
         transformers.MistralLarge4TextConfig, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4,
         num_experts_per_tok=2, kv_lora_rank=8, qk_rope_head_dim=8, v_head_dim=8, qk_nope_head_dim=8,
         index_topk=512, index_head_dim=16, index_n_heads=2,
@@ -47,7 +47,7 @@ def _mistral_large4() -> Any:
 def _lighton_ocr() -> Any:
     settings: dict[str, Any] = {"image_token_id": IMAGE, "spatial_merge_size": MERGE, "tie_word_embeddings": False}
     config = transformers.LightOnOcrConfig(
-        text_config=words(transformers.Qwen3Config, head_dim=8), vision_config=_pixtral(), **settings
+        text_config=language_config(transformers.Qwen3Config, head_dim=8), vision_config=_pixtral(), **settings
     )
     return seeded(lambda: transformers.LightOnOcrForConditionalGeneration(config))
 
@@ -58,14 +58,16 @@ def _lfm2_vl() -> Any:
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_patches=64,
         patch_size=PATCH, vision_use_head=False,
     )  # fmt: skip
-    text = words(transformers.Lfm2Config, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False)
+    text = language_config(
+        transformers.Lfm2Config, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
+    )
     settings: dict[str, Any] = {"image_token_id": IMAGE, "projector_hidden_size": 32, "downsample_factor": MERGE}
     config = transformers.Lfm2VlConfig(text_config=text, vision_config=tower, **settings)
     return seeded(lambda: transformers.Lfm2VlForConditionalGeneration(config))
 
 
 def padded(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Pixels in the upper left corner of a canvas that fits all pictures, and their heights and widths."""
+    """Pixels in the upper left corner of a canvas that fits all images, and their heights and widths."""
     sizes = torch.tensor([SIZES[number % len(SIZES)] for number in numbers])
     canvas = torch.zeros(len(numbers), 3, *sizes.amax(0).tolist())
     for i, (number, (height, width)) in enumerate(zip(numbers, sizes.tolist(), strict=True)):
@@ -73,23 +75,23 @@ def padded(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
     return canvas, sizes
 
 
-def lines(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
+def lines(config: Any, rows: Sequence[Sequence[int]]) -> Images:
     """A break after every row of tokens, an end after the last."""
     canvas, sizes = padded([number for row in rows for number in row])
     side = PATCH * MERGE
     written = [(*(IMAGE,) * (width // side), BREAK) * (height // side) for height, width in sizes.tolist()]
-    return Pictures({"pixel_values": canvas, "image_sizes": sizes}, tuple((*run[:-1], END) for run in written))
+    return Images({"pixel_values": canvas, "image_sizes": sizes}, tuple((*run[:-1], END) for run in written))
 
 
-def blocks(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """One run per picture."""
+def blocks(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """One run per image."""
     canvas, sizes = padded([number for row in rows for number in row])
     runs = tuple((IMAGE,) * (h // (PATCH * MERGE) * (w // (PATCH * MERGE))) for h, w in sizes.tolist())
-    return Pictures({"pixel_values": canvas, "image_sizes": sizes}, runs)
+    return Images({"pixel_values": canvas, "image_sizes": sizes}, runs)
 
 
-def tiles_and_thumbnail(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """Even pictures at their own size; odd ones as two square tiles in a row and a small view of the whole."""
+def tiles_and_thumbnail(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """Even images at their own size; odd ones as two square tiles in a row and a small view of the whole."""
     shapes: list[tuple[int, int]] = []
     patches: list[Tensor] = []
     runs: list[tuple[int, ...]] = []
@@ -107,7 +109,7 @@ def tiles_and_thumbnail(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
     for i, view in enumerate(patches):
         canvas[i, : len(view)], mask[i, : len(view)] = view, 1
     inputs = {"pixel_values": canvas, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(shapes)}
-    return Pictures(inputs, tuple(runs))
+    return Images(inputs, tuple(runs))
 
 
 HOSTS: tuple[TinyHost, ...] = (

@@ -1,12 +1,12 @@
-"""Tiny hosts of the Qwen-VL kind: a ragged grid of tokens per picture, positions in time, height and width."""
+"""Tiny hosts of the Qwen-VL kind: a ragged grid of tokens per image, positions in time, height and width."""
 
 from typing import Any
 
 import torch
 import transformers
 
-from tokenflex.testing.zoo.grids import IDS, SMALL_TEXT, Rows, grid_pictures, grid_videos, in_order, timed_videos
-from tokenflex.testing.zoo.recipe import Pictures, TinyHost, seeded
+from tokenflex.testing.zoo.grids import IDS, SMALL_TEXT, Rows, grid_images, grid_videos, in_order, timed_videos
+from tokenflex.testing.zoo.recipe import Images, TinyHost, seeded
 
 PARTS: dict[str, Any] = {
     "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_heads": 2, "initializer_range": 0.2,
@@ -92,20 +92,20 @@ def _qwen4_exp() -> Any:
     return seeded(lambda: transformers.Qwen4ExpForConditionalGeneration(config))
 
 
-def paced_videos(config: Any, rows: Rows) -> Pictures:
+def paced_videos(config: Any, rows: Rows) -> Images:
     """Videos whose frames stand for half a second more with each number."""
     made = grid_videos(config, rows)
     seconds = torch.tensor([1.0 + 0.5 * number for number in in_order(rows)])
-    return Pictures({**made.inputs, "second_per_grid_ts": seconds}, made.runs)
+    return Images({**made.inputs, "second_per_grid_ts": seconds}, made.runs)
 
 
 TYPES = "mm_token_type_ids"
 HOSTS: tuple[TinyHost, ...] = (
-    TinyHost("qwen2_vl", _qwen2_vl, grid_pictures, TYPES, grid_videos),
-    TinyHost("qwen2_5_vl", _qwen2_5_vl, grid_pictures, TYPES, paced_videos),
-    TinyHost("qwen3_vl", _qwen3_vl, grid_pictures, TYPES, timed_videos),
-    TinyHost("qwen3_vl_moe", _qwen3_vl_moe, grid_pictures, TYPES, timed_videos),
-    TinyHost("qwen3_5", _qwen3_5, grid_pictures, TYPES, timed_videos),
-    TinyHost("qwen3_5_moe", _qwen3_5_moe, grid_pictures, TYPES, timed_videos),
-    TinyHost("qwen4_exp", _qwen4_exp, grid_pictures, TYPES, timed_videos),
+    TinyHost("qwen2_vl", _qwen2_vl, grid_images, TYPES, grid_videos),
+    TinyHost("qwen2_5_vl", _qwen2_5_vl, grid_images, TYPES, paced_videos),
+    TinyHost("qwen3_vl", _qwen3_vl, grid_images, TYPES, timed_videos),
+    TinyHost("qwen3_vl_moe", _qwen3_vl_moe, grid_images, TYPES, timed_videos),
+    TinyHost("qwen3_5", _qwen3_5, grid_images, TYPES, timed_videos),
+    TinyHost("qwen3_5_moe", _qwen3_5_moe, grid_images, TYPES, timed_videos),
+    TinyHost("qwen4_exp", _qwen4_exp, grid_images, TYPES, timed_videos),
 )

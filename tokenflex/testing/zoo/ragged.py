@@ -1,12 +1,12 @@
-"""Tiny hosts whose pictures are ragged grids of tokens, while the text model counts positions along one axis only."""
+"""Tiny hosts whose images are ragged grids of tokens, while the text model counts positions along one axis only."""
 
 from typing import Any
 
 import torch
 import transformers
 
-from tokenflex.testing.zoo.grids import IDS, SMALL_TEXT, Rows, grid, grid_pictures, in_order, patches, wrapped
-from tokenflex.testing.zoo.recipe import IMAGE, VIDEO, Pictures, TinyHost, pixels, seeded
+from tokenflex.testing.zoo.grids import IDS, SMALL_TEXT, Rows, grid, grid_images, in_order, patches, wrapped
+from tokenflex.testing.zoo.recipe import IMAGE, VIDEO, Images, TinyHost, pixels, seeded
 
 NAMES: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 TOWER: dict[str, Any] = {
@@ -31,13 +31,13 @@ def _video_llama_3() -> Any:
     return seeded(lambda: transformers.VideoLlama3ForConditionalGeneration(config))
 
 
-def pictures_merged_by_two(config: Any, rows: Rows) -> Pictures:
-    """Pictures that say themselves how many patches are merged, as ``image_merge_sizes``."""
+def images_merged_by_two(config: Any, rows: Rows) -> Images:
+    """Images that say themselves how many patches are merged, as ``image_merge_sizes``."""
     numbers, width = in_order(rows), 3 * config.vision_config.patch_size**2
     made = patches([(1, *grid(n)) for n in numbers], numbers, 2, width)
     sizes = torch.full((len(numbers),), 2)
     inputs = {"pixel_values": made["values"], "image_grid_thw": made["grid_thw"], "image_merge_sizes": sizes}
-    return Pictures(inputs, bare(rows))
+    return Images(inputs, bare(rows))
 
 
 def bare(rows: Rows) -> tuple[tuple[int, ...], ...]:
@@ -45,9 +45,9 @@ def bare(rows: Rows) -> tuple[tuple[int, ...], ...]:
     return tuple((IMAGE,) * (h * w) for h, w in map(grid, in_order(rows)))
 
 
-def bare_pictures(config: Any, rows: Rows) -> Pictures:
-    """Pictures with nothing around their placeholders."""
-    return Pictures(grid_pictures(config, rows).inputs, bare(rows))
+def bare_images(config: Any, rows: Rows) -> Images:
+    """Images with nothing around their placeholders."""
+    return Images(grid_images(config, rows).inputs, bare(rows))
 
 
 def _exaone4_5() -> Any:
@@ -87,13 +87,13 @@ def _kimi_k25() -> Any:
     return seeded(lambda: transformers.Kimi_K25ForConditionalGeneration(config))
 
 
-def media_pictures(config: Any, rows: Rows) -> Pictures:
-    """Pictures of square patches, merged by a kernel."""
+def media_images(config: Any, rows: Rows) -> Images:
+    """Images of square patches, merged by a kernel."""
     numbers, vision = in_order(rows), config.vision_config
     made = patches([(1, *grid(n)) for n in numbers], numbers, vision.merge_kernel_size[0], 3 * vision.patch_size**2)
     values = made["values"].reshape(-1, 3, vision.patch_size, vision.patch_size)
     runs = tuple(wrapped(*run) for run in bare(rows))
-    return Pictures({"pixel_values": values, "image_grid_thw": made["grid_thw"]}, runs)
+    return Images({"pixel_values": values, "image_grid_thw": made["grid_thw"]}, runs)
 
 
 def _lfm3_vl() -> Any:
@@ -153,13 +153,13 @@ def _muse_spark() -> Any:
     return seeded(lambda: transformers.MuseSparkForConditionalGeneration(config))
 
 
-def doubled_frames(config: Any, rows: Rows) -> Pictures:
-    """Pictures whose patches hold two frames."""
+def doubled_frames(config: Any, rows: Rows) -> Images:
+    """Images whose patches hold two frames."""
     numbers, vision = in_order(rows), config.vision_config
     width = 3 * vision.patch_temporal * vision.patch_size**2
     made = patches([(1, *grid(n)) for n in numbers], numbers, vision.merge_size, width)
     runs = tuple(wrapped(*run) for run in bare(rows))
-    return Pictures({"pixel_values": made["values"], "image_grid_thw": made["grid_thw"]}, runs)
+    return Images({"pixel_values": made["values"], "image_grid_thw": made["grid_thw"]}, runs)
 
 
 INKLING: dict[str, Any] = {
@@ -189,23 +189,23 @@ def _inkling2_loop() -> Any:
     return seeded(lambda: transformers.Inkling2LoopForConditionalGeneration(config))
 
 
-def merged_squares(config: Any, rows: Rows) -> Pictures:
+def merged_squares(config: Any, rows: Rows) -> Images:
     """One square of pixels per token, height x width x channels; the grid counts tokens, not patches."""
     numbers, vision = in_order(rows), config.vision_config
     side = vision.spatial_merge_size * vision.patch_size
     sizes = [grid(n) for n in numbers]
     values = torch.cat([pixels(n, h * w, side, side, 3) for n, (h, w) in zip(numbers, sizes, strict=True)])
-    return Pictures({"pixel_values": values, "image_grid_thw": torch.tensor([(1, *s) for s in sizes])}, bare(rows))
+    return Images({"pixel_values": values, "image_grid_thw": torch.tensor([(1, *s) for s in sizes])}, bare(rows))
 
 
 HOSTS: tuple[TinyHost, ...] = (
-    TinyHost("video_llama_3", _video_llama_3, pictures_merged_by_two),
-    TinyHost("exaone4_5", _exaone4_5, grid_pictures),
-    TinyHost("dots3_note", _dots3_note, grid_pictures),
-    TinyHost("kimi_k25", _kimi_k25, media_pictures),
-    TinyHost("lfm3_vl", _lfm3_vl, grid_pictures),
-    TinyHost("hyperclovax_vision_v2", _hyperclovax, grid_pictures),
-    TinyHost("minimax_m3_vl", _minimax_m3, grid_pictures),
+    TinyHost("video_llama_3", _video_llama_3, images_merged_by_two),
+    TinyHost("exaone4_5", _exaone4_5, grid_images),
+    TinyHost("dots3_note", _dots3_note, grid_images),
+    TinyHost("kimi_k25", _kimi_k25, media_images),
+    TinyHost("lfm3_vl", _lfm3_vl, grid_images),
+    TinyHost("hyperclovax_vision_v2", _hyperclovax, grid_images),
+    TinyHost("minimax_m3_vl", _minimax_m3, grid_images),
     TinyHost("muse_glimmer", _muse_glimmer, doubled_frames),
     TinyHost("muse_spark", _muse_spark, doubled_frames),
     TinyHost("inkling2", _inkling2, merged_squares),

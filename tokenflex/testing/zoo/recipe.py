@@ -13,22 +13,22 @@ from torch import Tensor
 
 PAD, BOS, EOS, IMAGE, VIDEO, START, END, BREAK, ROW, COLUMN, GLOBAL = 0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11
 WORD, VOCABULARY = 16, 64
-PICTURE = "picture"
-"""Stands for the batch's next picture in a row of words."""
+AN_IMAGE = "image"
+"""Stands for the batch's next image in a row of words."""
 
-VIDEO_CLIP = "video"
+A_VIDEO = "video"
 """Stands for the batch's next video in a row of words."""
 
 Row = Sequence[int | str]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What a processor would make of a batch's pictures.
+class Images:
+    """What a processor would make of a batch's images.
 
     Attributes:
         inputs: the encoder's arguments for the whole batch, e.g. ``pixel_values`` and ``image_grid_thw``.
-        runs: per picture the token ids that stand for it in the text: placeholders and what the processor writes
+        runs: per image the token ids that stand for it in the text: placeholders and what the processor writes
             around and between them.
     """
 
@@ -43,20 +43,20 @@ class TinyHost:
     Attributes:
         model_type: of its config.
         build: makes the model from a config, with seeded large random weights, in evaluation mode.
-        pictures: given the model's config and, per row of the batch, the numbers of its pictures. Picture ``n`` has
+        images: given the model's config and, per row of the batch, the numbers of its images. Image ``n`` has
             the same pixels in every batch; where the architecture allows it, sizes differ with ``n``.
-        token_types: input that is 1 at placeholders of pictures, 2 at those of videos and 0 elsewhere, if the host
+        token_types: input that is 1 at placeholders of images, 2 at those of videos and 0 elsewhere, if the host
             takes one.
-        videos: the same as ``pictures`` for the batch's videos, if the host takes any.
+        videos: the same as ``images`` for the batch's videos, if the host takes any.
         more_types: makes further inputs from the token ids, or other ones than ``token_types`` says.
         exceptions: law -> why the architecture itself doesn't keep it.
     """
 
     model_type: str
     build: Callable[[], Any]
-    pictures: Callable[[Any, Sequence[Sequence[int]]], Pictures]
+    images: Callable[[Any, Sequence[Sequence[int]]], Images]
     token_types: str | None = None
-    videos: Callable[[Any, Sequence[Sequence[int]]], Pictures] | None = None
+    videos: Callable[[Any, Sequence[Sequence[int]]], Images] | None = None
     more_types: Callable[[Tensor], dict[str, Tensor]] | None = None
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,13 +64,13 @@ class TinyHost:
         """Inputs for the model, padded.
 
         Args:
-            rows: word numbers, ``PICTURE`` for the next picture and ``VIDEO_CLIP`` for the next video.
+            rows: word numbers, ``AN_IMAGE`` for the next image and ``A_VIDEO`` for the next video.
             side: where shorter rows are padded.
-            first: number of the batch's first picture and of its first video.
+            first: number of the batch's first image and of its first video.
         """
-        seen = self._seen(self.pictures, config, _numbers(rows, PICTURE, first))
-        clips = self._seen(self.videos, config, _numbers(rows, VIDEO_CLIP, first))
-        runs = {PICTURE: iter(seen.runs), VIDEO_CLIP: iter(clips.runs)}
+        seen = self._seen(self.images, config, _numbers(rows, AN_IMAGE, first))
+        videos = self._seen(self.videos, config, _numbers(rows, A_VIDEO, first))
+        runs = {AN_IMAGE: iter(seen.runs), A_VIDEO: iter(videos.runs)}
         texts = [[BOS, *_text(row, runs)] for row in rows]
         length = max(map(len, texts))
         ids, mask = torch.full((len(rows), length), PAD), torch.zeros(len(rows), length, dtype=torch.long)
@@ -79,11 +79,11 @@ class TinyHost:
             ids[i, where], mask[i, where] = torch.tensor(text), 1
         types = {self.token_types: (ids == IMAGE) + 2 * (ids == VIDEO)} if self.token_types else {}
         types |= self.more_types(ids) if self.more_types else {}
-        return {"input_ids": ids, "attention_mask": mask, **types, **seen.inputs, **clips.inputs}
+        return {"input_ids": ids, "attention_mask": mask, **types, **seen.inputs, **videos.inputs}
 
     @staticmethod
-    def _seen(make: Any, config: Any, numbers: list[list[int]]) -> Pictures:
-        return make(config, numbers) if any(numbers) else Pictures({}, ())
+    def _seen(make: Any, config: Any, numbers: list[list[int]]) -> Images:
+        return make(config, numbers) if any(numbers) else Images({}, ())
 
 
 def _numbers(rows: Sequence[Row], word: str, first: int) -> list[list[int]]:
@@ -99,7 +99,7 @@ def _text(row: Row, runs: Any) -> list[int]:
 
 
 def pixels(number: int, *shape: int) -> Tensor:
-    """The pixels of picture ``number``: noise, the same in every batch."""
+    """The pixels of image ``number``: noise, the same in every batch."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(number))
 
 

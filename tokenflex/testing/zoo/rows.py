@@ -1,4 +1,4 @@
-"""Tiny hosts that write marks for rows and columns between the square tiles of a picture."""
+"""Tiny hosts that write marks for rows and columns between the square tiles of an image."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tokenflex.testing.zoo.llava import SIDE, llama, words
+from tokenflex.testing.zoo.llava import SIDE, language_config, llama
 from tokenflex.testing.zoo.recipe import (
     BREAK,
     COLUMN,
@@ -16,7 +16,7 @@ from tokenflex.testing.zoo.recipe import (
     IMAGE,
     ROW,
     START,
-    Pictures,
+    Images,
     TinyHost,
     pixels,
     seeded,
@@ -24,7 +24,7 @@ from tokenflex.testing.zoo.recipe import (
 
 SQUARE = (IMAGE,) * 16
 SHAPES = ((1, 1), (1, 2), (2, 2), (2, 1))
-"""Rows and columns of tiles of picture n modulo their number; a single tile is only the overview."""
+"""Rows and columns of tiles of image n modulo their number; a single tile is only the overview."""
 
 
 def _tower(**settings: Any) -> dict[str, Any]:
@@ -61,10 +61,14 @@ def _smolvlm() -> Any:
 
 def _ovis2() -> Any:
     """Tokens are mixtures of 59 visual words; the last five stand for the marks."""
-    marks: dict[str, Any] = {"visual_indicator_token_ids": [START, GLOBAL, COLUMN, ROW, END], "image_token_id": IMAGE}
+    special: dict[str, Any] = {"visual_indicator_token_ids": [START, GLOBAL, COLUMN, ROW, END], "image_token_id": IMAGE}
     tower = _tower(vocab_size=64, hidden_stride=2, num_visual_indicator_tokens=5)
     config = transformers.Ovis2Config(
-        text_config=words(transformers.Qwen2Config), vision_config=tower, hidden_size=32, vocab_size=64, **marks
+        text_config=language_config(transformers.Qwen2Config),
+        vision_config=tower,
+        hidden_size=32,
+        vocab_size=64,
+        **special,
     )
     return seeded(lambda: transformers.Ovis2ForConditionalGeneration(config))
 
@@ -79,7 +83,7 @@ def _views(number: int) -> Tensor:
     return pixels(number, 1 + (rows * columns if rows * columns > 1 else 0), 3, SIDE, SIDE)
 
 
-def per_row(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
+def per_row(config: Any, rows: Sequence[Sequence[int]]) -> Images:
     """Views of a row of the batch side by side, padded with empty ones; tiles first, overview last."""
     views = [[view for number in row for view in _views(number)] for row in rows]
     stacked = torch.zeros(len(rows), max(map(len, views)), 3, SIDE, SIDE)
@@ -88,22 +92,22 @@ def per_row(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
         for j, view in enumerate(row):
             stacked[i, j], mask[i, j] = view, 1
     runs = tuple(_idefics_run(*_shape(number)) for row in rows for number in row)
-    return Pictures({"pixel_values": stacked, "pixel_attention_mask": mask}, runs)
+    return Images({"pixel_values": stacked, "pixel_attention_mask": mask}, runs)
 
 
-def flat(write: Callable[[int, int], tuple[int, ...]]) -> Callable[..., Pictures]:
+def flat(write: Callable[[int, int], tuple[int, ...]]) -> Callable[..., Images]:
     """All views of the batch in one row.
 
     Args:
-        write: the token ids of a picture of so many rows and columns of tiles.
+        write: the token ids of an image of so many rows and columns of tiles.
     """
 
-    def pictures(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
+    def images(config: Any, rows: Sequence[Sequence[int]]) -> Images:
         numbers = [number for row in rows for number in row]
         views = torch.cat([_views(number) for number in numbers])
-        return Pictures({"pixel_values": views}, tuple(write(*_shape(number)) for number in numbers))
+        return Images({"pixel_values": views}, tuple(write(*_shape(number)) for number in numbers))
 
-    return pictures
+    return images
 
 
 def _idefics_run(rows: int, columns: int) -> tuple[int, ...]:

@@ -7,24 +7,24 @@ import torch
 import transformers
 from torch import Tensor
 
-from tokenflex.testing.zoo.llava import SIDE, clip, llama, one_square, siglip, words
-from tokenflex.testing.zoo.recipe import BREAK, END, IMAGE, START, WORD, Pictures, TinyHost, pixels, seeded
+from tokenflex.testing.zoo.llava import SIDE, clip, language_config, llama, one_square, siglip
+from tokenflex.testing.zoo.recipe import BREAK, END, IMAGE, START, WORD, Images, TinyHost, pixels, seeded
 
 SQUARE = (IMAGE,) * 16
 SHARP = 2 * SIDE
 """Side of the second, larger view of DeepSeek's hybrid."""
 CROPS = 2
-"""Crops of every other picture that Gemma 3 pans over."""
+"""Crops of every other image that Gemma 3 pans over."""
 
 
 def _gemma3(kind: Any = transformers.Gemma3Config) -> Any:
-    text = words(
+    text = language_config(
         transformers.Gemma3TextConfig, num_hidden_layers=3, head_dim=8, query_pre_attn_scalar=8, sliding_window=24,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )  # fmt: skip
     settings: dict[str, Any] = {"mm_tokens_per_image": 16, "initializer_range": 0.2, "tie_word_embeddings": False}
-    marks: dict[str, Any] = {"boi_token_index": START, "eoi_token_index": END, "image_token_index": IMAGE}
-    config = kind(text_config=text, vision_config=siglip(patch_size=2), **settings, **marks)
+    special: dict[str, Any] = {"boi_token_index": START, "eoi_token_index": END, "image_token_index": IMAGE}
+    config = kind(text_config=text, vision_config=siglip(patch_size=2), **settings, **special)
 
     def build() -> Any:
         host = transformers.Gemma3ForConditionalGeneration(config)
@@ -37,7 +37,7 @@ def _gemma3(kind: Any = transformers.Gemma3Config) -> Any:
 def _paligemma() -> Any:
     settings: dict[str, Any] = {"image_token_index": IMAGE, "projection_dim": 32, "hidden_size": 32}
     config = transformers.PaliGemmaConfig(
-        text_config=words(transformers.GemmaConfig, head_dim=8), vision_config=siglip(), **settings
+        text_config=language_config(transformers.GemmaConfig, head_dim=8), vision_config=siglip(), **settings
     )
     return seeded(lambda: transformers.PaliGemmaForConditionalGeneration(config))
 
@@ -87,7 +87,9 @@ def _fast_vlm() -> Any:
     }  # fmt: skip
     settings: dict[str, Any] = {"image_token_index": IMAGE, "image_seq_length": len(SQUARE)}
     config = transformers.FastVlmConfig(
-        text_config=words(transformers.Qwen2Config), vision_config=transformers.ConvNextConfig(**sizes), **settings
+        text_config=language_config(transformers.Qwen2Config),
+        vision_config=transformers.ConvNextConfig(**sizes),
+        **settings,
     )
     return seeded(lambda: transformers.FastVlmForConditionalGeneration(config))
 
@@ -100,34 +102,34 @@ def _perception_lm() -> Any:
     return seeded(lambda: transformers.PerceptionLMForConditionalGeneration(config))
 
 
-def in_brackets(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """One square per picture, between a start and an end."""
+def in_brackets(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """One square per image, between a start and an end."""
     seen = one_square(config, rows)
-    return Pictures(seen.inputs, tuple((START, *run, END) for run in seen.runs))
+    return Images(seen.inputs, tuple((START, *run, END) for run in seen.runs))
 
 
-def with_sharp_view(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """One square per picture, seen at two sizes."""
+def with_sharp_view(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """One square per image, seen at two sizes."""
     seen = one_square(config, rows)
     sharp = torch.stack([pixels(n + 1000, 3, SHARP, SHARP) for row in rows for n in row])
-    return Pictures({**seen.inputs, "high_res_pixel_values": sharp}, seen.runs)
+    return Images({**seen.inputs, "high_res_pixel_values": sharp}, seen.runs)
 
 
-def panned(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """The picture, then for odd ones some crops, each a square in brackets with words between them."""
+def panned(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """The image, then for odd ones some crops, each a square in brackets with words between them."""
     numbers = [number for row in rows for number in row]
     views: list[Tensor] = [pixels(n, 1 + CROPS * (n % 2), 3, SIDE, SIDE) for n in numbers]
     square = (BREAK, START, *SQUARE, END, BREAK)
     crops = (WORD, *square, WORD + 1, *square, *square)
     runs = tuple(crops if number % 2 else square for number in numbers)
-    return Pictures({"pixel_values": torch.cat(views)}, runs)
+    return Images({"pixel_values": torch.cat(views)}, runs)
 
 
-def tiles_alike(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
-    """Three tiles for every picture of a batch, in one run: Perception LM stacks them."""
+def tiles_alike(config: Any, rows: Sequence[Sequence[int]]) -> Images:
+    """Three tiles for every image of a batch, in one run: Perception LM stacks them."""
     numbers = [number for row in rows for number in row]
     stacked = torch.stack([pixels(number, 3, 3, SIDE, SIDE) for number in numbers])
-    return Pictures({"pixel_values": stacked}, (SQUARE * 3,) * len(numbers))
+    return Images({"pixel_values": stacked}, (SQUARE * 3,) * len(numbers))
 
 
 def prefix(ids: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Tiny hosts that see a picture as square tiles, each a unit of its own; marks around or between tiles are words."""
+"""Tiny hosts that see an image as square tiles, each a unit of its own; marks around or between tiles are words."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tokenflex.testing.zoo.llava import SIDE, siglip, words
+from tokenflex.testing.zoo.llava import SIDE, language_config, siglip
 from tokenflex.testing.zoo.recipe import (
     BREAK,
     END,
@@ -16,7 +16,7 @@ from tokenflex.testing.zoo.recipe import (
     ROW,
     START,
     WORD,
-    Pictures,
+    Images,
     TinyHost,
     pixels,
     seeded,
@@ -25,7 +25,7 @@ from tokenflex.testing.zoo.recipe import (
 GRID = 4
 """Tokens along the side of a tile, for all hosts here."""
 TILES = (1, 3, 2, 5)
-"""Tiles of picture n modulo their number, the overview included, which comes last."""
+"""Tiles of image n modulo their number, the overview included, which comes last."""
 
 
 def _shuffled_tower() -> Any:
@@ -34,7 +34,7 @@ def _shuffled_tower() -> Any:
 
 
 def _cohere() -> Any:
-    return words(transformers.Cohere2Config, sliding_window=1024, head_dim=8)
+    return language_config(transformers.Cohere2Config, sliding_window=1024, head_dim=8)
 
 
 def _aya() -> Any:
@@ -60,13 +60,15 @@ def _vision(**settings: Any) -> dict[str, Any]:
 
 def _internvl() -> Any:
     settings: dict[str, Any] = {"image_token_id": IMAGE, "vision_config": _vision(), "tie_word_embeddings": False}
-    config = transformers.InternVLConfig(text_config=words(transformers.Qwen2Config), **settings)
+    config = transformers.InternVLConfig(text_config=language_config(transformers.Qwen2Config), **settings)
     return seeded(lambda: transformers.InternVLForConditionalGeneration(config))
 
 
 def _qianfan() -> Any:
     settings: dict[str, Any] = {"image_token_id": IMAGE, "vision_config": _vision()}
-    config = transformers.QianfanOCRConfig(text_config=words(transformers.Qwen3Config, head_dim=8), **settings)
+    config = transformers.QianfanOCRConfig(
+        text_config=language_config(transformers.Qwen3Config, head_dim=8), **settings
+    )
     return seeded(lambda: transformers.QianfanOCRForConditionalGeneration(config))
 
 
@@ -78,25 +80,25 @@ def _got_ocr2(kind: Any = transformers.GotOcr2Config) -> Any:
         "initializer_range": 0.2,
     }  # fmt: skip
     settings: dict[str, Any] = {"image_token_index": IMAGE, "vision_config": vision}
-    config = kind(text_config=words(transformers.Qwen2Config), tie_word_embeddings=False, **settings)
+    config = kind(text_config=language_config(transformers.Qwen2Config), tie_word_embeddings=False, **settings)
     return seeded(lambda: transformers.GotOcr2ForConditionalGeneration(config))
 
 
-def tiled(write: Callable[[int], tuple[int, ...]], side: int = SIDE) -> Callable[..., Pictures]:
-    """Pictures of one to five tiles.
+def tiled(write: Callable[[int], tuple[int, ...]], side: int = SIDE) -> Callable[..., Images]:
+    """Images of one to five tiles.
 
     Args:
-        write: the token ids of a picture of so many tiles.
+        write: the token ids of an image of so many tiles.
         side: pixels along the side of a tile.
     """
 
-    def pictures(config: Any, rows: Sequence[Sequence[int]]) -> Pictures:
+    def images(config: Any, rows: Sequence[Sequence[int]]) -> Images:
         numbers = [number for row in rows for number in row]
         counts = [TILES[number % len(TILES)] for number in numbers]
         tiles: list[Tensor] = [pixels(n, count, 3, side, side) for n, count in zip(numbers, counts, strict=True)]
-        return Pictures({"pixel_values": torch.cat(tiles)}, tuple(write(count) for count in counts))
+        return Images({"pixel_values": torch.cat(tiles)}, tuple(write(count) for count in counts))
 
-    return pictures
+    return images
 
 
 PLACEHOLDERS = (IMAGE,) * GRID**2

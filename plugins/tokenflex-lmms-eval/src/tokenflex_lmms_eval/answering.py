@@ -21,8 +21,8 @@ class Answer:
 
     Attributes:
         ending: the text and how it ended.
-        levels: one per picture (per tile where the host's tiles are routed one by one), 0 = fewest tokens.
-        visual_tokens: seen by the language model, all pictures together, separators included.
+        levels: one per image (per tile where the host's tiles are routed one by one), 0 = fewest tokens.
+        visual_tokens: seen by the language model, all images together, separators included.
         finest_tokens: what they would have been at the finest level.
         input_tokens: of the whole prompt as the language model saw it.
     """
@@ -51,7 +51,7 @@ class Answerer:
     def __call__(self, samples: Sequence[Sample], options: Options) -> list[Answer]:
         """One answer per sample, in their order.
 
-        Samples with and without pictures don't share a batch: few processors mix them.
+        Samples with and without images don't share a batch: few processors mix them.
         """
         found: dict[int, Answer] = {}
         for pictured in (True, False):
@@ -101,7 +101,7 @@ class Answerer:
         return value.to(self.flex.device, self.flex.host.dtype if value.is_floating_point() else None)
 
     def _units(self, samples: Sequence[Sample], decisions: int) -> list[int]:
-        """Decisions per sample: one per picture, or as many as its tiles where those are routed."""
+        """Decisions per sample: one per image, or as many as its tiles where those are routed."""
         counts = [len(sample.images) for sample in samples]
         if sum(counts) == decisions:
             return counts

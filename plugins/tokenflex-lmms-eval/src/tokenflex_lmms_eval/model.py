@@ -20,7 +20,7 @@ from tokenflex_lmms_eval.settings import Settings, joined
 
 @dataclass
 class VisualTokenCounts(TokenCounts):
-    """lmms-eval's token counts with the pictures' part; see `Answer`."""
+    """lmms-eval's token counts with the images' part; see `Answer`."""
 
     levels: tuple[int, ...] = ()
     visual_tokens: int = 0
@@ -33,7 +33,7 @@ class VisualTokenCounts(TokenCounts):
 
 
 class TokenFlex(lmms):
-    """A host that sees as many visual tokens as each picture and question need.
+    """A host that sees as many visual tokens as each image and question need.
 
     Args:
         arguments: see `Settings`.
@@ -71,7 +71,7 @@ class TokenFlex(lmms):
 
         Raises:
             ConfigError: a task asks for something that can't be honoured.
-            DataError: a document holds something other than text and pictures.
+            DataError: a document holds something other than text and images.
         """
         asked = [options.parse(request.args[2], self.settings.max_new_tokens) for request in requests]
         plan = order.batches([one.key for one in asked], self._lengths(requests), self.settings.batch_size)

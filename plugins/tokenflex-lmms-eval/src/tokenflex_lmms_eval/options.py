@@ -18,7 +18,7 @@ SAMPLING = ("min_p", "temperature", "top_k", "top_p", "typical_p")
 STOPS = ("until", "stop_sequences")
 LENGTHS = ("max_new_tokens", "max_gen_toks")
 OTHER_MODELS = ("image_aspect_ratio",)
-"""Asked of other models only; here the processor decides how pictures are cut."""
+"""Asked of other models only; here the processor decides how images are cut."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A document's messages as lmms-eval makes them, split into pictures and what the chat template reads."""
+"""A document's messages as lmms-eval makes them, split into images and what the chat template reads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Sample:
 
     Attributes:
         name: for messages.
-        images: upright RGB pictures (see `tokenflex.images.decode`), in the order of their places in the messages.
+        images: upright RGB images (see `tokenflex.images.decode`), in the order of their places in the messages.
         messages: contents are lists of ``image`` and ``text`` parts.
     """
 
@@ -28,14 +28,14 @@ class Sample:
 
 
 def read(messages: Any, name: str) -> Sample:
-    """Split pictures from text.
+    """Split images from text.
 
     Args:
         messages: a list of ``role`` and ``content``: text, or parts with ``type`` and ``text`` or ``url``; the ``url``
-            of a picture is a PIL image or a path.
+            of an image is a PIL image or a path.
 
     Raises:
-        DataError: there is something other than text and pictures, or nothing at all.
+        DataError: there is something other than text and images, or nothing at all.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise DataError(f"{name}: messages are {messages!r}; expected a list of role and content.")
@@ -55,17 +55,17 @@ def read(messages: Any, name: str) -> Sample:
 
 
 def _part(part: Any, images: list[Image.Image], name: str) -> dict[str, Any]:
-    """The part for the chat template; its picture is added to ``images``."""
+    """The part for the chat template; its image is added to ``images``."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     if kind == "image":
-        images.append(_picture(part.get("url"), name))
+        images.append(_image(part.get("url"), name))
         return {"type": "image"}
-    raise DataError(f"{name}: a part of type {kind!r} can't be read; this model takes text and pictures only.")
+    raise DataError(f"{name}: a part of type {kind!r} can't be read; this model takes text and images only.")
 
 
-def _picture(given: Any, name: str) -> Image.Image:
+def _image(given: Any, name: str) -> Image.Image:
     try:
         return decode(given)
     except DataError as error:

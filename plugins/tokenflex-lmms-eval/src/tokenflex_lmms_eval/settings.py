@@ -26,7 +26,7 @@ class Settings:
         scaler, router, voter: names of untrained parts for ``host``.
         processor: where the processor is; None: with the model or host.
         budget: see `parse_budget`.
-        level: the same level for all pictures; the router doesn't run.
+        level: the same level for all images; the router doesn't run.
         batch_size: questions answered at a time.
         max_new_tokens: for tasks that don't say.
         dtype: of the host's weights; ``auto``: as they were saved.

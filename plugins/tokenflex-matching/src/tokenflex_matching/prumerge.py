@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
-from tokenflex.ops.assignment import beside
+from tokenflex.ops.assignment import on_device_of
 from tokenflex.ops.keeping import RATIOS, check_ratios, cosines, everything, kept_layouts
 from tokenflex_matching.inputs import (
     METRICS,
@@ -128,7 +128,7 @@ def _pruned(tokens: VisualTokens, kept: int, config: PruMergeScaler.Config | Pru
     attention = attention_of(tokens.attention, "PruMerge")
     own = kept - 1 if config.append else kept
     sample = torch.tensor(spread(tokens.grid, min(int(config.spatial * kept + 0.5), own)), dtype=torch.long)
-    places = strongest(attention.index_fill(-1, beside(sample, attention), float("inf")), own).sort(-1).values
+    places = strongest(attention.index_fill(-1, on_device_of(sample, attention), float("inf")), own).sort(-1).values
     near = taken_in(metric_vectors(tokens, config.metric), places, config.neighbours)
     left = torch.ones_like(attention).scatter(-1, places, 0.0)
     if config.weights == "shares":

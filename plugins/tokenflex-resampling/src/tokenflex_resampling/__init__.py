@@ -1,4 +1,4 @@
-"""Scalers that resample a picture's tokens: adaptive pooling, nested learned queries, attention within regions."""
+"""Scalers that resample an image's tokens: adaptive pooling, nested learned queries, attention within regions."""
 
 from tokenflex_resampling.adaptive_pool import AdaptivePoolScaler
 from tokenflex_resampling.nested_queries import NestedQueriesScaler

@@ -30,7 +30,7 @@ class AdaptivePoolScaler(Scaler):
         """Settings.
 
         Attributes:
-            sides: per level, coarse to fine, the side of the grid that a square picture is pooled to; others are pooled
+            sides: per level, coarse to fine, the side of the grid that a square image is pooled to; others are pooled
                 to about as many tokens, see `pooled_sides`. One more level, all tokens, follows.
         """
 

@@ -1,4 +1,4 @@
-"""Learned queries of which any first few make a picture's tokens: the Matryoshka query transformer."""
+"""Learned queries of which any first few make an image's tokens: the Matryoshka query transformer."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class NestedQueriesScaler(Scaler):
 
     ``y_{1:m} = softmax(Q_{1:m} K^T / sqrt(d)) V`` per head, then an output projection. K projects the layer-normed
     tokens and adds a sine code of their places; V projects the tokens as they are. All projections start as the
-    identity and the queries as codes of places spread over the picture, so a fresh scaler gives weighted means of the
+    identity and the queries as codes of places spread over the image, so a fresh scaler gives weighted means of the
     tokens around these places. Level m gives the first m tokens of every finer level of queries.
     """
 
@@ -70,7 +70,7 @@ class NestedQueriesScaler(Scaler):
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
         """What the queries of ``level`` see.
 
-        The assignment tells where tokens come from, for positions and pictures: query after query takes the token it
+        The assignment tells where tokens come from, for positions and images: query after query takes the token it
         looks at most among those not yet taken, and every other token goes to the query that looks at it most.
         """
         layout = self.layouts(tokens.grid)[level]

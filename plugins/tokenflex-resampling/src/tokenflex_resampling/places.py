@@ -1,4 +1,4 @@
-"""Places on a picture: sine codes of them, and a sequence of places that is well spread wherever it stops."""
+"""Places on an image: sine codes of them, and a sequence of places that is well spread wherever it stops."""
 
 import math
 
@@ -22,7 +22,7 @@ def grid_places(grid: Grid, like: Tensor) -> Float[Tensor, "tokens 2"]:
 
 
 def spread_places(count: int) -> Float[Tensor, "count 2"]:
-    """Places between 0 and 1 of which the first few, too, are spread over the picture; the first is its middle.
+    """Places between 0 and 1 of which the first few, too, are spread over the image; the first is its middle.
 
     An additive recurrence with the powers of the plane's golden ratio.
     """

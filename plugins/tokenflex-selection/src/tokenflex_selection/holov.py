@@ -1,4 +1,4 @@
-"""Every part of the picture gets its share."""
+"""Every part of the image gets its share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
 from tokenflex.errors import ConfigError
-from tokenflex.ops.assignment import beside
+from tokenflex.ops.assignment import on_device_of
 from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, kept_layouts
 from tokenflex.ops.pooling import window_assignment
 from tokenflex_selection.apportion import apportion
@@ -77,8 +77,8 @@ class HoloVScaler(Scaler):
     def _prepare(self, tokens: VisualTokens) -> Callable[[int], Tensor]:
         attention = attention_of(tokens)
         order, sizes = _crops(tokens.grid, self.crops)
-        order = beside(order, attention)
-        held = beside(torch.tensor(sizes), attention)
+        order = on_device_of(order, attention)
+        held = on_device_of(torch.tensor(sizes), attention)
         crop = torch.arange(len(sizes), device=held.device).repeat_interleave(held, output_size=len(order))
         # From here on tokens are in the order of their crops.
         shares = (attention / attention.amax(-1, keepdim=True).clamp(min=1e-30)).index_select(-1, order)

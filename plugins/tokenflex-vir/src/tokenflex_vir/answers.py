@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenflex.model import Encoded, FlexModel
-from tokenflex.training import answer_logits, shifted
+from tokenflex.training import shifted, target_logits
 
 IGNORE = -100
 """Label of positions that aren't supervised."""
@@ -52,7 +52,7 @@ def answers(flex: FlexModel, batch: Mapping[str, Any], encoded: Encoded, levels:
     wanted = shifted(inputs.pop("labels"))
     inputs.pop("num_items_in_batch", None)
     predicts = wanted != IGNORE
-    logits = answer_logits(flex.host, inputs, predicts)
+    logits = target_logits(flex.host, inputs, predicts)
     rows = predicts.nonzero()[:, 0]
     return Answers(logits[..., : flex.adapter.vocabulary], wanted[predicts], rows, len(wanted))
 

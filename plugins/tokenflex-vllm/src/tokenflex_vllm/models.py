@@ -15,7 +15,7 @@ class Llava(llava.LlavaForConditionalGeneration):
     """vLLM's LLaVA, for images of different lengths."""
 
     def embed_multimodal(self, **inputs: object) -> Any:
-        """Embeddings as they came, one tensor ``(tokens, dim)`` per image; pictures as vLLM's own model embeds them."""
+        """Embeddings as they came, one tensor ``(tokens, dim)`` per image; images as vLLM's own model embeds them."""
         given = _per_image(inputs)
         return super().embed_multimodal(**inputs) if given is None else given
 

@@ -1,4 +1,4 @@
-"""Profiles and drawings of models whose levels are smaller pictures."""
+"""Profiles and drawings of models whose levels are smaller images."""
 
 import torch
 
@@ -44,7 +44,7 @@ def test_a_profile_has_every_stage():
         assert {"vision_tower", "scaler", "splice", "prefill"} <= set(setting.stages)
 
 
-def test_drawings_show_the_cells_of_the_smaller_picture():
+def test_drawings_show_the_cells_of_the_smaller_image():
     flex = assembled()
     inputs = batch_of(flex)
     grids = [image.grid for image in flex.adapter.encode(flex.adapter.read(inputs))]
@@ -55,7 +55,7 @@ def test_drawings_show_the_cells_of_the_smaller_picture():
 
 
 @torch.no_grad()
-def test_smaller_pictures_are_a_setting_of_evaluations_beside_the_models_own():
+def test_smaller_images_are_a_setting_of_evaluations_beside_the_models_own():
     flex = assembled(scaler="average-pool")
     inputs = batch_of(flex)
     settings = parse(flex, ["scaler:resolution", "scaler:resolution@shares=[0.25,1],pooling=[[2,2],[1,1]]"])

@@ -1,4 +1,4 @@
-"""Clips at temporal levels: windows over (time, rows, cols)."""
+"""Videos at temporal levels: windows over (time, rows, cols)."""
 
 import itertools
 
@@ -9,8 +9,8 @@ import tokenflex
 from tests.hosts.served import served
 from tokenflex.hosts.grid import GridAdapter
 from tokenflex.scalers.average_pool import AveragePoolScaler
-from tokenflex.testing.zoo.grids import CLIPS
-from tokenflex.testing.zoo.recipe import IMAGE, PICTURE, VIDEO, VIDEO_CLIP
+from tokenflex.testing.zoo.grids import VIDEOS
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE, IMAGE, VIDEO
 
 IN_TIME = AveragePoolScaler.Config(windows=((2, 2, 2), (2, 1, 1), (1, 1, 1)))
 SERVED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "cohere_compass", "cosmos3_edge"]
@@ -28,11 +28,11 @@ def wrapped(name, positions="span"):
 @torch.no_grad()
 def test_counts_features_and_generation(name):
     tiny, flex = wrapped(name)
-    rows = ((1, VIDEO_CLIP, 2), (3, 4), (VIDEO_CLIP, 5, VIDEO_CLIP, 6))
+    rows = ((1, A_VIDEO, 2), (3, 4), (A_VIDEO, 5, A_VIDEO, 6))
     inputs = tiny.batch(flex.host.config, rows)
     encoded = flex.encode(inputs)
-    assert [image.clip for image in encoded.images] == [True] * 3
-    for number, (t, h, w) in enumerate(CLIPS):
+    assert [image.video for image in encoded.images] == [True] * 3
+    for number, (t, h, w) in enumerate(VIDEOS):
         halved = -(-t // 2)
         spatial = -(-h // 2) * -(-w // 2)
         assert encoded.counts[number].tolist() == [halved * spatial, halved * h * w, t * h * w]
@@ -49,9 +49,9 @@ def test_counts_features_and_generation(name):
 
 @pytest.mark.parametrize("name", FRAMED)
 def test_a_merged_frame_takes_its_time_along(name):
-    """Clip 1 has three frames of 2 x 6: the first two become one, the third stays, each behind its own time."""
+    """Video 1 has three frames of 2 x 6: the first two become one, the third stays, each behind its own time."""
     tiny, flex = wrapped(name)
-    inputs = tiny.batch(flex.host.config, ((20, VIDEO_CLIP, 21),), first=1)
+    inputs = tiny.batch(flex.host.config, ((20, A_VIDEO, 21),), first=1)
     short = flex.prepare(inputs, 1)[0].inputs["input_ids"][0].tolist()
     full = inputs["input_ids"][0].tolist()
     placeholder = IMAGE if name == "glm4v" else VIDEO
@@ -65,7 +65,7 @@ def test_a_merged_frame_takes_its_time_along(name):
 @torch.no_grad()
 def test_positions_of_merged_frames(name, positions):
     tiny, flex = wrapped(name, positions)
-    inputs = tiny.batch(flex.host.config, ((1, VIDEO_CLIP, 2, PICTURE, 3),))
+    inputs = tiny.batch(flex.host.config, ((1, A_VIDEO, 2, AN_IMAGE, 3),))
     short = flex.prepare(inputs, [1, 0])[0].inputs
     if positions == "compact":
         assert short["video_grid_thw"][0, 0] == 1
@@ -74,7 +74,7 @@ def test_positions_of_merged_frames(name, positions):
     assert flex(**inputs, level=[1, 0]).logits.isfinite().all()
 
 
-def test_pictures_have_no_time():
+def test_images_have_no_time():
     tiny, flex = wrapped("qwen2_vl")
-    inputs = tiny.batch(flex.host.config, ((1, PICTURE, 2),))
+    inputs = tiny.batch(flex.host.config, ((1, AN_IMAGE, 2),))
     assert flex.encode(inputs).counts.tolist() == [[4, 16, 16]]

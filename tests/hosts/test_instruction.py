@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenflex
+from tokenflex.hosts.instruction import instruction_mask
 from tokenflex.hosts.llava_next import LlavaNextAdapter
-from tokenflex.hosts.words import instruction_mask
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_tokenizer
 from tokenflex.training import ChatDataset, FlexCollator
 
@@ -60,10 +60,10 @@ def test_rows_of_a_batch_are_read_alone():
 
 def test_the_router_reads_the_same_words_in_training_and_at_inference(processor):
     """Collated with its answer or prompted without it, a question gets the same scores."""
-    from tests.conftest import picture
+    from tests.conftest import image
 
     row = {
-        "image": picture(0),
+        "image": image(0),
         "messages": [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}],
     }
     trained = FlexCollator(processor)([ChatDataset([row])[0]])
@@ -75,7 +75,7 @@ def test_the_router_reads_the_same_words_in_training_and_at_inference(processor)
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "w1 w2"}]}],
         add_generation_prompt=True,
     )
-    prompted = processor(images=[picture(0)], text=[text], return_tensors="pt")
+    prompted = processor(images=[image(0)], text=[text], return_tensors="pt")
     with torch.no_grad():
         one, other = flex.scores(flex.encode(trained)), flex.scores(flex.encode(prompted))
     torch.testing.assert_close(one, other)

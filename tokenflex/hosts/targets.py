@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import stock
 from tokenflex.hosts.placeholders import IGNORE
-from tokenflex.hosts.varlen import told_ends
+from tokenflex.hosts.varlen import known_ends
 
 BY_MASK = hasattr(transformers.modeling_utils, "slice_logits_to_keep")
 """Whether this transformers lets rows keep logits at different positions."""
@@ -25,7 +25,7 @@ def shifted(labels: Int[Tensor, "rows length"]) -> Int[Tensor, "rows length"]:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE)
 
 
-def answer_logits(
+def target_logits(
     host: Any, inputs: Mapping[str, Any], predicts: Bool[Tensor, "rows length"]
 ) -> Float[Tensor, "answers vocabulary"]:
     """The host's logits at the chosen positions, row by row; one pass through ``host.forward``.
@@ -34,22 +34,22 @@ def answer_logits(
         inputs: keyword arguments for the host, without labels.
         predicts: True at the positions whose logits are wanted.
     """
-    given = {**inputs, "use_cache": False}
-    with told_ends("cu_seq_lens_q" in inputs):
+    arguments = {**inputs, "use_cache": False}
+    with known_ends("cu_seq_lens_q" in inputs):
         if not keeps_logits(type(stock.base_of(host))):
-            return host(**given).logits[predicts]
+            return host(**arguments).logits[predicts]
         if BY_MASK:
-            return host(**given, logits_to_keep=predicts).logits
+            return host(**arguments, logits_to_keep=predicts).logits
         columns = predicts.any(0).nonzero()[:, 0]
-        return host(**given, logits_to_keep=columns).logits[predicts[:, columns]]
+        return host(**arguments, logits_to_keep=columns).logits[predicts[:, columns]]
 
 
-def answer_losses(
+def target_losses(
     host: Any, inputs: Mapping[str, Any], targets: Int[Tensor, "rows length"], vocabulary: int | None = None
 ) -> Float[Tensor, " answers"]:
-    """Negative log-likelihood of each answer token, in float32, from `answer_logits`; arguments as `chunked_losses`."""
+    """Negative log-likelihood of each answer token, in float32, from `target_logits`; arguments as `chunked_losses`."""
     predicts = targets != IGNORE
-    logits = answer_logits(host, inputs, predicts)[..., :vocabulary]
+    logits = target_logits(host, inputs, predicts)[..., :vocabulary]
     return F.cross_entropy(logits.float(), targets[predicts], reduction="none")
 
 
@@ -66,7 +66,7 @@ def chunked_losses(
     chunk: int,
     vocabulary: int | None = None,
 ) -> Float[Tensor, " answers"]:
-    """Negative log-likelihood of each answer token, without ever holding logits of more than ``chunk`` words of it.
+    """Negative log-likelihood of each target, without ever holding logits of more than ``chunk`` of the vocabulary.
 
     Takes the language model's last hidden states and its output embeddings. Hosts that do more with their logits than
     that (a cap, a scale) have other losses; `agrees_in_chunks` tells.
@@ -106,7 +106,7 @@ def agrees_in_chunks(
     host: Any, inputs: Mapping[str, Any], targets: Int[Tensor, "rows length"], chunk: int, vocabulary: int | None = None
 ) -> bool:
     """Whether `chunked_losses` gives the losses of the host's own logits, to 1e-2 nats in half precision, else 1e-4."""
-    whole = answer_losses(host, inputs, targets, vocabulary)
+    whole = target_losses(host, inputs, targets, vocabulary)
     parts = chunked_losses(host, inputs, targets, chunk, vocabulary)
     exact = stock.base_of(host).dtype == torch.float32
     return bool(torch.allclose(whole, parts, rtol=1e-3, atol=1e-4 if exact else 1e-2))

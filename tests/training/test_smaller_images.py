@@ -1,4 +1,4 @@
-"""Training where every level has a picture of its own: gradients reach the tower, feedback is the stored one."""
+"""Training where every level has an image of its own: gradients reach the tower, feedback is the stored one."""
 
 import pytest
 import torch
@@ -7,11 +7,11 @@ from peft import LoraConfig, get_peft_model
 from tests.model.smaller import assembled, batch_of, plain_inputs, watched
 from tests.training.test_levels import gradients, same
 from tokenflex.errors import ConfigError
-from tokenflex.hosts.answers import answer_losses, shifted
+from tokenflex.hosts.targets import shifted, target_losses
 from tokenflex.scalers.resolution import ResolutionScaler
 from tokenflex.testing.host_bench import labels_of
 from tokenflex.testing.zoo.hosts import ZOO
-from tokenflex.testing.zoo.recipe import PICTURE
+from tokenflex.testing.zoo.recipe import AN_IMAGE
 from tokenflex.training import (
     STAGES,
     FlexTrainer,
@@ -37,14 +37,14 @@ def made(name="qwen2_5_vl", stage=3, **parts):
 
 
 def plain_loss(flex, batch, level):
-    """The unmodified host's loss on smaller pictures."""
+    """The unmodified host's loss on smaller images."""
     inputs = plain_inputs(flex, batch, [level] * 3)
     labels = inputs.pop("labels")
-    return answer_losses(flex.host, inputs, shifted(labels), flex.adapter.vocabulary).mean()
+    return target_losses(flex.host, inputs, shifted(labels), flex.adapter.vocabulary).mean()
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
-def test_gradients_are_those_of_the_host_on_every_smaller_picture(name):
+def test_gradients_are_those_of_the_host_on_every_smaller_image(name):
     flex, batch = made(name)
     found = gradients(flex, batch, memory="joint")
     flex.zero_grad(set_to_none=True)
@@ -68,14 +68,14 @@ def test_all_ways_have_the_same_gradients(name, scaler):
 
 
 @pytest.mark.parametrize(("memory", "calls"), [("joint", 2), ("low", 4)])
-def test_a_picture_is_encoded_once_per_graph(memory, calls):
+def test_a_image_is_encoded_once_per_graph(memory, calls):
     flex, batch = made(scaler=POOLED)
     with watched(flex) as seen:
         gradients(flex, batch, memory=memory)
     assert len(seen.patches) == calls
 
 
-def test_the_language_loss_looks_at_whole_pictures_only():
+def test_the_language_loss_looks_at_whole_images_only():
     flex, batch = made(stage=1)
     with watched(flex) as seen:
         loss = flex(**batch, objective=LanguageObjective()).loss
@@ -83,14 +83,14 @@ def test_the_language_loss_looks_at_whole_pictures_only():
     assert seen.patches == [len(batch["pixel_values"])]
 
 
-def test_live_feedback_is_the_losses_on_every_smaller_picture():
+def test_live_feedback_is_the_losses_on_every_smaller_image():
     flex, batch = made(stage=4)
     output = flex(**batch, objective=RGLFObjective())
     output.loss.backward()
     groups = parameter_groups(flex)
     reached = [name for name, some in groups.items() if any(p.grad is not None for p in some)]
     assert reached == ["router"]
-    one = ((1, 3, PICTURE, 5, 7),)
+    one = ((1, 3, AN_IMAGE, 5, 7),)
     inputs = batch_of(flex, one, side="right")
     alone = {**inputs, "labels": labels_of(inputs)}
     feedback = flex(**alone, objective=RGLFObjective()).feedback[0]
@@ -100,9 +100,9 @@ def test_live_feedback_is_the_losses_on_every_smaller_picture():
 
 
 class Samples:
-    """Rows of words and pictures as a data set, one picture's number per row."""
+    """Rows of words and images as a data set, one image's number per row."""
 
-    rows = ((1, 3, PICTURE, 5, 7), (PICTURE, 9, 11), (2, 13, 15), (4, PICTURE, 17, 19, PICTURE, 21))
+    rows = ((1, 3, AN_IMAGE, 5, 7), (AN_IMAGE, 9, 11), (2, 13, 15), (4, AN_IMAGE, 17, 19, AN_IMAGE, 21))
     first = (0, 1, 2, 2)
 
     def __len__(self):
@@ -155,7 +155,7 @@ def test_the_store_holds_what_live_training_sees(dtype, tmp_path):
 
 def test_tokens_from_before_the_projector_are_refused(tmp_path):
     flex = assembled()
-    with pytest.raises(ConfigError, match=r"can't be had here: its scaler makes pictures smaller"):
+    with pytest.raises(ConfigError, match=r"can't be had here: its scaler makes images smaller"):
         score(flex, Samples(), collator(flex), tmp_path, router_inputs="auto", router_inputs_at="tower", progress=False)
 
 

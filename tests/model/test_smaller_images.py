@@ -13,7 +13,7 @@ from tokenflex.model import FlexModel
 from tokenflex.scalers.resolution import ResolutionScaler
 from tokenflex.testing.host_bench import close, labels_of
 from tokenflex.testing.zoo.hosts import ZOO
-from tokenflex.testing.zoo.recipe import PICTURE, VIDEO_CLIP
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE
 
 NEW = 4
 TOKENS = {"max_new_tokens": NEW, "min_new_tokens": NEW}
@@ -39,12 +39,12 @@ def test_the_finest_level_is_the_untouched_host(name, side):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", HOSTS)
 @torch.no_grad()
-def test_a_level_is_the_host_on_the_smaller_pictures(name, side, levels):
+def test_a_level_is_the_host_on_the_smaller_images(name, side, levels):
     flex = assembled(name)
     inputs = batch_of(flex, side=side)
     plain = plain_inputs(flex, inputs, levels)
     ours = flex(**inputs, level=levels)
-    close(ours.logits, flex.host(**plain).logits, "smaller pictures")
+    close(ours.logits, flex.host(**plain).logits, "smaller images")
     assert [d.tokens for d in ours.decisions] == flex.encode(inputs).counts[range(3), levels].tolist()
     flex.batching = "padded"
     theirs = flex.host.generate(**plain, **TOKENS)
@@ -80,7 +80,7 @@ def test_new_tokens_are_known_by_their_places_in_the_callers_sequence(flex, rows
 @torch.no_grad()
 def test_a_batch_is_its_rows(name):
     flex = assembled(name)
-    rows = ((1, 2, PICTURE, 3), (4, 5, 6, 7, 8), (PICTURE, 9, 10, PICTURE, 11, 12))
+    rows = ((1, 2, AN_IMAGE, 3), (4, 5, 6, 7, 8), (AN_IMAGE, 9, 10, AN_IMAGE, 11, 12))
     together = flex.decide(**batch_of(flex, rows))
     apart = [
         d for row, first in ((rows[0], 0), (rows[2], 1)) for d in flex.decide(**batch_of(flex, (row,), first=first))
@@ -107,13 +107,13 @@ class TestTower:
             flex.generate(**inputs, level=levels, **TOKENS)
         assert calls.patches == [sum(self.patches(flex, inputs, levels))]
 
-    def test_pictures_that_stay_coarse_are_encoded_once(self, flex):
+    def test_images_that_stay_coarse_are_encoded_once(self, flex):
         routed, inputs = assembled(host=flex.host, policy=Told.Config(levels=(0, 0, 0))), batch_of(flex)
         with watched(flex) as calls:
             routed.generate(**inputs, **TOKENS)
         assert calls.patches == [sum(self.patches(flex, inputs, (0, 0, 0)))]
 
-    def test_only_finer_pictures_are_encoded_again(self, flex):
+    def test_only_finer_images_are_encoded_again(self, flex):
         inputs = batch_of(flex)
         routed = assembled(host=flex.host, policy=Told.Config(levels=LEVELS))
         with watched(flex) as calls:
@@ -129,7 +129,7 @@ class TestTower:
             flex.decide(**inputs, level=1)
         assert calls.patches == [sum(self.patches(flex, inputs, (0, 0, 0)))]
 
-    def test_a_level_that_pools_shares_the_picture(self, flex):
+    def test_a_level_that_pools_shares_the_image(self, flex):
         both = ResolutionScaler.Config(shares=(0.25, 0.25, 1.0), pooling=((2, 2), (1, 1), (1, 1)))
         pooling, inputs = assembled(host=flex.host, scaler=both), batch_of(flex)
         encoded = pooling.encode(inputs)
@@ -140,7 +140,7 @@ class TestTower:
             int(encoded.counts[:, 2].sum())
         ]
 
-    def test_pictures_of_one_size_are_encoded_once(self, flex):
+    def test_images_of_one_size_are_encoded_once(self, flex):
         """None is smaller at 2 % of its pixels than at 5 %: one token."""
         tiny = ResolutionScaler.Config(shares=(0.02, 0.05, 1.0))
         routed, inputs = assembled(host=flex.host, scaler=tiny, policy=Told.Config(levels=(1, 1, 1))), batch_of(flex)
@@ -161,7 +161,7 @@ class TestTower:
 @torch.no_grad()
 def test_rows_in_groups_give_what_padded_rows_give(name):
     flex, outputs, losses = assembled(name), [], []
-    rows = ((1, PICTURE), (2, 3, PICTURE, PICTURE, 4), (5, 6, 7, PICTURE, 8), (9, 10, 11))
+    rows = ((1, AN_IMAGE), (2, 3, AN_IMAGE, AN_IMAGE, 4), (5, 6, 7, AN_IMAGE, 8), (9, 10, 11))
     inputs = batch_of(flex, tuple((*row, 13, 15) for row in rows))
     for way in ("padded", "grouped"):
         flex.batching = way
@@ -176,7 +176,7 @@ def test_rows_in_groups_give_what_padded_rows_give(name):
 @torch.no_grad()
 def test_a_conversation_goes_on_from_its_cache(name, level):
     flex = assembled(name)
-    inputs = batch_of(flex, ((1, 2, PICTURE, 3), (4, PICTURE, 5, 6, PICTURE, 7, 8)))
+    inputs = batch_of(flex, ((1, 2, AN_IMAGE, 3), (4, AN_IMAGE, 5, 6, AN_IMAGE, 7, 8)))
     told = {**TOKENS, "suppress_tokens": list(flex.adapter.placeholder_ids), "return_dict_in_generate": True}
     told["output_logits"] = True
     first = flex.generate(**inputs, level=level, **told)
@@ -195,7 +195,7 @@ def test_a_conversation_goes_on_from_its_cache(name, level):
 
 @torch.no_grad()
 def test_callbacks_and_logits_count_in_the_callers_prompt(flex):
-    inputs, seen = batch_of(flex, ((1, 2, PICTURE, 3, 4),)), []
+    inputs, seen = batch_of(flex, ((1, 2, AN_IMAGE, 3, 4),)), []
 
     def criterion(ids, scores, **kwargs):
         seen.append(ids.clone())
@@ -258,7 +258,7 @@ def test_parts_and_models_are_saved(flex, tmp_path):
 
 
 @torch.no_grad()
-def test_export_gives_the_tokens_of_the_smaller_pictures():
+def test_export_gives_the_tokens_of_the_smaller_images():
     flex = assembled("exaone4_5")
     inputs = batch_of(flex)
     requests, spliced = flex.export(**inputs, level=LEVELS), flex.at_levels(inputs, flex.encode(inputs), LEVELS)
@@ -277,7 +277,7 @@ def test_export_gives_the_tokens_of_the_smaller_pictures():
 def test_compact_positions_are_exported_with_the_smaller_grid():
     host = ZOO["qwen2_vl"].build()
     flex = assembled(host=host, adapter=tokenflex.hosts.get("qwen2_vl")(host, positions="compact"))
-    inputs = batch_of(flex, ((1, PICTURE, 2),))
+    inputs = batch_of(flex, ((1, AN_IMAGE, 2),))
     (request,) = flex.export(**inputs, level=2)
     time, height, width = request.images[0].grid
     assert time * height * width // 4 == len(request.images[0].embeddings) == request.images[0].decision.tokens
@@ -295,7 +295,7 @@ def test_budgets_hold(flex):
     assert all(d.tokens <= 2 for d in tight)
 
 
-def test_pictures_that_cannot_be_judged_are_refused_or_kept_fine(flex):
+def test_images_that_cannot_be_judged_are_refused_or_kept_fine(flex):
     inputs = batch_of(flex)
     inputs["pixel_values"] = inputs["pixel_values"].clone()
     inputs["pixel_values"][:64] = torch.nan
@@ -314,7 +314,7 @@ def test_what_nobody_was_to_look_at_is_not_judged(flex, scaler):
 
 
 @torch.no_grad()
-def test_budgets_are_calibrated_on_what_smaller_pictures_cost(flex):
+def test_budgets_are_calibrated_on_what_smaller_images_cost(flex):
     inputs = batch_of(flex)
     counts = flex.encode(inputs).counts
     found = tokenflex.calibrate(flex, tokenflex.Budget(ratio=0.4), [inputs])
@@ -335,13 +335,11 @@ def test_decisions_carry_the_processors_settings(flex):
         flex(**inputs).decisions[0].processor_kwargs()
 
 
-def test_hosts_without_smaller_pictures_are_refused(flex):
+def test_hosts_without_smaller_images_are_refused(flex):
     class Fixed(type(flex.adapter)):
-        resize_refusal = "its pictures have one size"
+        resize_refusal = "its images have one size"
 
-    with pytest.raises(
-        UnsupportedHostError, match=r"ResolutionScaler .* 'qwen2_5_vl' can't take: its pictures have one"
-    ):
+    with pytest.raises(UnsupportedHostError, match=r"ResolutionScaler .* 'qwen2_5_vl' can't take: its images have one"):
         assembled(host=flex.host, adapter=Fixed(flex.host))
 
 
@@ -370,8 +368,8 @@ def test_answers_that_are_tried_again_encode_every_size_once(flex, threshold):
 
 
 @torch.no_grad()
-def test_clips(flex):
-    inputs = batch_of(flex, ((1, VIDEO_CLIP, 2), (PICTURE, 3)))
+def test_videos(flex):
+    inputs = batch_of(flex, ((1, A_VIDEO, 2), (AN_IMAGE, 3)))
     assert torch.equal(flex(**inputs, level=-1).logits, flex.host(**inputs).logits)
     counts = flex.encode(inputs).counts
     spliced = flex.at_levels(inputs, flex.encode(inputs), [0, 0])

@@ -1,4 +1,4 @@
-"""How a picture or clip lies in the prompt and in the encoder's output, for hosts that pack tiles and frames."""
+"""How an image or video lies in the prompt and in the encoder's output, for hosts that pack tiles and frames."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from tokenflex.ops.packing import NEWLINE, Unpad, anyres_count, anyres_order, sh
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch(ABC):
-    """How one picture or clip lies in the prompt and in the encoder's output.
+class PlaceholderRun(ABC):
+    """How one image or video lies in the prompt and in the encoder's output.
 
     Attributes:
         grid: tokens of one view before scaling.
@@ -32,7 +32,7 @@ class Stretch(ABC):
 
     @property
     def frames(self) -> int:
-        """Of a clip, whose neighbouring frames may be merged; 0 for pictures."""
+        """Of a video, whose neighbouring frames may be merged; 0 for images."""
         return 0
 
     @abstractmethod
@@ -40,7 +40,7 @@ class Stretch(ABC):
         """Placeholders once each view keeps ``kept``, newlines included.
 
         Args:
-            frames: how many are left of a clip; None: all.
+            frames: how many are left of a video; None: all.
         """
 
     @abstractmethod
@@ -57,12 +57,12 @@ class Stretch(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tiled(Stretch):
-    """A picture: the whole of it as one tile, then its local tiles, joined, unpadded, every row with a newline.
+class Tiled(PlaceholderRun):
+    """An image: the whole of it as one tile, then its local tiles, joined, unpadded, every row with a newline.
 
     Attributes:
         tiles: local ones, down and across.
-        size: (height, width) of the picture in pixels.
+        size: (height, width) of the image in pixels.
         unpad, most: see `tokenflex.ops.packing`.
     """
 
@@ -81,14 +81,14 @@ class Tiled(Stretch):
         return anyres_count(self.tiles, self.grid, kept, self.size, self.unpad, self.most)
 
     def unpack(self, packed: Float[Tensor, "packed dim"]) -> Float[Tensor, "views tokens dim"]:
-        """From the packing of a picture that fills its canvas."""
+        """From the packing of an image that fills its canvas."""
         grid, tiles = self.grid, self.tiles
         lines = packed[grid.tokens :].view(tiles.rows * grid.rows, tiles.cols * grid.cols + 1, -1)[:, :-1]
         local = rearrange(lines, "(tr r) (tc c) d -> (tr tc) (r c) d", tr=tiles.rows, tc=tiles.cols, r=grid.rows)
         return torch.cat([packed[None, : grid.tokens], local])
 
     def order(self, kept: Grid | int, views: int) -> Int[np.ndarray, " packed"]:
-        """The whole of the picture, then the lines of the canvas."""
+        """The whole of the image, then the lines of the canvas."""
         return anyres_order(self.tiles, self.grid, kept, self.size, self.unpad)
 
     def canvas(self, kept: Grid | int) -> tuple[Int[np.ndarray, "rows cols"], Grid] | None:
@@ -102,18 +102,18 @@ class Tiled(Stretch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strip(Stretch):
-    """Views one behind the other: a picture of one tile, or the frames of a clip.
+class Strip(PlaceholderRun):
+    """Views one behind the other: an image of one tile, or the frames of a video.
 
     Attributes:
         views: how many.
         ends: newlines behind the last one.
-        clip: the views are frames.
+        video: the views are frames.
     """
 
     views: int = 1
     ends: int = 0
-    clip: bool = False
+    video: bool = False
 
     @property
     def placeholders(self) -> int:
@@ -122,8 +122,8 @@ class Strip(Stretch):
 
     @property
     def frames(self) -> int:
-        """All views of a clip."""
-        return self.views if self.clip else 0
+        """All views of a video."""
+        return self.views if self.video else 0
 
     def count(self, kept: Grid | int, frames: int | None = None) -> int:
         """The same for kept tokens."""
@@ -141,24 +141,24 @@ class Strip(Stretch):
 
 
 def packed(
-    stretches: Sequence[Stretch],
+    runs: Sequence[PlaceholderRun],
     features: Sequence[Tensor],
     layouts: Sequence[Grid | int],
     newline: Float[Tensor, " dim"],
 ) -> list[Tensor]:
-    """Kept tokens of all pictures and videos in the host's order, newlines in place; all are gathered at once.
+    """Kept tokens of all images and videos in the host's order, newlines in place; all are gathered at once.
 
     Args:
         features: of each ``(views, kept, dim)``; the result has ``(packed, dim)`` of each.
         layouts: of the kept tokens of one view.
     """
     found: list[Tensor | None] = [
-        _shrunk(stretch, each, kept, newline) for stretch, each, kept in zip(stretches, features, layouts, strict=True)
+        _shrunk(run, each, kept, newline) for run, each, kept in zip(runs, features, layouts, strict=True)
     ]
     rest = [i for i, done in enumerate(found) if done is None]
     if not rest:
         return [each for each in found if each is not None]
-    orders = [stretches[i].order(layouts[i], len(features[i])) for i in rest]
+    orders = [runs[i].order(layouts[i], len(features[i])) for i in rest]
     sizes = [features[i].shape[0] * features[i].shape[1] for i in rest]
     starts, last = np.cumsum([0, *sizes[:-1]]), sum(sizes)
     places = np.concatenate([np.where(o == NEWLINE, last, o + at) for o, at in zip(orders, starts, strict=True)])
@@ -171,10 +171,10 @@ def packed(
 
 
 def _shrunk(
-    stretch: Stretch, features: Float[Tensor, "views kept dim"], kept: Grid | int, newline: Float[Tensor, " dim"]
+    run: PlaceholderRun, features: Float[Tensor, "views kept dim"], kept: Grid | int, newline: Float[Tensor, " dim"]
 ) -> Tensor | None:
-    """A picture whose canvas is resampled before its rows get their newlines, as the host does; else None."""
-    canvas = stretch.canvas(kept)
+    """An image whose canvas is resampled before its rows get their newlines, as the host does; else None."""
+    canvas = run.canvas(kept)
     if canvas is None:
         return None
     cells, smaller = canvas

@@ -1,4 +1,4 @@
-"""Engines are given smaller pictures as they are given fewer tokens, and fronts make the same requests."""
+"""Engines are given smaller images as they are given fewer tokens, and fronts make the same requests."""
 
 import pytest
 import torch

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.serving.server.conftest import url
+from tokenflex.serving.server.images import Images, is_public
 from tokenflex.serving.server.limits import Limits
-from tokenflex.serving.server.pictures import Pictures, is_public
 from tokenflex.serving.server.refusals import RefusedError
 
 PUBLIC = "93.184.216.34"
@@ -32,7 +32,7 @@ def sent(content):
     return httpx.Response(200, content=pieces())
 
 
-def read(address, handler=None, addresses=(PUBLIC,), hosts=("pictures.example",), **limits):
+def read(address, handler=None, addresses=(PUBLIC,), hosts=("images.example",), **limits):
     """The image of a URL; ``handler`` answers in place of the network."""
     asked = []
 
@@ -47,11 +47,11 @@ def read(address, handler=None, addresses=(PUBLIC,), hosts=("pictures.example",)
         return list(found)
 
     async def run():
-        pictures = Pictures(Limits(hosts=frozenset(hosts), **limits), httpx.MockTransport(answer), resolve)
+        images = Images(Limits(hosts=frozenset(hosts), **limits), httpx.MockTransport(answer), resolve)
         try:
-            return await pictures.read([address])
+            return await images.read([address])
         finally:
-            await pictures.close()
+            await images.close()
 
     read.asked = asked
     return asyncio.run(run())[0]
@@ -81,15 +81,15 @@ def test_an_allowed_server_is_asked_at_the_address_that_was_checked():
     assert found.getpixel((0, 0)) == (9, 8, 7)
     (request,) = read.asked
     assert str(request.url) == f"https://{PUBLIC}/a/b.png?c=d"
-    assert request.headers["host"] == "pictures.example"
-    assert request.extensions["sni_hostname"] == "pictures.example"
+    assert request.headers["host"] == "images.example"
+    assert request.extensions["sni_hostname"] == "images.example"
     assert request.headers["accept-encoding"] == "identity"
 
 
 def test_another_port_is_named_with_it():
     assert refused("http://pictures.example:8080/a", "images aren't fetched from http://pictures.example:8080") == []
-    read("http://pictures.example:8080/a", hosts=("pictures.example:8080",))
-    assert read.asked[0].headers["host"] == "pictures.example:8080"
+    read("http://pictures.example:8080/a", hosts=("images.example:8080",))
+    assert read.asked[0].headers["host"] == "images.example:8080"
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_another_port_is_named_with_it():
         "http://other.example/a.png",
         "http://pictures.example.evil.example/a.png",
         "http://pictures.example@evil.example/a.png",
-        "http://user@pictures.example/a.png",
-        "http://evil.example/#pictures.example",
+        "http://user@images.example/a.png",
+        "http://evil.example/#images.example",
         "http:///a.png",
         "http://127.0.0.1/a.png",
         "http://2130706433/a.png",
@@ -168,7 +168,7 @@ def test_redirects_on_the_list_are_checked_again_and_followed():
 
     assert read("http://pictures.example/a", moved).size == (5, 4)
     assert [str(one.url) for one in read.asked] == [f"http://{PUBLIC}/a", f"http://{PUBLIC}/b"]
-    there = {"pictures.example": [PUBLIC], "inner.example": ["10.0.0.7"]}
+    there = {"images.example": [PUBLIC], "inner.example": ["10.0.0.7"]}
     refused(
         "http://pictures.example/a", "an address that isn't public",
         lambda request: httpx.Response(302, headers={"location": "http://inner.example/"}),

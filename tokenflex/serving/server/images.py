@@ -39,7 +39,7 @@ async def resolved(name: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-class Pictures:
+class Images:
     """Reads the images of requests.
 
     Args:

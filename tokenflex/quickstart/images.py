@@ -1,6 +1,6 @@
-"""Pictures and questions of the embedded task, made from data that ships inside Python packages.
+"""Images and questions of the embedded task, made from data that ships inside Python packages.
 
-Handwritten digits (scikit-learn) in coloured ink lie on a washed crop of a photograph (scikit-image). A picture
+Handwritten digits (scikit-learn) in coloured ink lie on a washed crop of a photograph (scikit-image). An image
 has no digit, one, or a block of four in each half. Coarse questions (which photograph, which wash, how many
 digits) survive heavy pooling; fine ones ask about one digit among eight and don't.
 """
@@ -20,7 +20,7 @@ try:
     from sklearn.datasets import load_digits
 except ModuleNotFoundError as missing:
     raise ConfigError(
-        f"the quickstart's pictures are made from data inside scikit-image and scikit-learn ({missing}): "
+        f"the quickstart's images are made from data inside scikit-image and scikit-learn ({missing}): "
         "pip install 'tokenflex[quickstart]'."
     ) from missing
 
@@ -56,7 +56,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture.
+    """One question about one image.
 
     The fine kinds ask about one digit among eight. The same questions about fewer digits (``digit-few``,
     ``ink-few``) are practice: they are easier, and only training uses them.
@@ -73,8 +73,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture, what can be asked about it, and what each 16-pixel cell shows.
+class Scene:
+    """An image, what can be asked about it, and what each 16-pixel cell shows.
 
     Attributes:
         cells: ``(ROWS, COLS, 2)``, digit (10: none) and ink (8: none) per cell.
@@ -103,7 +103,7 @@ def _digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _photo(name: str) -> np.ndarray:
-    """Greyscale photograph, 0..1, a little larger than a picture."""
+    """Greyscale photograph, 0..1, a little larger than an image."""
     photo = Image.fromarray(getattr(photographs, PHOTOS[name])()).convert("L")
     scale = max(1.2 * ROWS * CELL / photo.height, 1.2 * COLS * CELL / photo.width)
     size = (round(photo.width * scale), round(photo.height * scale))
@@ -131,8 +131,8 @@ def _places(rng: np.random.Generator, count: str) -> list[tuple[int, int]]:
     return [full[i] for i in rng.permutation(8)[:size]]
 
 
-def draw(rng: np.random.Generator, split: Split) -> Picture:
-    """One random picture, 128 x 64 pixels, with everything that can be asked about it."""
+def draw(rng: np.random.Generator, split: Split) -> Scene:
+    """One random image, 128 x 64 pixels, with everything that can be asked about it."""
     count = COUNTS[rng.choice(3, p=(0.2, 0.2, 0.6))]
     photo, wash = int(rng.integers(len(PHOTOS))), int(rng.integers(len(WASHES)))
     pixels = _background(rng, photo, wash)
@@ -159,37 +159,37 @@ def draw(rng: np.random.Generator, split: Split) -> Picture:
             asked.append(Question(f"digit{few}", f"digit {names[ink]}", str(value)))
             asked.append(Question(f"ink{few}", f"ink {value}", names[ink]))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    return Picture(image, tuple(asked), cells, photo, wash)
+    return Scene(image, tuple(asked), cells, photo, wash)
 
 
-def pictures(seed: int, split: Split, count: int) -> Iterator[Picture]:
-    """``count`` pictures; the splits share no scan of a digit and no random numbers."""
+def images(seed: int, split: Split, count: int) -> Iterator[Scene]:
+    """``count`` images; the splits share no scan of a digit and no random numbers."""
     rng = np.random.default_rng((seed, ("train", "test").index(split)))
     for _ in range(count):
         yield draw(rng, split)
 
 
-def practice(seed: int, stock: Sequence[Picture], count: int, turns: int, *, coarse: bool) -> list[Row]:
-    """Conversations of several turns about pictures drawn from ``stock``, in random order.
+def practice(seed: int, stock: Sequence[Scene], count: int, turns: int, *, coarse: bool) -> list[Row]:
+    """Conversations of several turns about images drawn from ``stock``, in random order.
 
     Args:
-        turns: questions per picture, at most.
+        turns: questions per image, at most.
         coarse: ask all coarse questions too; otherwise only about digits and inks, where there are any.
     """
     rng = np.random.default_rng((seed, count, turns))
     rows = []
     for _ in range(count):
-        picture = stock[int(rng.integers(len(stock)))]
-        plain = [q for q in picture.questions if q.kind in COARSE_KINDS]
-        detail = [q for q in picture.questions if q.kind not in COARSE_KINDS]
+        image = stock[int(rng.integers(len(stock)))]
+        plain = [q for q in image.questions if q.kind in COARSE_KINDS]
+        detail = [q for q in image.questions if q.kind not in COARSE_KINDS]
         always = plain if coarse or not detail else []
         chosen = [detail[i] for i in rng.permutation(len(detail))[: turns - len(always)]] + always
-        rows.append(row(picture, [chosen[i] for i in rng.permutation(len(chosen))]))
+        rows.append(row(image, [chosen[i] for i in rng.permutation(len(chosen))]))
     return rows
 
 
-def exam(seed: int, split: Split, count: int) -> list[tuple[Picture, Question]]:
-    """``count`` single questions about as many new pictures, one third of them fine, kinds in equal parts."""
+def exam(seed: int, split: Split, count: int) -> list[tuple[Scene, Question]]:
+    """``count`` single questions about as many new images, one third of them fine, kinds in equal parts."""
     rng = np.random.default_rng((seed, ("train", "test").index(split), count))
     asked = []
     for i in range(count):
@@ -199,20 +199,20 @@ def exam(seed: int, split: Split, count: int) -> list[tuple[Picture, Question]]:
             kind = COARSE_KINDS[(2 * third + place - 1) % len(COARSE_KINDS)]
         fitting: list[Question] = []
         while not fitting:
-            picture = draw(rng, split)
-            fitting = [q for q in picture.questions if q.kind == kind]
-        asked.append((picture, fitting[rng.integers(len(fitting))]))
+            image = draw(rng, split)
+            fitting = [q for q in image.questions if q.kind == kind]
+        asked.append((image, fitting[rng.integers(len(fitting))]))
     return asked
 
 
-def row(picture: Picture, questions: Sequence[Question]) -> Row:
+def row(image: Scene, questions: Sequence[Question]) -> Row:
     """A row in chat format."""
     messages = []
     for i, question in enumerate(questions):
         parts = [{"type": "image"}] * (i == 0) + [{"type": "text", "text": question.question}]
         messages.append({"role": "user", "content": parts})
         messages.append({"role": "assistant", "content": question.answer})
-    return {"image": picture.image, "messages": messages}
+    return {"image": image.image, "messages": messages}
 
 
 def words() -> tuple[str, ...]:
