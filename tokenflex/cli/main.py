@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -94,6 +95,7 @@ def _run(words: Sequence[str]) -> int:
     options, rest = build().parse_known_args(words)
     if rest and not options.takes_overrides:
         build().error(f"unrecognized arguments: {' '.join(rest)}")
+    options.typed = shlex.join(["tokenflex", *words])  # for reports, which say how they were made
     try:
         done = options.run(options, rest)
         sys.stdout.flush()  # here, where it can be told if standard output is a file on a full disk
