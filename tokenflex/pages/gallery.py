@@ -1,6 +1,7 @@
 """Questions with their images, and what was kept of these, drawn over them as lines that scale with the page."""
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,10 +148,12 @@ class Gallery:
 
     @property
     def filters(self) -> tuple[Filter, ...]:
-        """Those that have two options or more."""
+        """The answers' verdicts, and kinds and levels where there are two or more."""
         levels = sorted({level for card in self.cards for level in card.levels})
         kinds = dict.fromkeys(card.kind for card in self.cards if card.kind)
-        verdicts = [(name, said) for name, said in VERDICTS.items() if any(c.verdict == name for c in self.cards)]
+        counts = Counter(card.verdict for card in self.cards)
+        verdicts = [(name, f"{said} ({counts[name]})") for name, said in VERDICTS.items()
+                    if counts[name] or name != "partly"]  # fmt: skip
         every = (
             Filter("verdict", "Answers", tuple(verdicts)),
             Filter("kind", "Kind", tuple((kind, kind) for kind in kinds)),

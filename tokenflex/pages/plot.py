@@ -46,8 +46,9 @@ SHAPES = {
     "v": "M8 14l6-11h-12z",
     "D": "M8 1l6 7-6 7-6-7z",
     "": "M1 7h6v2h-6zM9 7h6v2h-6z",
+    "-": "M1 7h14v2h-14z",
 }
-"""Markers of matplotlib as paths of 16 x 16 for legends; without one it is a broken line."""
+"""Markers of matplotlib as paths of 16 x 16 for legends; without one it is a broken line, ``-`` is a whole one."""
 WIDE, NARROW = (9.0, 4.8), (3.0, 3.6)
 """Inches. A narrow plot is as wide as a phone of 320 CSS pixels has room for, and grows with larger ones."""
 POINTS = {WIDE: 10.5, NARROW: 9.0}
