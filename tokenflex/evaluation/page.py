@@ -153,8 +153,8 @@ def _alt(shown: Shown, record: Record, place: int) -> str:
     count = len(shown.pictures)
     which = f"Image {place + 1} of {count}" if count > 1 else "Image"
     level = f"level {record.levels[place]}" if place < len(record.levels) else "no level"
-    found = f"{which} that is asked about: {shown.question.text}"
-    return f"{found} Chosen: {level}, {record.tokens} of {record.of} visual tokens of the question; lines part them."
+    found = f"{which} that is asked about: {shown.question.text.rstrip('. ')}"
+    return f"{found}. Chosen: {level}, {record.tokens} of {record.of} visual tokens of the question; lines part them."
 
 
 def _settings(summary: Summary) -> Table:

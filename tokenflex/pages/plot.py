@@ -53,6 +53,7 @@ WIDE, NARROW = (9.0, 4.8), (3.0, 3.6)
 """Inches. A narrow plot is as wide as a phone of 320 CSS pixels has room for, and grows with larger ones."""
 POINTS = {WIDE: 10.5, NARROW: 9.0}
 """Size of the text; 9 points are 12 CSS pixels."""
+OWN_STYLE = re.compile(r"<style[^>]*>[^<]*</style>")
 TAG = re.compile(r"<[a-zA-Z/][^<>]*>")
 Draw = Callable[[Axes, bool], None]
 """Draws on axes; told whether they are the narrow ones."""
@@ -152,7 +153,8 @@ def _svg(draw: Draw, size: tuple[float, float], across: str, up: str, label: str
         figure.savefig(target, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = target.getvalue()
     prefix = f"{name}{hashlib.blake2b(salt.encode(), digest_size=4).hexdigest()}-"
-    text = TAG.sub(lambda tag: _themed(tag[0], prefix), text[text.index("<svg") :])
+    text = OWN_STYLE.sub("", text[text.index("<svg") :], count=1)  # the page's style sheet says the same
+    text = TAG.sub(lambda tag: _themed(tag[0], prefix), text)
     opening = f'<svg class="{name}" role="img" aria-label="{escape(readable(label))}"'
     return Own(text.replace("<svg", opening, 1))  # matplotlib escapes what it is given
 
