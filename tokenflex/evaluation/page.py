@@ -176,10 +176,12 @@ def _kinds(summary: Summary) -> Table | None:
 
 
 def _choices(summary: Summary) -> Table | None:
-    found = [(line, tuple(map(str, line.chosen))) for line in lines(summary) if line.chosen]
-    if not found:
+    chosen = [line for line in lines(summary) if line.chosen]
+    if not chosen:
         return None
-    return _further("Levels chosen", [Column(f"level {level}") for level in range(len(found[0][1]))], found)
+    count = max(summary["levels"], *(len(line.chosen) for line in chosen))  # fewer were counted without fixed levels
+    found = [(line, tuple(map(str, (*line.chosen, *[0] * (count - len(line.chosen)))))) for line in chosen]
+    return _further("Levels chosen", [Column(f"level {level}") for level in range(count)], found)
 
 
 def _further(name: str, columns: Sequence[Column], found: Sequence[tuple[Line, tuple[str, ...]]]) -> Table:
