@@ -57,6 +57,7 @@ def test_tables_sort_by_mouse_and_keyboard(reported, visit):
     def tokens():
         return [row.locator("td").nth(2).inner_text() for row in table.locator("tbody tr").all()]
 
+    assert page.locator(".hint").first.is_visible()
     before = tokens()
     assert before == ["2.0", "8.0", "5.0", "5.0", "5.0"]
     head, first = table.locator("thead th").nth(3), table.locator("thead th").first

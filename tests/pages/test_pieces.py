@@ -9,7 +9,7 @@ from tests.evaluation.tables import made
 from tests.measure.test_report import made as profiled
 from tests.pages.conftest import SETTINGS
 from tests.test_pages import HOSTILE, only_own_script
-from tokenflex.errors import DataError
+from tokenflex.errors import DataError, InputError
 from tokenflex.evaluation.records import Evaluation, PartWriter
 from tokenflex.evaluation.report import report
 from tokenflex.markup import readable
@@ -114,7 +114,7 @@ def test_lines_part_kept_tokens_and_dropped_ones_are_dark():
 
 
 def test_a_table_needs_a_cell_for_every_column():
-    with pytest.raises(ValueError, match="a row of 't' has 1 cells for 2 columns"):
+    with pytest.raises(InputError, match="a row of the table 't' has 1 cells for 2 columns"):
         Table("t", (Column("a"), Column("b")), (Row((Cell("x"),)),))
 
 

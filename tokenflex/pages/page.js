@@ -33,6 +33,8 @@
     });
   }
 
+  for (const hint of document.querySelectorAll(".hint")) hint.hidden = false;
+
   const filters = document.querySelector(".filters");
   if (filters) {
     const chosen = [...filters.querySelectorAll("select")];

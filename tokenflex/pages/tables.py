@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenflex.errors import InputError
+
 
 @dataclass(frozen=True)
 class Column:
@@ -46,7 +48,7 @@ class Table:
     """A table with a name, which screen readers say.
 
     Raises:
-        ValueError: a row has more or fewer cells than there are columns.
+        InputError: a row has more or fewer cells than there are columns.
     """
 
     name: str
@@ -56,7 +58,10 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row.cells) != len(self.columns):
-                raise ValueError(f"a row of {self.name!r} has {len(row.cells)} cells for {len(self.columns)} columns.")
+                raise InputError(
+                    f"a row of the table {self.name!r} has {len(row.cells)} cells for {len(self.columns)} columns; "
+                    "give one cell for each column."
+                )
 
     @property
     def explained(self) -> tuple[Column, ...]:
