@@ -1,11 +1,13 @@
 """What steps and requests cost in FLOPs at any size, 7B included, without running them: torch counts on fake tensors.
 
     python -m benchmarks.arithmetic                 # ratios of the 7B model, under a minute on any computer
+    python -m benchmarks.arithmetic --requests 7b   # what a request costs at each level, and where routing pays
 
 The modules are the host's own, without memory for their weights; each is counted once for every length it is given, and
 a step is the sum of what it runs. Linear layers, convolutions and attention count; sums, norms and activations don't.
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from tokenflex import compressor
 from tokenflex.checkpoint import adapter_for, config_of
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import Grid, Instruction, VisualTokens
+from tokenflex.measure.break_even import fit
 from tokenflex.routers.avg import AVGRouter
 
 
@@ -186,8 +189,38 @@ def ratios(size: Size) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Write the ratios of all sizes to standard output."""
+def requests(size: Size, answers: int) -> str:
+    """What a request costs at each level, forced and routed, as a table of Markdown, and what that means for routing.
+
+    Args:
+        answers: new tokens.
+    """
+    made = Arithmetic(size)
+    forced = [made.request(level, None, answers) for level in range(len(made.visual))]
+    router, whole = made.router().forward, forced[-1]
+    rows = []
+    for level, (tokens, cost) in enumerate(zip(made.visual, forced, strict=True)):
+        share = f"{100 * (cost + router) / whole:.0f} %"
+        rows.append(f"| {level} | {tokens} | {cost / 1e12:.3g} | {(cost + router) / 1e12:.3g} | {share} |")
+    slope = fit([float(tokens) for tokens in made.visual], [float(cost) for cost in forced]).slope
+    head = "| level | visual tokens | TFLOP, forced | TFLOP, routed | routed, of the finest forced |"
+    told = (
+        f"{answers} new tokens, {size.words} text tokens. The decision costs {router / 1e12:.3g} TFLOP and a dropped "
+        f"visual token saves {slope / 1e9:.3g} GFLOP: routing pays when it drops more than {router / slope:.0f} of "
+        f"{made.visual[-1]} visual tokens."
+    )
+    return "\n".join([head, "|---|---|---|---|---|", *rows, "", told])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the ratios of all sizes, or what requests cost at one of them, to standard output."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.arithmetic", description=__doc__.partition("\n")[0])
+    parser.add_argument("--requests", choices=sizes.SIZES, metavar="SIZE", help="what a request costs at this size")
+    parser.add_argument("--answers", type=int, default=16, metavar="N", help="new tokens of a request (default: 16)")
+    options = parser.parse_args(argv)
+    if options.requests:
+        sys.stdout.write(requests(sizes.SIZES[options.requests], options.answers) + "\n")
+        return
     for name, size in sizes.SIZES.items():
         told = ", ".join(f"{what} {ratio:.3f}" for what, ratio in ratios(size).items())
         sys.stdout.write(f"{name}: {told}\n")

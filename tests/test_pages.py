@@ -15,6 +15,7 @@ from tokenflex.evaluation.questions import Question
 from tokenflex.evaluation.records import Evaluation, PartWriter, Record, Shown, begin
 from tokenflex.evaluation.report import report
 from tokenflex.markup import readable
+from tokenflex.pages import rendering
 
 READ = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 TEMPLATES = sorted(Path(tokenflex.__file__).parent.rglob("*.jinja"))
@@ -23,18 +24,20 @@ HOSTILE = [
     "two\n\n# lines", "\u202egnp.exe\u202c", "\u2067isolated", '"><img src=//evil onerror=alert(1)>',
     "' onmouseover='alert(1)", "{{ 7 * 7 }}{% raw %}", "</style><style>@import url(http://evil)</style>",
     "<svg onload=alert(1)>", "&lt;b&gt;", "$\\frac{", "<!--", "]]>", "http://evil/", "\x00\x1b[31m",
-    "<base href=//evil>",
+    "<base href=//evil>", "</script><script>alert(1)</script>", "'+alert(1)+'", "--x: red; }", "a\tb ' \"c\" =d",
 ]  # fmt: skip
 CARRIERS = {"src", "href", "xlink:href", "srcset", "action", "formaction", "data", "poster", "background", "cite"}
-ASKING = {"script", "iframe", "object", "embed", "link", "base", "form", "video", "audio", "foreignobject"}
+ASKING = {"iframe", "object", "embed", "link", "base", "form", "video", "audio", "foreignobject"}
+NAMED = {"alt", "aria-label", "data-kind", "value"}
+"""Attributes that hold strings from outside as text."""
 
 
 class Page(HTMLParser):
-    """Tags, attributes, text and style sheets of a page."""
+    """Tags, attributes, text, style sheets and scripts of a page."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.text, self.styles = set(), [], "", ""
+        self.tags, self.attributes, self.text, self.styles, self.scripts = set(), [], "", [], []
         self._inside = None
         self.feed(text)
         self.close()
@@ -43,42 +46,46 @@ class Page(HTMLParser):
         self._inside = tag
         self.tags.add(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag in ("style", "script"):
+            (self.styles if tag == "style" else self.scripts).append("")
+
+    def handle_endtag(self, tag):
+        self._inside = None
 
     def handle_data(self, data):
-        if self._inside == "style":
-            self.styles += data
-        self.text += data
+        if self._inside in ("style", "script"):
+            (self.styles if self._inside == "style" else self.scripts)[-1] += data
+        else:
+            self.text += data
 
 
 def asks_nobody(text):
-    """The page, of which nothing is fetched and nothing runs."""
+    """A piece of a page, of which nothing is fetched and nothing runs."""
     page = Page(text)
-    assert not page.tags & {
-        "script",
-        "iframe",
-        "object",
-        "embed",
-        "link",
-        "base",
-        "form",
-        "video",
-        "audio",
-        "foreignobject",
-    }
+    assert (page.scripts, page.styles) == ([], [])
+    return _asks_nobody(page)
+
+
+def only_own_script(text):
+    """A whole page, of which nothing is fetched, and only our own script may run."""
+    page = Page(text)
+    assert (page.scripts, page.styles) == ([rendering.script()], [rendering.style()])
+    policies = [("http-equiv", "Content-Security-Policy"), ("content", rendering.policy())]
+    metas = [(name, value) for tag, name, value in page.attributes if tag == "meta"]
+    assert metas[1:3] == policies  # behind the encoding, before all that it rules
+    assert sum(name == "http-equiv" for name, _ in metas) == 1
+    return _asks_nobody(page)
+
+
+def _asks_nobody(page):
+    assert not page.tags & ASKING
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         if name in CARRIERS:
-            assert value.startswith(("data:image/", "#")), (tag, name, value[:80])
-        for inner in re.findall(r"url\(([^)]*)\)", value):
-            assert inner.strip("'\"").startswith("#"), (tag, name, value[:80])
-        if (
-            name not in ("xmlns", "xmlns:xlink", "rdf:resource", "xmlns:cc", "xmlns:dc", "xmlns:rdf")
-            and name in CARRIERS
-        ):
+            assert value.startswith(("data:image/png;base64,", "data:image/jpeg;base64,", "#")), (tag, name, value[:80])
             assert "//" not in value.partition("base64,")[0]
-    assert "@import" not in page.styles
-    assert "url(" not in page.styles
-    assert not any(tag == "meta" and name == "http-equiv" for tag, name, _ in page.attributes)
+        for inner in re.findall(r"url\(([^)]*)\)", value):
+            assert name in NAMED or inner.strip("'\"").startswith("#"), (tag, name, value[:80])
     return page
 
 
@@ -88,6 +95,7 @@ def folder(tmp_path_factory):
     target = tmp_path_factory.mktemp("hostile")
     finger = {"host": {"model_type": HOSTILE[0]}, "metric": HOSTILE[14], "max_new_tokens": 4}
     manifest = {"model": HOSTILE[8], "data": HOSTILE[4], "levels": 2, "fingerprint": finger}
+    made = {"command": HOSTILE[-4], "date": HOSTILE[0], "hardware": HOSTILE[8], "torch": HOSTILE[12]}
     shown, seen = drawing.thumbnail(image(0).resize((9, 8))), []
     for place, text in enumerate(HOSTILE):
         question = Question(place, text, text, text, (text,))
@@ -104,19 +112,23 @@ def folder(tmp_path_factory):
     records = [
         Record(place, text, name, text, place % 2, [0], 3, 8) for name in names for place, text in enumerate(HOSTILE)
     ]
-    PartWriter(target, 0).write(records)
+    PartWriter(target, 0, made).write(records)
     report(target, resamples=20)
     return target
 
 
 def test_a_report_of_hostile_strings_asks_nobody_and_shows_them_as_text(folder):
     text = (folder / "report.html").read_text(encoding="utf-8")
-    page = asks_nobody(text)
+    page = only_own_script(text)
     flat = " ".join(page.text.split())
     for string in HOSTILE:
         assert " ".join(readable(string).split()) in flat, string
     assert not re.search("[\u202a-\u202e\u2066-\u2069\x00\x1b]", text)
-    assert "49" not in text.replace("149", "")[: text.index("<svg")]
+    assert " 49" not in page.text
+    values = [value for _, name, value in page.attributes if name in ("data-kind", "value")]
+    for string in HOSTILE:
+        assert readable(string) in values, string  # of cards, and of the choice that filters them
+        assert any(readable(string) in value for _, name, value in page.attributes if name == "alt"), string
 
 
 def test_a_report_in_markdown_has_no_markup_of_others(folder):
@@ -146,9 +158,16 @@ def test_cards_of_hostile_strings(text, made):
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.parent.name)
 def test_templates_ask_nobody(path):
-    source = path.read_text(encoding="utf-8")
+    source = path.read_text(encoding="utf-8").replace("<script>{{ script }}</script>", "")
     assert not re.search(r"(?:src|href)=\"(?!\{\{)|https?://|@import|url\(|<script|<link|<iframe", source)
-    assert re.findall(r"\{\{[^}]*\|\s*safe\s*\}\}", source) in (["{{ plot|safe }}"], ["{{ plot | safe }}"], [])
+    assert not re.search(r"\|\s*safe|Markup|autoescape", source)
+    assert not re.search(r"[\w-]+=\{\{", source)  # values of attributes stand in quotes
+
+
+def test_script_and_style_ask_nobody_and_make_no_markup():
+    assert not re.search(r"https?:|//[^ ]|fetch|XMLHttp|WebSocket|import|eval|Function\(|innerHTML|outerHTML|write|"
+                         r"insertAdjacent|sendBeacon|location|cookie|</", rendering.script())  # fmt: skip
+    assert not re.search(r"@import|url\(|expression|</", rendering.style())
 
 
 def test_what_may_be_read():

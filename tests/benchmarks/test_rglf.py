@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import arithmetic, memory, rglf, sizes, step_time, steps
 from benchmarks.measure import Flops
+from tokenflex.measure.break_even import fit
 
 
 def counted(stage, *, frozen_tower):
@@ -36,6 +37,18 @@ def test_the_arithmetic_of_stage_4_is_what_torch_counts(tiny):
     published, ours = counted(4, frozen_tower=True)
     assert tiny.stage4(published=True) == pytest.approx(published, rel=0.01)
     assert tiny.stage4(published=False) == pytest.approx(ours, rel=0.01)
+
+
+def test_a_request_s_table_says_where_routing_pays(tiny, capsys):
+    arithmetic.main(["--requests", "tiny", "--answers", "2"])
+    out = capsys.readouterr().out
+    rows = [line.strip("| ").split(" | ") for line in out.splitlines()[2:] if line.startswith("| ")]
+    assert [int(row[1]) for row in rows] == tiny.visual
+    router, forced = tiny.router().forward, [tiny.request(level, None, 2) for level in range(len(rows))]
+    assert [float(row[2]) for row in rows] == pytest.approx([cost / 1e12 for cost in forced], rel=0.01)
+    assert [float(row[3]) for row in rows] == pytest.approx([(cost + router) / 1e12 for cost in forced], rel=0.01)
+    saved = fit(tiny.visual, forced).slope
+    assert f"routing pays when it drops more than {router / saved:.0f} of {tiny.visual[-1]} visual tokens." in out
 
 
 def test_the_headline_of_stage_3_leaves_the_tower_without_gradients_as_the_published_code_does(monkeypatch):

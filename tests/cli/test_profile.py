@@ -57,6 +57,9 @@ def test_host_and_parts_as_tables_and_files(capsys, folder, tmp_path):
     assert told["surroundings"]["attention"] == ["eager"]
     assert all(setting["prefill"]["attention"] == [] for setting in told["batches"][0]["settings"])
     assert (tmp_path / "out" / "profile.md").exists()
+    page = (tmp_path / "out" / "profile.html").read_text(encoding="utf-8")
+    assert "<code>tokenflex profile --host " in page
+    assert told["command"].startswith("tokenflex profile --host ")
 
 
 def test_named_parts_are_said_to_be_untrained(capsys, folder):

@@ -25,7 +25,7 @@ IMAGES = ([1, AN_IMAGE, 2], [AN_IMAGE, 3, AN_IMAGE, 4, 5, 6, 7], [8, 9], [AN_IMA
 VIDEOS = ([1, A_VIDEO, 2, AN_IMAGE], [3, 4], [A_VIDEO, AN_IMAGE, 5, AN_IMAGE, A_VIDEO, 6, 7], [A_VIDEO])
 LONELY = ([1, AN_IMAGE, 2], [8, 9], [3, 4, 5, AN_IMAGE])
 SEEN = [(name, rows) for name, tiny in TINY.items() for rows in ((IMAGES, VIDEOS) if tiny.videos else (IMAGES,))]
-IDS = [f"{name}-{'clips' if rows is VIDEOS else 'pictures'}" for name, rows in SEEN]
+IDS = [f"{name}-{'videos' if rows is VIDEOS else 'images'}" for name, rows in SEEN]
 
 made = {}
 

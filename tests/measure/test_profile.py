@@ -160,7 +160,7 @@ def test_break_even_is_fitted_to_the_forced_levels(found):
 def test_json_round_trips(found):
     told = found.to_dict()
     assert json.loads(json.dumps(told)) == told
-    assert set(told) == {"format", "surroundings", "request", "runs", "warm_up", "batches", "warnings"}
+    assert set(told) == {"format", "surroundings", "command", "request", "runs", "warm_up", "batches", "warnings"}
     setting = told["batches"][0]["settings"][0]
     assert set(setting) == {
         "name", "kind", "levels", "tokens", "prompt_length", "stages", "rest", "prefill", "time_to_first_token",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tokenflex.measure import report
+from tokenflex.measure import lines, report
 from tokenflex.measure.break_even import break_even, compare
 from tokenflex.measure.flops import Work
 from tokenflex.measure.memory import Memory
@@ -52,10 +52,10 @@ def made(slower=1.0):
 
 def test_the_tables_have_a_cell_for_every_column():
     (batch,) = made().batches
-    for rows in (report.times(batch), report.costs(batch)):
+    for rows in (lines.times(batch), lines.costs(batch)):
         assert all(len(cells) == len(rows.head) for cells in rows.body)
         assert [cells[0] for cells in rows.body] == ["vanilla", "level 0", "level 1", "routed"]
-    times = {cells[0]: dict(zip(report.times(batch).head, cells, strict=True)) for cells in report.times(batch).body}
+    times = {cells[0]: dict(zip(lines.times(batch).head, cells, strict=True)) for cells in lines.times(batch).body}
     assert times["vanilla"]["prefill"] == "1*"
     assert times["vanilla"]["tower"] == times["level 0"]["decision"] == "-"
     assert times["routed"]["decision"] == "1"
@@ -63,7 +63,7 @@ def test_the_tables_have_a_cell_for_every_column():
     assert times["level 0"]["rest"] == "36"
     assert times["level 0"]["per token"] == "40"
     assert times["level 0"]["64 tokens"] == "2560 / 2560"
-    costs = {cells[0]: dict(zip(report.costs(batch).head, cells, strict=True)) for cells in report.costs(batch).body}
+    costs = {cells[0]: dict(zip(lines.costs(batch).head, cells, strict=True)) for cells in lines.costs(batch).body}
     assert costs["routed"]["levels"] == "1x0 1x1"
     assert costs["level 1"]["levels"] == "1"
     assert costs["vanilla"]["levels"] == "-"
@@ -79,7 +79,7 @@ def test_the_tables_have_a_cell_for_every_column():
     [(0, "0"), (1234567.0, "1230000"), (999.6, "1000"), (12.345, "12.3"), (0.012345, "0.0123"), (1.2e-5, "0.000012")],
 )
 def test_three_digits_without_exponents(value, shown):
-    assert report.digits(value) == shown
+    assert lines.digits(value) == shown
 
 
 def test_gains_losses_and_warnings_are_said():
@@ -99,7 +99,7 @@ def test_gains_losses_and_warnings_are_said():
 def test_both_files_are_written_and_agree(tmp_path):
     profile = made()
     report.write(tmp_path / "new", profile)
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["profile.json", "profile.md"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["profile.html", "profile.json", "profile.md"]
     assert json.loads((tmp_path / "new" / "profile.json").read_text()) == profile.to_dict()
     page = (tmp_path / "new" / "profile.md").read_text()
     assert "| setting | visual tokens | tower |" in page
@@ -111,11 +111,11 @@ def test_both_files_are_written_and_agree(tmp_path):
 def test_the_docs_name_every_column():
     page = (Path(__file__).parents[2] / "docs" / "profile.md").read_text()
     (batch,) = made().batches
-    for head in (*report.times(batch).head[1:], *report.costs(batch).head[1:]):
+    for head in (*lines.times(batch).head[1:], *lines.costs(batch).head[1:]):
         name = "N tokens" if head == "64 tokens" else head.split(",")[0]
         assert f"| {name} |" in page, head
 
 
 def test_parts_without_weights_have_no_type():
     profile = replace(made(), surroundings=replace(WHERE, parts_dtype=()))
-    assert "bfloat16, attention sdpa" in report.protocol(profile)
+    assert "bfloat16, attention sdpa" in lines.protocol(profile)

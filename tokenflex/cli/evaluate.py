@@ -102,7 +102,8 @@ def _answer(options: argparse.Namespace) -> dict[str, int]:
             flex, processor, questions, metric, settings, options.out,
             batch_size=options.batch_size or (QUICKSTART_BATCH if _is_quickstart(options.data) else 8),
             max_new_tokens=options.max_new_tokens, names=(model or _named(options), data),
-            process=(rank, processes), waiting=lambda: print(WAITING.format(options.out), file=sys.stderr),
+            process=(rank, processes), command=options.typed,
+            waiting=lambda: print(WAITING.format(options.out), file=sys.stderr),
             begun=begun, tick=tick,
         )  # fmt: skip
     return evaluation.missing([setting.name for setting in settings])
@@ -198,7 +199,7 @@ def _show(summary: Any, folder: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tokenflex.evaluation.report import HEADER, NARROW, facts, header, lines, notes
+    from tokenflex.evaluation.lines import HEADER, NARROW, facts, header, lines, notes
 
     console = Console()
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -96,6 +97,7 @@ def _run(arguments: Sequence[str]) -> int:
     options, rest = build().parse_known_args(arguments)
     if rest and not options.takes_overrides:
         build().error(f"unrecognized arguments: {' '.join(rest)}")
+    options.typed = shlex.join(["tokenflex", *arguments])  # for reports, which say how they were made
     try:
         done = options.run(options, rest)
         sys.stdout.flush()  # here, where it can be told if standard output is a file on a full disk

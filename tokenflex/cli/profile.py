@@ -59,7 +59,7 @@ def register(commands: Any) -> None:
     much.add_argument("--runs", type=int, default=20, help="timed runs per setting; fewer than 20 bring a warning")
     much.add_argument("--warm-up", type=int, default=3, help="runs before them (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write profile.json and profile.md")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write profile.json, profile.md and profile.html")
     parser.set_defaults(run=run, takes_overrides=False)
 
 
@@ -105,6 +105,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     total = len(batches) * steps(plan, flex.compressor.num_levels)
     with bars.bar(total, what="profile", unit="run") as bar:
         found = profile(flex, batches, plan, tick=bar.update)
+    found = dataclasses.replace(found, command=options.typed)
     if options.host and not options.parts and any(True for _ in flex.compressor.parameters()):
         found = dataclasses.replace(found, warnings=(*found.warnings, UNTRAINED))
     if options.out:

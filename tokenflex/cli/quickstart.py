@@ -57,5 +57,6 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         host=options.host,
         levels=options.levels,
         router_rows=options.router_rows,
+        command=options.typed,
     )
     return 0

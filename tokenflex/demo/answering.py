@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from tokenflex.contracts import Decision
+from tokenflex.demo.samples import as_asked
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation.answering import Answer, Batch
 from tokenflex.evaluation.drawing import Cells
@@ -224,8 +225,8 @@ def _routed(model: Model, share: float) -> Setting:
 def _batch(model: Model, asked: Asked) -> Batch:
     messages: list[dict[str, Any]] = []
     for turn in asked.before:
-        messages += [_message("user", turn.question), _message("assistant", turn.answer)]
-    messages.append(_message("user", asked.question))
+        messages += [_message("user", as_asked(model.processor, turn.question)), _message("assistant", turn.answer)]
+    messages.append(_message("user", as_asked(model.processor, asked.question)))
     messages[0]["content"].insert(0, {"type": "image"})
     sample = Sample("the conversation", (asked.image,), tuple(messages))
     return Batch(model.processor, {0: sample}, shown=(0,))
@@ -237,7 +238,9 @@ def _message(role: str, text: str) -> dict[str, Any]:
 
 def _reply(model: Model, asked: Asked, batch: Batch, setting: Setting) -> Reply:
     (found,) = batch.answers(setting, [0], model.new_tokens)
-    return Reply(found.text, tuple(found.decisions), _cells(found), _unknown(model, asked.question))
+    return Reply(
+        found.text, tuple(found.decisions), _cells(found), _unknown(model, as_asked(model.processor, asked.question))
+    )
 
 
 def _cells(found: Answer) -> Cells | None:

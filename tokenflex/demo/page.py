@@ -33,7 +33,7 @@ MAX_QUESTIONS = 8
 INTRODUCTION = """# TokenFlex
 The model **{name}** answers with as many visual tokens as its router finds an image and a question to need. Choose an
 image, ask, and move the slider. {known}"""
-KNOWN = "It was trained on the quickstart's images and knows only the words of its questions, such as those below."
+KNOWN = "It was trained on the quickstart's images and answers only its questions, such as those below."
 
 
 @dataclass(frozen=True)

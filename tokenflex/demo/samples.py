@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from tokenflex.images import decode
-from tokenflex.quickstart.images import COARSE_KINDS, Question, exam, photographs, words
+from tokenflex.quickstart.images import COARSE_KINDS, SENTENCES, Question, exam, photographs, words
 
 SEED, COUNT = 0, 6
 PHOTOGRAPHS = {
@@ -17,6 +17,8 @@ PHOTOGRAPHS = {
     "page": "What does the text say?",
 }
 """Photographs of scikit-image, and a question about each."""
+ASKED = {sentence.rstrip("?").casefold(): asked for asked, sentence in SENTENCES.items()}
+"""The quickstart's questions as its model is asked them, by the sentence without its mark."""
 MORE = ("What is in this image?", "What colours does it have?")
 
 
@@ -51,7 +53,19 @@ def speaks_quickstart(processor: Any) -> bool:
     return set(words()) <= set(getattr(processor, "tokenizer", processor).get_vocab())
 
 
+def as_asked(processor: Any, text: str) -> str:
+    """A question in the words that the model was trained on.
+
+    Args:
+        text: a sentence such as ``Which digit is blue?`` becomes ``digit blue`` for the quickstart's model; all other
+            texts, and those for other models, stay as they are.
+    """
+    if not speaks_quickstart(processor):
+        return text
+    return ASKED.get(" ".join(text.split()).rstrip("?. ").casefold(), text)
+
+
 def _ordered(asked: Question, rest: Sequence[Question]) -> tuple[str, ...]:
-    """The question, then the others; a fine one second, behind a coarse one, so that choices can be compared."""
+    """The question, then the others, as sentences; a fine one second, behind a coarse one, to compare choices."""
     first = [other for other in rest if other.kind in COARSE_KINDS][: int(asked.fine)]
-    return tuple(dict.fromkeys(one.question for one in (*first, asked, *rest)))
+    return tuple(dict.fromkeys(SENTENCES[one.question] for one in (*first, asked, *rest)))

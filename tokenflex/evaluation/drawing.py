@@ -12,9 +12,12 @@ from tokenflex.contracts import HostInputs
 from tokenflex.images import decode
 from tokenflex.model import FlexModel
 from tokenflex.model.encoding import chosen
+from tokenflex.pages import CardImage, Overlay
 
 WIDE, TINY = 480, 192
 """Pixels that images are shrunk to, and below which they are kept without loss."""
+LARGEST = 2048
+"""Pixels of the longer side of images in galleries; only larger ones are shrunk, so that pages of photographs open."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,40 @@ def as_data(found: Sequence[Cells]) -> list[dict[str, object]]:
     return [asdict(one) for one in found]
 
 
-def thumbnail(image: Image.Image) -> bytes:
-    """An image for a page: small ones as they are, others shrunk."""
+def stored(image: Image.Image) -> bytes:
+    """An image for a gallery, at its own resolution up to `LARGEST`: small ones without loss, others as JPEG."""
     target = io.BytesIO()
     if max(image.size) <= TINY:
         image.save(target, format="PNG", optimize=True)
         return target.getvalue()
-    small = image.copy()
+    if max(image.size) > LARGEST:
+        image = image.copy()
+        image.thumbnail((LARGEST, LARGEST))
+    image.save(target, format="JPEG", quality=90)
+    return target.getvalue()
+
+
+def seen(content: bytes, kept: Cells | None, alt: str) -> CardImage:
+    """A stored image as a gallery shows it; what the page holds is encoded here, whoever stored it.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    image = decode(content)
+    made = stored(image)
+    kind = "image/png" if max(image.size) <= TINY else "image/jpeg"
+    scale = min(1.0, LARGEST / max(image.size))
+    overlay = None if kept is None else Overlay(kept.rows, kept.cols, kept.into)
+    return CardImage(made, kind, round(image.width * scale), round(image.height * scale), alt, overlay)
+
+
+def thumbnail(content: Image.Image) -> bytes:
+    """An image for a page: small ones as they are, others shrunk."""
+    target = io.BytesIO()
+    if max(content.size) <= TINY:
+        content.save(target, format="PNG", optimize=True)
+        return target.getvalue()
+    small = content.copy()
     small.thumbnail((WIDE, WIDE))
     small.save(target, format="JPEG", quality=85)
     return target.getvalue()

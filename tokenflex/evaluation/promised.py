@@ -157,6 +157,20 @@ def cells_of(text: str | None, where: str) -> list[Cells] | None:
     return [Cells(**one) for one in found]
 
 
+def made_of(text: str | None, where: str) -> dict[str, Any] | None:
+    """How the answers of a file were made, from its metadata; None where they don't say.
+
+    Raises:
+        DataError: it isn't what `tokenflex.evaluation.records.PartWriter` wrote.
+    """
+    if text is None:
+        return None
+    found = json_text(text, f"{where}: made", DataError)
+    if not isinstance(found, dict) or not all(isinstance(value, str | int) for value in found.values()):
+        raise DataError(f"{where}: made is {found!r:.100}, expected an object of texts and numbers. {AGAIN}")
+    return found
+
+
 def _into(one: Any) -> sealed.Rule:
     def accepted(value: Any) -> bool:
         fits = isinstance(value, list) and len(value) == one["rows"] * one["cols"]

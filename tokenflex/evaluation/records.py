@@ -7,7 +7,8 @@
                       image), ``tokens`` and ``of`` (visual tokens the language model saw, and would have seen
                       without TokenFlex; over all images), ``passes`` of the language model and ``wasted``, the tokens
                       of all but the last (null in files of older versions: 1 and 0), and for the gallery ``cells`` (see
-                      `tokenflex.evaluation.drawing`)
+                      `tokenflex.evaluation.drawing`); its metadata say under ``made`` how its answers were made (see
+                      `tokenflex.measure.surroundings.made`), which files of older versions don't
 
 Files appear as a whole or not at all; an evaluation that was killed loses what it hadn't written and nothing else.
 They are read as data that may come from anyone, and have digests (see `tokenflex.training.sealed`).
@@ -35,7 +36,7 @@ from tokenflex.training.fingerprint import differences, of_data, of_processor, o
 from tokenflex.training.store import next_part
 
 FORMAT = 1
-MANIFEST, SAMPLES = "manifest.json", "samples.parquet"
+MANIFEST, SAMPLES, MADE = "manifest.json", "samples.parquet", "made"
 Manifest = dict[str, Any]
 QUESTIONS = pa.schema(
     [
@@ -149,16 +150,18 @@ class PartWriter:
 
     Args:
         rank: of the process; part of its files' names, so that processes never meet.
+        made: how its answers are made; None where nobody says.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], rank: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], rank: int, made: Mapping[str, Any] | None = None) -> None:
         self.folder, self.rank = as_path(folder), rank
+        self._made = {} if made is None else {MADE: json.dumps(made, sort_keys=True)}
         self._next = next_part(self.folder, rank)
 
     def write(self, records: Sequence[Record]) -> None:
         """One part, as a whole or not at all."""
         table = pa.Table.from_pylist([vars(record) for record in records], schema=PART)
-        write_whole(self.folder / f"part-{self.rank:05d}-{self._next:05d}.parquet", _parquet(table))
+        write_whole(self.folder / f"part-{self.rank:05d}-{self._next:05d}.parquet", _parquet(table, self._made))
         self._next += 1
 
 
@@ -169,6 +172,7 @@ class Evaluation:
         manifest: what was asked of what.
         samples: every question, by place.
         records: setting -> place -> answer; settings in the order of reports.
+        made: every way in which answers were made, in the order of the files; None among them where a file doesn't say.
 
     Raises:
         ConfigError: there is no evaluation in the folder, or its manifest was changed or is damaged.
@@ -180,12 +184,17 @@ class Evaluation:
         self.folder = as_path(folder)
         self.manifest, sure = read_manifest(self.folder)
         self.samples = _read_samples(self.folder, self.manifest, sure)
+        self.made: list[dict[str, Any] | None] = []
         found: dict[str, dict[int, Record]] = {}
         ids = [shown.question.id for shown in self.samples]
         for path in sorted(self.folder.glob("part-*.parquet")):
-            table, _ = sealed.table(
-                self.folder, path.name, PART, optional=("passes", "wasted"), nullable=("cells",), sure=sure
-            )
+            table, metadata = sealed.table(
+                self.folder, path.name, PART,
+                optional=("passes", "wasted"), nullable=("cells",), metadata=(MADE,), sure=sure,
+            )  # fmt: skip
+            made = promised.made_of(metadata.get(MADE), str(path))
+            if made not in self.made:
+                self.made.append(made)
             records = [Record(**row) for row in table.to_pylist()]
             promised.require_records(records, ids, self.manifest["levels"], str(path))
             for record in records:
@@ -254,7 +263,7 @@ def _read_samples(folder: Path, manifest: Manifest, sure: bool) -> list[Shown]:
     return [shown(row) for row in rows]
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(table: pa.Table, told: Mapping[str, str] | None = None) -> bytes:
     sink = pa.BufferOutputStream()
-    sealed.write_table(table, sink)
+    sealed.write_table(table, sink, told)
     return sink.getvalue().to_pybytes()

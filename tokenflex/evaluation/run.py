@@ -16,6 +16,7 @@ from tokenflex.evaluation.questions import Questions
 from tokenflex.evaluation.records import Evaluation, PartWriter, Record, Shown, begin, fingerprint
 from tokenflex.evaluation.settings import Setting
 from tokenflex.files import as_path, locked
+from tokenflex.measure.surroundings import made
 from tokenflex.model import FlexModel
 
 GALLERY = 24
@@ -34,6 +35,7 @@ def evaluate(
     max_new_tokens: int = 16,
     names: tuple[str, str] = ("", ""),
     process: tuple[int, int] = (0, 1),
+    command: str = "",
     waiting: Callable[[], None] = lambda: None,
     begun: Callable[[int, int], None] = lambda done, total: None,
     tick: Callable[[int], None] = lambda answers: None,
@@ -46,6 +48,7 @@ def evaluate(
         folder: of the evaluation; made, or gone on with. Settings may be added later.
         names: of model and data, for the report.
         process: rank of this process, and how many there are.
+        command: as it was typed, for the report; empty where this is called from Python.
         waiting: is told if another process of the same rank is at work in the folder; its end is waited for.
         begun: is told how many of this process's answers are there already, and how many there will be.
         tick: is told how many more are there, batch by batch.
@@ -65,19 +68,17 @@ def evaluate(
     }
     with locked(as_path(folder), f"rank {rank}", waiting=waiting):
         begin(folder, manifest, lambda: _shown(questions, one.gallery))
-        own_batches = order.batches(processor, questions, batch_size)[rank::processes]
+        own = order.batches(processor, questions, batch_size)[rank::processes]
         done = {name: set(records) for name, records in Evaluation(folder).records.items()}
-        todo = [
-            {s.name: [i for i in batch if i not in done.get(s.name, ())] for s in settings} for batch in own_batches
-        ]
+        todo = [{s.name: [i for i in batch if i not in done.get(s.name, ())] for s in settings} for batch in own]
         total, left = (
-            sum(map(len, own_batches)) * len(settings),
+            sum(map(len, own)) * len(settings),
             sum(len(some) for batch in todo for some in batch.values()),
         )
         begun(total - left, total)
-        _answered(one, todo, PartWriter(folder, rank), tick)
+        _answered(one, todo, PartWriter(folder, rank, made(flex.device, command)), tick)
         found = Evaluation(folder)
-    _require_own(found, own_batches, settings)
+    _require_own(found, own, settings)
     return found
 
 
@@ -95,9 +96,9 @@ def _answered(
         writer.write(buffer)
 
 
-def _require_own(found: Evaluation, own_batches: Sequence[Sequence[int]], settings: Sequence[Setting]) -> None:
+def _require_own(found: Evaluation, own: Sequence[Sequence[int]], settings: Sequence[Setting]) -> None:
     """What this process was to answer is there."""
-    places = {place for batch in own_batches for place in batch}
+    places = {place for batch in own for place in batch}
     lost = {s.name: len(places - set(found.records.get(s.name, {}))) for s in settings}
     if any(lost.values()):
         lacks = ", ".join(f"{name} lacks {count}" for name, count in lost.items() if count)
@@ -166,7 +167,7 @@ def _gallery(questions: Questions) -> set[int]:
 
 def _shown(questions: Questions, gallery: set[int]) -> list[Shown]:
     def images(place: int) -> tuple[bytes, ...]:
-        return tuple(map(drawing.thumbnail, questions.sample(place).images)) if place in gallery else ()
+        return tuple(map(drawing.stored, questions.sample(place).images)) if place in gallery else ()
 
     return [Shown(question, images(question.place)) for question in questions.questions]
 

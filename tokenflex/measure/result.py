@@ -127,6 +127,7 @@ class Profile:
         runs, warm_up: timed rounds, and those before.
         batches: in the order given.
         warnings: sentences that the reader must know.
+        command: as it was typed; empty where it was measured from Python.
     """
 
     surroundings: Surroundings
@@ -135,12 +136,14 @@ class Profile:
     warm_up: int
     batches: tuple[BatchProfile, ...]
     warnings: tuple[str, ...]
+    command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready data; times are seconds."""
         return {
             "format": FORMAT,
             "surroundings": self.surroundings.to_dict(),
+            "command": self.command,
             "request": self.request,
             "runs": self.runs,
             "warm_up": self.warm_up,

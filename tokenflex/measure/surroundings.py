@@ -66,18 +66,47 @@ def of(flex: FlexModel) -> Surroundings:
         parts_dtype=_types(parts),
         attention=attention_of(flex.host),
         threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-        tokenflex=tokenflex.__version__,
-        python=platform.python_version(),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        date=_today(),
+        **_versions(),
     )
+
+
+def made(device: torch.device, command: str) -> dict[str, Any]:
+    """How results are made here and now, JSON-ready, for pages to say.
+
+    Args:
+        command: as it was typed; empty where results are made from Python.
+    """
+    names = [_device_name(device)]
+    if device.type != "cpu":
+        names.append(_device_name(torch.device("cpu")))
+    return {
+        "command": command,
+        "date": _today(),
+        "device": str(device),
+        "hardware": "; ".join(names),
+        "threads": torch.get_num_threads(),
+        **_versions(),
+    }
 
 
 def attention_of(host: torch.nn.Module) -> tuple[str, ...]:
     """The attention implementations in force in a host's models, sorted."""
     found = {m.config._attn_implementation for m in host.modules() if isinstance(m, PreTrainedModel)}
     return tuple(sorted(str(name) for name in found))
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenflex": tokenflex.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def _types(module: torch.nn.Module) -> tuple[str, ...]:

@@ -10,11 +10,12 @@ from transformers import ProcessorMixin
 
 from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
+from tokenflex.evaluation.summary import Column, Table
 from tokenflex.model import Escalate, FlexModel
 from tokenflex.quickstart.images import COARSE_KINDS, FINE_KINDS, Question, Scene, row
 from tokenflex.quickstart.tower import tower_work
 
-BATCH, SHUFFLES = 96, 200
+BATCH, SHUFFLES, RESAMPLES = 96, 200, 2000
 ANSWER = 3
 """Tokens of an answer, at most."""
 Exam = Sequence[tuple[Scene, Question]]
@@ -129,9 +130,12 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     places = np.arange(len(exam))
     best = np.where(table.any(0), table.argmax(0), 0)
 
-    def entry(answers: Answers) -> dict[str, Any]:
+    smaller = {} if results.smaller is None else {"smaller_image": results.smaller}
+    sure = intervals(levels, {**smaller, **results.routers, **{n: a for n, (a, _) in results.escalated.items()}}, seed)
+
+    def entry(answers: Answers, name: str) -> dict[str, Any]:
         tower = float(answers.tower.mean() / levels[-1].tower.mean())
-        return {**summarise(answers.right, answers.tokens, exam), "tower": round(tower, 4)}
+        return {**summarise(answers.right, answers.tokens, exam), **sure[name], "tower": round(tower, 4)}
 
     def dealt(answers: Answers) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
@@ -140,30 +144,56 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
         found = summarise(chance, np.mean([costs[deal, places] for deal in shuffles], axis=0), exam)
         return {**found, "tower": round(float(np.mean([work[deal, places] for deal in shuffles])), 4)}
 
-    def chosen(answers: Answers) -> dict[str, Any]:
+    def chosen(answers: Answers, name: str) -> dict[str, Any]:
         choices: dict[str, Counter[int]] = defaultdict(Counter)
         for level, (_, question) in zip(answers.levels.tolist(), exam, strict=True):
             choices[question.kind][level] += 1
         counts = {kind: [count[level] for level in range(len(levels))] for kind, count in sorted(choices.items())}
-        return {**entry(answers), "choices_by_kind": counts}
+        return {**entry(answers, name), "choices_by_kind": counts}
 
-    def promised(answers: Answers, escalate: Escalate) -> dict[str, Any]:
+    def promised(name: str, answers: Answers, escalate: Escalate) -> dict[str, Any]:
         differs = np.array([one != other for one, other in zip(answers.texts, levels[-1].texts, strict=True)])
         return {
-            **chosen(answers),
+            **chosen(answers, name),
             "passes_mean": round(float(answers.passes.mean()), 4),
             "differs_from_finest": round(float(differs.mean()), 4),
             "escalate": escalate.to_dict(),
         }
 
     return {
-        "levels": [entry(answers) for answers in levels],
-        **({} if results.smaller is None else {"smaller_image": entry(results.smaller)}),
-        **{name: chosen(answers) for name, answers in results.routers.items()},
+        "levels": [entry(answers, f"level:{level}") for level, answers in enumerate(levels)],
+        **{name: entry(answers, name) for name, answers in smaller.items()},
+        **{name: chosen(answers, name) for name, answers in results.routers.items()},
         **{f"random_{name.removesuffix('_router')}": dealt(answers) for name, answers in results.routers.items()},
-        **{name: promised(*found) for name, found in results.escalated.items()},
+        **{name: promised(name, *found) for name, found in results.escalated.items()},
         "oracle": {
             **summarise(table[best, places], costs[best, places], exam),
             "tower": round(float(work[best, places].mean()), 4),
         },
+    }
+
+
+def intervals(levels: Sequence[Answers], others: Mapping[str, Answers], seed: int) -> dict[str, dict[str, Any]]:
+    """Per setting the accuracy's 95 % interval, and the difference to the finest level's accuracy with its own.
+
+    All settings see the same draws of questions, so differences are paired (see `tokenflex.evaluation.summary`).
+
+    Args:
+        levels: named ``level:0`` and so on in what is returned.
+        seed: of the draws.
+    """
+    last, named = len(levels) - 1, {f"level {level}": answers for level, answers in enumerate(levels[:-1])}
+    of = levels[-1].tokens.astype(np.float64)
+    columns = {
+        name: Column(answers.right.astype(np.float64), answers.tokens.astype(np.float64), of)
+        for name, answers in {**named, f"level:{last}": levels[-1], **others}.items()
+    }
+    found = Table(columns, last + 1, [""] * len(of), RESAMPLES, seed).summary()["settings"]
+    return {
+        name.replace("level ", "level:"): {
+            "accuracy_ci95": entry["score_ci95"],
+            "minus_finest": entry["minus_finest"],
+            "minus_finest_ci95": entry["minus_finest_ci95"],
+        }
+        for name, entry in found.items()
     }

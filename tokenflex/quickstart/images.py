@@ -50,6 +50,14 @@ CROWD_SHARES = (0.25, 0.25, 0.5)
 COUNTS = ("none", "one", "many")
 FINE_KINDS = ("digit", "ink")
 COARSE_KINDS = ("photo", "wash", "count")
+SENTENCES = {
+    "which photo": "Which photograph is in the background?",
+    "which wash": "Which colour is the photograph washed in?",
+    "how many": "How many digits are there: none, one or many?",
+    **{f"digit {ink}": f"Which digit is {ink}?" for ink in INKS},
+    **{f"ink {digit}": f"Which colour is the digit {digit}?" for digit in range(10)},
+}
+"""Questions as the language model is asked them, in the few words it knows, and as sentences for the reader."""
 Split = Literal["train", "test"]
 Row = dict[str, Any]
 
@@ -213,6 +221,14 @@ def row(image: Scene, questions: Sequence[Question]) -> Row:
         messages.append({"role": "user", "content": parts})
         messages.append({"role": "assistant", "content": question.answer})
     return {"image": image.image, "messages": messages}
+
+
+def described(image: Scene) -> str:
+    """What an image shows, for those who don't see it."""
+    names = list(INKS)
+    shown = [f"{digit} in {names[ink]}" for digit, ink in image.cells.reshape(-1, 2).tolist() if digit < 10]
+    digits = f"the handwritten digit{'s' * (len(shown) > 1)} {', '.join(shown)}" if shown else "no digit"
+    return f'photograph "{list(PHOTOS)[image.photo]}" washed in {list(WASHES)[image.wash]}, with {digits}'
 
 
 def words() -> tuple[str, ...]:

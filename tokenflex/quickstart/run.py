@@ -14,9 +14,10 @@ from transformers.utils import logging as transformers_logging
 from tokenflex.contracts import Grid
 from tokenflex.errors import ConfigError
 from tokenflex.files import locked
+from tokenflex.measure.surroundings import made
 from tokenflex.model import Escalate, FlexModel, calibrate, wrap
 from tokenflex.ops.pooling import PYRAMID
-from tokenflex.quickstart import evaluate, report
+from tokenflex.quickstart import evaluate, page, report
 from tokenflex.quickstart.evaluate import Answers, Results
 from tokenflex.quickstart.hosts import build, check
 from tokenflex.quickstart.images import exam, images
@@ -38,6 +39,7 @@ def run(
     levels: str = "all",
     router_rows: str = "all",
     plan: Plan | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """Do everything; returns what ``report.json`` holds. An interrupted run of the same settings is taken up.
 
@@ -50,6 +52,7 @@ def run(
         levels: of each step of stage 3, as of `MultiGranularityObjective`; or ``resolution``: levels are sizes of
             the image, chosen before it is encoded.
         router_rows: which tokens vote; see `AVGRouter.Config`.
+        command: as it was typed, for the report; empty where this is called from Python.
 
     Raises:
         ConfigError: the device isn't there, host or levels aren't known, a library isn't installed, or another process
@@ -60,7 +63,7 @@ def run(
     MultiGranularityObjective(levels="all" if levels == RESOLUTION else levels)  # refuses what it doesn't know
     folder = Path(out)
     with locked(folder, "quickstart", waiting=lambda: _refuse(folder)):
-        return _run(folder, plan, console, where, seed=seed, host=host, levels=levels, router_rows=router_rows)
+        return _run(folder, plan, console, where, command, seed=seed, host=host, levels=levels, router_rows=router_rows)
 
 
 def _refuse(folder: Path) -> None:
@@ -74,6 +77,7 @@ def _run(
     plan: Plan,
     console: Console,
     where: torch.device,
+    command: str,
     *,
     seed: int,
     host: str,
@@ -102,12 +106,13 @@ def _run(
         _save(flex, processor, folder / "model")
     result = {
         **{"host": host, "seed": seed, "levels_per_step": levels, "router_rows": router_rows, "device": str(where)},
+        "made": made(where, command),
         "questions": len(questions),
         "fine_share": round(sum(q.fine for _, q in questions) / len(questions), 4),
         "seconds": {name: round(value, 1) for name, value in progress.seconds.items()},
         **evaluate.compare(found, questions, seed),
     }
-    draw = report.resized(_grids(flex, processor, questions)) if sized else report.pooled(PYRAMID)
+    draw = page.resized(_grids(flex, processor, questions)) if sized else page.pooled(PYRAMID)
     report.write(folder, result, questions, found.levels[-1], found.routers["router"], draw)
     unfinished.remove()
     report.show(console, result, folder)

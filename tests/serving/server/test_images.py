@@ -87,8 +87,8 @@ def test_an_allowed_server_is_asked_at_the_address_that_was_checked():
 
 
 def test_another_port_is_named_with_it():
-    assert refused("http://pictures.example:8080/a", "images aren't fetched from http://pictures.example:8080") == []
-    read("http://pictures.example:8080/a", hosts=("images.example:8080",))
+    assert refused("http://images.example:8080/a", "images aren't fetched from http://images.example:8080") == []
+    read("http://images.example:8080/a", hosts=("images.example:8080",))
     assert read.asked[0].headers["host"] == "images.example:8080"
 
 
@@ -96,8 +96,8 @@ def test_another_port_is_named_with_it():
     "address",
     [
         "http://other.example/a.png",
-        "http://pictures.example.evil.example/a.png",
-        "http://pictures.example@evil.example/a.png",
+        "http://images.example.evil.example/a.png",
+        "http://images.example@evil.example/a.png",
         "http://user@images.example/a.png",
         "http://evil.example/#images.example",
         "http:///a.png",
@@ -110,12 +110,10 @@ def test_servers_that_are_not_on_the_list(address):
 
 
 def test_none_is_on_the_list_by_default():
-    assert refused("http://pictures.example/a.png", "--allow-images-from", hosts=()) == []
+    assert refused("http://images.example/a.png", "--allow-images-from", hosts=()) == []
 
 
-@pytest.mark.parametrize(
-    "address", ["file:///etc/passwd", "ftp://pictures.example/a", "gopher://x", "a.png", "", "//x"]
-)
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://images.example/a", "gopher://x", "a.png", "", "//x"])
 def test_other_schemes_are_not_opened(address):
     assert refused(address, "expected a data:image/...;base64, URL or a URL of an allowed server") == []
 
@@ -140,7 +138,7 @@ def test_other_schemes_are_not_opened(address):
     ],
 )
 def test_names_with_addresses_that_are_not_public(addresses):
-    assert refused("http://pictures.example/a.png", "an address that isn't public", addresses=addresses) == []
+    assert refused("http://images.example/a.png", "an address that isn't public", addresses=addresses) == []
 
 
 def test_public_addresses():
@@ -149,13 +147,13 @@ def test_public_addresses():
 
 
 def test_a_name_without_an_address():
-    refused("http://pictures.example/a.png", "has no address", addresses=OSError("no such name"))
+    refused("http://images.example/a.png", "has no address", addresses=OSError("no such name"))
 
 
 @pytest.mark.parametrize("place", ["http://other.example/a", "http://127.0.0.1/a", "file:///etc/passwd"])
 def test_redirects_don_t_lead_off_the_list(place):
     asked = refused(
-        "http://pictures.example/a", "images aren't fetched from",
+        "http://images.example/a", "images aren't fetched from",
         lambda request: httpx.Response(302, headers={"location": place}),
     )  # fmt: skip
     assert len(asked) == 1
@@ -166,11 +164,11 @@ def test_redirects_on_the_list_are_checked_again_and_followed():
         ends = request.url.path == "/b"
         return sent(png()) if ends else httpx.Response(301, headers={"location": "/b"})
 
-    assert read("http://pictures.example/a", moved).size == (5, 4)
+    assert read("http://images.example/a", moved).size == (5, 4)
     assert [str(one.url) for one in read.asked] == [f"http://{PUBLIC}/a", f"http://{PUBLIC}/b"]
     there = {"images.example": [PUBLIC], "inner.example": ["10.0.0.7"]}
     refused(
-        "http://pictures.example/a", "an address that isn't public",
+        "http://images.example/a", "an address that isn't public",
         lambda request: httpx.Response(302, headers={"location": "http://inner.example/"}),
         addresses=there, hosts=tuple(there),
     )  # fmt: skip
@@ -178,7 +176,7 @@ def test_redirects_on_the_list_are_checked_again_and_followed():
 
 def test_redirects_end():
     asked = refused(
-        "http://pictures.example/a", "more than 3 redirects",
+        "http://images.example/a", "more than 3 redirects",
         lambda request: httpx.Response(302, headers={"location": "/a"}),
     )  # fmt: skip
     assert len(asked) == 4
@@ -193,7 +191,7 @@ def test_files_that_are_too_large_are_not_read_to_their_end():
             yield b"x" * 1000
 
     refused(
-        "http://pictures.example/a", "its file has more than 5000 bytes",
+        "http://images.example/a", "its file has more than 5000 bytes",
         lambda request: httpx.Response(200, content=endless()), image_bytes=5000,
     )  # fmt: skip
     assert len(given) <= 7
@@ -203,9 +201,9 @@ def test_servers_that_fail():
     def down(request):
         raise httpx.ConnectError("a secret of the network")
 
-    refused("http://pictures.example/a", r"image 0: its server couldn't be read \(ConnectError\)\.$", down)
-    refused("http://pictures.example/a", "its server answered 404", lambda request: httpx.Response(404))
-    refused("http://pictures.example/a", "can't be read; expected", lambda request: sent(b"<html>"))
+    refused("http://images.example/a", r"image 0: its server couldn't be read \(ConnectError\)\.$", down)
+    refused("http://images.example/a", "its server answered 404", lambda request: httpx.Response(404))
+    refused("http://images.example/a", "can't be read; expected", lambda request: sent(b"<html>"))
 
 
 def test_servers_that_are_slow():
@@ -214,7 +212,7 @@ def test_servers_that_are_slow():
         yield b""
 
     refused(
-        "http://pictures.example/a", "couldn't be fetched within 0.05 seconds",
+        "http://images.example/a", "couldn't be fetched within 0.05 seconds",
         lambda request: httpx.Response(200, content=never()), seconds=0.05,
     )  # fmt: skip
 

@@ -1,0 +1,30 @@
+"""How results were made, as a page says it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+UNKNOWN = "not known: this was not recorded when the results were made"
+VERSIONS = ("tokenflex", "torch", "transformers", "python")
+
+
+def facts(made: Mapping[str, Any] | None, further: Mapping[str, str] | None = None) -> tuple[tuple[str, str], ...]:
+    """Pairs of a term and what is known of it; what was not recorded is said to be unknown.
+
+    Args:
+        made: what `tokenflex.measure.surroundings.made` gave when the results were made; None where nothing was kept.
+        further: terms of the page's own, such as the seed.
+    """
+    known: Mapping[str, Any] = made or {}
+    versions = ", ".join(f"{name} {known[name]}" for name in VERSIONS if known.get(name))
+    threads = f", {known['threads']} threads" if known.get("threads") else ""
+    hardware = f"{known['hardware']}{threads}; device {known.get('device', '')}" if known.get("hardware") else UNKNOWN
+    command = known.get("command")
+    if command == "":
+        command = "called from Python"
+    found = {
+        "command": command or UNKNOWN,
+        "date": known.get("date") or UNKNOWN,
+        "hardware": hardware,
+        "versions": versions or UNKNOWN,
+    }
+    return tuple((term, str(told)) for term, told in {**found, **(further or {})}.items())

@@ -1,0 +1,42 @@
+"""What the screen and the page both say of a quickstart."""
+
+from typing import Any
+
+from tokenflex.quickstart.images import COARSE_KINDS, FINE_KINDS
+
+KINDS = (*FINE_KINDS, *COARSE_KINDS)
+SETTINGS = (
+    ("smaller_image", "smaller image", "s", "grey"),
+    ("router", "router", "*", "red"),
+    ("random_router", "random router", "x", "amber"),
+    ("reconstruction_router", "reconstruction", "P", "blue"),
+    ("random_reconstruction", "random reconstr.", "+", "cyan"),
+    ("escalate", "escalate", "^", "purple"),
+    ("router_escalate", "router, escalate", "v", "pink"),
+    ("oracle", "oracle", "D", "green"),
+)
+"""Key of the result, name in tables, marker and colour of `tokenflex.pages`; those without an entry weren't run."""
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The table's lines: a name and a summary each."""
+    levels = [(f"level {i}", summary) for i, summary in enumerate(result["levels"])]
+    return [*levels, *((name, result[key]) for key, name, _, _ in SETTINGS if key in result)]
+
+
+def promises(result: dict[str, Any]) -> list[str]:
+    """What was promised of each way of escalating, and what came of it."""
+    found: list[str] = []
+    for key, name, _, _ in SETTINGS:
+        summary = result.get(key, {})
+        told = summary.get("escalate")
+        if told is None:
+            continue
+        start = "no router was asked" if key == "escalate" else "the router's level is the first that is tried"
+        found.append(
+            f"{name[0].upper()}{name[1:]}: {start}. Calibrated on {told['calibrated']['rows']} other questions: with "
+            f"probability {told['confidence']:g} at most {100 * told['risk']:g} % of the answers differ from the "
+            f"finest level's. On these questions {100 * summary['differs_from_finest']:.1f} % did, with "
+            f"{summary['passes_mean']:.2f} passes of the language model per question."
+        )
+    return found
