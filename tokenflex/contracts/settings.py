@@ -53,8 +53,7 @@ def settle(settings: Any) -> None:
             plain = _plain(value, hint)
         except _BrokenRuleError as broken:
             raise ConfigError(
-                f"a setting of {owner} is out of range: {field.name}{broken.place}={broken.value!r} "
-                f"{broken.rule.words}{example}"
+                f"{field.name}{broken.place}={broken.value!r} {broken.rule.words} It is a setting of {owner}.{example}"
             ) from None
         except _MisfitError:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """Built-in hosts, what an adapter of one's own is made of, and the registry of all.
 
-`placeholders`, `instruction_mask` and `instructions_of` are for adapters; no other module of this package is for use from
-outside. ``names``, ``get``, ``provider``, ``register`` and ``temporary`` are those of the registry.
+`placeholders`, `instruction_mask` and `instructions_of` are for adapters; no other module of this package is for use
+from outside. ``names``, ``get``, ``provider``, ``register`` and ``temporary`` are those of the registry.
 """
 
 from tokenflex.hosts import placeholders
