@@ -58,7 +58,8 @@ class HoloVScaler(SelectionScaler):
         scores = shares + self.diversity * _local_diversity(image.features, order, sizes)
         totals = torch.stack([part.sum(-1) for part in scores.split(sizes, dim=-1)], dim=-1)
         weights = (totals / self.temperature).softmax(-1)
-        rank, picked = _rank(scores, crop, held), list[Tensor]()
+        rank = _rank(scores, crop, held)
+        picked: list[Tensor] = []
         for count in counts:
             kept = rank < apportion(weights, held, count).index_select(-1, crop)
             picked.append(order[ranked(kept.int(), count)])
