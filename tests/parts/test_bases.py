@@ -140,16 +140,6 @@ def test_gradients_reach_what_is_kept(method):
     assert (tokens.features.grad != 0).flatten().tolist() == (scaled.assignment >= 0).flatten().tolist()
 
 
-@pytest.mark.parametrize("method", [Norms, Runs])
-def test_a_pyramid_is_one_graph(method):
-    scaler, tokens = method.Config().build(), image(range(16), Grid(4, 4))
-    compiled = torch.compile(
-        lambda: [level.features for level in scaler.pyramid(tokens)], backend="eager", fullgraph=True
-    )
-    for found, expected in zip(compiled(), scaler.pyramid(tokens), strict=True):
-        assert torch.equal(found, expected.features)
-
-
 def test_a_selection_says_which_tokens_it_keeps():
     with pytest.raises(TypeError, match="Nothing doesn't say which tokens it keeps; give one of scores, order, picks"):
         type("Nothing", (SelectionScaler,), {})
