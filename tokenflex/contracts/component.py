@@ -62,7 +62,7 @@ class ComponentConfig:
         """Rebuild from `to_dict`'s data; lists become tuples, as in a fresh config.
 
         Raises:
-            ConfigError: a key isn't a setting of this component, or a value isn't of its type.
+            ConfigError: a key isn't a setting of this component, or a value isn't of its type or against a rule.
         """
         if not isinstance(data, Mapping):
             raise ConfigError(
@@ -97,7 +97,7 @@ def _tuples(value: Any) -> Any:
 
 
 class Component(nn.Module, ABC):
-    """Base of every pluggable part. Subclasses are abstract (the four kinds) or final (the parts).
+    """Base of every pluggable part. Subclasses are abstract (the kinds, and bases of methods) or final (the parts).
 
     A part nests a frozen dataclass named ``Config`` that extends `ComponentConfig`; its constructor takes
     that config and, as keywords, the sizes it needs:
