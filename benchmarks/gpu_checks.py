@@ -24,9 +24,9 @@ import tokenflex
 from benchmarks import report, sizes
 from tokenflex.hosts import varlen
 from tokenflex.model import FlexModel
+from tokenflex.tables.hosts import architectures, refusal
 from tokenflex.testing.host_bench import LEVELS as MIXED
 from tokenflex.testing.host_bench import ROWS
-from tokenflex.testing.hosts_table import architectures, refusal
 from tokenflex.testing.zoo.hosts import ZOO
 
 HOSTS = ("llava_next", "llava", "llava_onevision", "internvl", "qwen2_5_vl", "qwen3_vl", "mistral3", "idefics3",

@@ -6,8 +6,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 import tokenflex
 from tokenflex.contracts import Grid, HostAdapter, HostBatch, Spliced, VisualTokens
-from tokenflex.hosts import placeholders
-from tokenflex.hosts.instruction import instruction_mask, instructions_of
+from tokenflex.hosts import instruction_mask, instructions_of, placeholders
 
 IMAGE, PAD, WORDS, DIM = 4, 0, 48, 32
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from start import arguments, image, loaded
 
 import tokenflex
-from tokenflex.training import ChatDataset, FlexCollator, FlexTrainingArguments, RGLFTrainer, score
-from tokenflex.training.data import read_rows
+from tokenflex.training import ChatDataset, FlexCollator, FlexTrainingArguments, RGLFTrainer, read_rows, score
 
 
 def conversations(asked) -> list:

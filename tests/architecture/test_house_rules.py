@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ FILES = [*sorted(ROOT.rglob("*.py")), *OUTSIDE]
 NAMES = [str(path.relative_to(ROOT.parent)) for path in FILES]
 PUBLIC = {"", "chat", "contracts", "errors", "images", "model", "ops", "testing", "training"}
 """What plugins may build on."""
+NAMED = {"hosts", "scalers"}
+"""Packages from which plugins may take what their ``__all__`` names, and nothing of the modules inside."""
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "core", "base", "manager", "stuff"}
 
 
@@ -63,11 +66,16 @@ def test_parts_know_no_host(file):
 @pytest.mark.parametrize("file", OUTSIDE, ids=[str(path.relative_to(PLUGINS)) for path in OUTSIDE])
 def test_plugins_use_the_public_interface_only(file):
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for module in modules:
-            if module.split(".")[0] == "tokenflex":
-                assert f"{module}.".split(".")[1] in PUBLIC, f"{module} isn't public"
+        if isinstance(node, ast.ImportFrom):
+            found = [(node.module or "", alias.name) for alias in node.names]
+        else:
+            found = [(alias.name, "") for alias in node.names] if isinstance(node, ast.Import) else []
+        for module, name in found:
+            first, _, inside = module.partition(".")
+            if first == "tokenflex" and inside in NAMED:
+                assert name in importlib.import_module(module).__all__, f"{module}.{name} isn't public"
+            elif first == "tokenflex":
+                assert inside.partition(".")[0] in PUBLIC, f"{module} isn't public"
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tokenflex."):
             assert not any(alias.name.startswith("_") for alias in node.names)
 

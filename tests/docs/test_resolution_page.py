@@ -8,7 +8,7 @@ from packaging.version import Version
 
 from tokenflex.hosts.resized_views import GEMMA_BUDGETS
 from tokenflex.hosts.resizings import REFUSALS, RESIZINGS, levels_of, resizing_of
-from tokenflex.testing import hosts_table
+from tokenflex.tables import hosts as hosts_table
 
 PAGE = (Path(__file__).parents[2] / "docs" / "resolution.md").read_text(encoding="utf-8")
 OF_PAGE = PAGE.partition("\ntransformers ")[2].split(":")[0]

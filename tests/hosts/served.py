@@ -2,7 +2,7 @@
 
 import pytest
 
-from tokenflex.testing.hosts_table import architectures, refusal
+from tokenflex.tables.hosts import architectures, refusal
 from tokenflex.testing.zoo.hosts import ZOO
 
 

@@ -12,7 +12,7 @@ from tests.hosts.served import served
 from tokenflex.errors import InputError
 from tokenflex.registry import hosts
 from tokenflex.scalers.average_pool import AveragePoolScaler
-from tokenflex.testing import hosts_table
+from tokenflex.tables import hosts as hosts_table
 from tokenflex.testing.host_bench import ROWS, HostBench
 from tokenflex.testing.host_checks import CHECKS, same_ids
 from tokenflex.testing.zoo.recipe import AN_IMAGE

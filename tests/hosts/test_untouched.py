@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 import tokenflex
 from tests.hosts.served import served
 from tests.hosts.snapshots import require_same, snapshot
-from tokenflex.testing import hosts_table
+from tokenflex.tables import hosts as hosts_table
 from tokenflex.testing.host_bench import ROWS
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 

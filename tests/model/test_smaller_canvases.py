@@ -64,7 +64,7 @@ def test_routed_images_that_stay_coarse_keep_what_was_looked_at(flex):
     forced = flex.at_levels(inputs, flex.encode(inputs, look=False), [0] * len(encoded.images))
     for one, other in zip(flattened(coarse), flattened(forced), strict=True):
         torch.testing.assert_close(one, other)
-    assert all(known is image for known, image in zip(encoded.made["images"].values(), encoded.images, strict=True))
+    assert all(known is image for known, image in zip(encoded.made["resized"].values(), encoded.images, strict=True))
 
 
 def flattened(spliced):

@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tokenflex.testing.marked_page import renew, table
+from tokenflex.tables.marked_page import renew, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "dependencies.md"
 MARKS = "<!-- licences: begin, made by python -m tests.supply.licences -->", "<!-- licences: end -->"

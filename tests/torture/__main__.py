@@ -19,7 +19,7 @@ import transformers
 
 import tokenflex
 from tests.torture.outcome import Outcome
-from tokenflex.testing.marked_page import renew, table
+from tokenflex.tables.marked_page import renew, table
 
 SECTIONS = ("model_files", "data_files", "requests", "faults", "concurrency", "numerics")
 """Modules of this package with a function ``run(scale, seed)``."""

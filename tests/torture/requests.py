@@ -19,7 +19,7 @@ from tests.torture.faulty import FAULTS, Batch, Requests
 from tests.torture.outcome import Counts, Outcome
 from tokenflex.errors import InputError, TokenFlexError
 from tokenflex.hosts.refusing import SIZES
-from tokenflex.testing import hosts_table
+from tokenflex.tables import hosts as hosts_table
 from tokenflex.testing.zoo.hosts import ZOO
 from tokenflex.testing.zoo.recipe import AN_IMAGE, Row
 

@@ -86,8 +86,8 @@ def _report(options: argparse.Namespace) -> Any:
 
 def _of_class(found: type, options: argparse.Namespace) -> Any:
     from tokenflex.contracts import Component, HostAdapter
+    from tokenflex.tables.hosts import probe
     from tokenflex.testing import cases, check_component
-    from tokenflex.testing.hosts_table import probe
 
     if issubclass(found, HostAdapter):
         report = None if ":" in options.part else probe(options.part)[1]

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from transformers.utils import logging
 
     from tokenflex.errors import ConfigError, nearest
-    from tokenflex.testing import hosts_table
+    from tokenflex.tables import hosts as hosts_table
 
     unknown = sorted(set(options.model_type) - set(hosts_table.architectures()))
     if unknown:

@@ -95,7 +95,7 @@ def _show(rows: Sequence[Sequence[str]], causes: bool) -> None:
 
 
 def _write(page: Path) -> int:
-    from tokenflex.testing import methods_table
+    from tokenflex.tables import methods as methods_table
 
     methods_table.renew(page, lambda name: print(name, file=sys.stderr))
     return 0

@@ -5,6 +5,7 @@ from tokenflex.contracts.confidence import Confidence
 from tokenflex.contracts.host import HostAdapter, HostBatch, HostInputs, PaddingSide, Span, Spliced
 from tokenflex.contracts.policy import Policy
 from tokenflex.contracts.router import Router
+from tokenflex.contracts.rules import Count, NotNegative, Positive, Rule, Share, one_of
 from tokenflex.contracts.scaler import Scaler
 from tokenflex.contracts.tensors import (
     READ_OFF,
@@ -25,6 +26,7 @@ __all__ = [
     "Component",
     "ComponentConfig",
     "Confidence",
+    "Count",
     "Decision",
     "Grid",
     "HostAdapter",
@@ -32,14 +34,19 @@ __all__ = [
     "HostInputs",
     "Instruction",
     "Need",
+    "NotNegative",
     "PaddingSide",
     "Policy",
+    "Positive",
     "Router",
+    "Rule",
     "ScaledTokens",
     "Scaler",
+    "Share",
     "Span",
     "Spliced",
     "Tried",
     "VisualTokens",
     "Voter",
+    "one_of",
 ]

@@ -18,11 +18,12 @@ class ComponentConfig:
 
     Sizes that depend on the host (``dim``, ``num_levels``, ...) are no settings; they are given to `build`.
 
-    Values are held to their declared types when the config is made: see `tokenflex.contracts.settings.settle`. A config
-    with a ``__post_init__`` of its own calls this one first.
+    Values are held to their declared types when the config is made, and to the rules beside these: see `Rule` and
+    `tokenflex.contracts.settings.settle`. What concerns several settings together is checked in a ``__post_init__`` of
+    the config's own, which calls this one first.
 
     Raises:
-        ConfigError: a value is of another type than declared, or a number that isn't finite.
+        ConfigError: a value is of another type than declared, a number that isn't finite, or against a rule.
     """
 
     owner: ClassVar[type["Component"]]
@@ -61,7 +62,7 @@ class ComponentConfig:
         """Rebuild from `to_dict`'s data; lists become tuples, as in a fresh config.
 
         Raises:
-            ConfigError: a key isn't a setting of this component, or a value isn't of its type.
+            ConfigError: a key isn't a setting of this component, or a value isn't of its type or against a rule.
         """
         if not isinstance(data, Mapping):
             raise ConfigError(
@@ -79,6 +80,15 @@ class ComponentConfig:
         return cls(**{key: _tuples(value) for key, value in settings.items()})
 
 
+def _inherited(cls: type["Component"]) -> type[ComponentConfig]:
+    """A ``Config`` like that of the class it extends, which builds ``cls``."""
+    settings = cls.Config
+    named = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config", "__doc__": settings.__doc__}
+    made: type[ComponentConfig] = dataclasses.dataclass(frozen=True, kw_only=True)(type("Config", (settings,), named))
+    made.owner = cls
+    return made
+
+
 def _tuples(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         return value
@@ -87,7 +97,7 @@ def _tuples(value: Any) -> Any:
 
 
 class Component(nn.Module, ABC):
-    """Base of every pluggable part. Subclasses are abstract (the four kinds) or final (the parts).
+    """Base of every pluggable part. Subclasses are abstract (the kinds, and bases of methods) or final (the parts).
 
     A part nests a frozen dataclass named ``Config`` that extends `ComponentConfig`; its constructor takes
     that config and, as keywords, the sizes it needs:
@@ -98,6 +108,9 @@ class Component(nn.Module, ABC):
                 every: int = 2
 
             def __init__(self, config: "Keep.Config", *, dim: int) -> None: ...
+
+    A part that has the settings of the class it extends, and no more, nests none: it gets a ``Config`` of its own with
+    these.
     """
 
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
@@ -107,6 +120,8 @@ class Component(nn.Module, ABC):
         super().__init_subclass__(**kwargs)
         config = cls.__dict__.get("Config")
         if config is None:
+            if cls.Config is not ComponentConfig:
+                cls.Config = _inherited(cls)
             return
         params = getattr(config, "__dataclass_params__", None)
         if not issubclass(config, ComponentConfig) or "__dataclass_params__" not in config.__dict__:

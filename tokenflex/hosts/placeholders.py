@@ -18,6 +18,8 @@ from tokenflex.contracts import HostBatch, HostInputs, PaddingSide, Span
 from tokenflex.errors import InputError
 from tokenflex.ops.transfer import to_cpu
 
+__all__ = ["Plan", "apply", "gathered", "index", "locate", "on_cpu", "places", "plan"]
+
 IGNORE = -100
 PLACEHOLDER = -1
 TOKEN_KEYS: Mapping[str, int] = {

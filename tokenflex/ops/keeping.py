@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from tokenflex.contracts import Grid, ScaledTokens, VisualTokens
 from tokenflex.errors import ConfigError
-from tokenflex.ops.assignment import average
+from tokenflex.ops.assignment import average, keep_only, on_device_of, over_views
 
 Ratios = tuple[float, ...]
 """Share of a view's tokens kept per level, coarse to fine; the last is 1."""
@@ -55,6 +55,11 @@ def everything(tokens: VisualTokens) -> ScaledTokens:
     return ScaledTokens(tokens.features, places.expand(tokens.features.shape[:-1]), tokens.grid, averages=True)
 
 
+def ranked(scores: Real[Tensor, "*batch tokens"], count: int) -> Int[Tensor, "*batch count"]:
+    """The places of the ``count`` largest scores, largest first; of equal ones the first in the order of the grid."""
+    return scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
+
+
 def selected(tokens: VisualTokens, picked: Int[Tensor, "*batch views kept"]) -> ScaledTokens:
     """The tokens ``picked`` (no index twice), in the order of the grid; all others are dropped.
 
@@ -68,6 +73,21 @@ def selected(tokens: VisualTokens, picked: Int[Tensor, "*batch views kept"]) -> 
     numbers = torch.arange(count, device=picked.device).expand(places.shape)
     assignment = places.new_full(features.shape[:-1], -1).scatter(-1, places, numbers)
     return ScaledTokens(kept, assignment, None, averages=True)
+
+
+def selected_alike(tokens: VisualTokens, picked: Int[Tensor, " kept"], grid: Grid | None) -> ScaledTokens:
+    """The same tokens of every view, in the order of ``picked``; all others are dropped.
+
+    Args:
+        picked: places in the grid, on the CPU, no place twice.
+        grid: of the kept tokens; None where they form none.
+    """
+    return ScaledTokens(
+        features=tokens.features[..., on_device_of(picked, tokens.features), :],
+        assignment=over_views(keep_only(tokens.grid.tokens, picked), tokens.features),
+        grid=grid,
+        averages=True,
+    )
 
 
 def merged(tokens: VisualTokens, assignment: Int[Tensor, "*batch views tokens"], kept: int) -> ScaledTokens:

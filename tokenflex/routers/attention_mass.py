@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Need, Router, ScaledTokens
-from tokenflex.errors import ConfigError, InputError
+from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Need, Router, Rule, ScaledTokens
+from tokenflex.errors import InputError
 from tokenflex.ops.ballots import shortfall
 
 
@@ -24,12 +24,10 @@ class AttentionMassRouter(Router):
     class Config(ComponentConfig):
         """Attributes: ``mass``, share of the attention to be kept, above 0, at most 1."""
 
-        mass: float = 0.9
+        mass: Annotated[float, Rule(lambda mass: 0 < mass <= 1, "is no share; use a number above 0, at most 1.")] = 0.9
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if not 0 < config.mass <= 1:
-            raise ConfigError(f"mass={config.mass} is no share; use a number above 0, at most 1.")
         self.mass = config.mass
 
     @property

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
-from tokenflex.errors import ConfigError
+from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, Rule, ScaledTokens
 from tokenflex.ops.ballots import one_per_view
 
+Loss = Annotated[
+    float, Rule(lambda value: value > 0, "must be above 0; with 0.5 a level may lose half of the variance.")
+]
 FLOOR = 1e-6
 """Share of the tokens' energy below which their variance counts as rounding."""
 
@@ -34,12 +36,10 @@ class ReconstructionRouter(Router):
     class Config(ComponentConfig):
         """Attributes: ``eps``, share of the variance that may be lost, above 0."""
 
-        eps: float = 0.5
+        eps: Loss = 0.5
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if not config.eps > 0:
-            raise ConfigError(f"eps={config.eps} must be above 0; with 0.5 a level may lose half of the variance.")
         self.eps = config.eps
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:

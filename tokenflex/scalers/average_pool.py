@@ -35,9 +35,12 @@ class AveragePoolScaler(Scaler):
 
         windows: TimedWindows = PYRAMID
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_windows(self.windows, timed=True)
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        check_windows(config.windows, timed=True)
         self.windows: Windows = tuple(in_time(window)[1:] for window in config.windows)
         self.times = tuple(in_time(window)[0] for window in config.windows)
 

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
-from tokenflex.ops.assignment import keep_only, on_device_of, over_views
-from tokenflex.ops.pooling import PYRAMID, Windows, check_windows, pooled_grid
+from tokenflex.contracts import Grid, ScaledTokens, VisualTokens
+from tokenflex.ops.keeping import selected_alike
+from tokenflex.ops.pooling import pooled_grid
+from tokenflex.scalers.levels import WindowScaler
 
 
-class RandomScaler(Scaler):
+class RandomScaler(WindowScaler):
     """Keeps as many tokens as average pooling would, at random places, in their original order.
 
     The places depend on ``seed`` and the grid alone, so a batch equals its singles; coarser levels keep a
@@ -17,16 +18,14 @@ class RandomScaler(Scaler):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
+    class Config(WindowScaler.Config):
         """Attributes: ``windows``, whose counts are kept, coarse to fine; ``seed`` of the places."""
 
-        windows: Windows = PYRAMID
         seed: int = 0
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        check_windows(config.windows)
-        self.windows, self.seed = config.windows, config.seed
+        self.seed = config.seed
 
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
         """The counts average pooling would keep; a grid only where all tokens are kept."""
@@ -35,13 +34,7 @@ class RandomScaler(Scaler):
 
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
         """Keep the first tokens of a seeded permutation."""
-        grid, layout = tokens.grid, self.layouts(tokens.grid)[level]
-        generator = torch.Generator().manual_seed(self.seed)
-        count = layout if isinstance(layout, int) else layout.tokens
-        picked = torch.randperm(grid.tokens, generator=generator)[:count].sort().values
-        return ScaledTokens(
-            features=tokens.features[..., on_device_of(picked, tokens.features), :],
-            assignment=over_views(keep_only(grid.tokens, picked), tokens.features),
-            grid=None if isinstance(layout, int) else layout,
-            averages=True,
-        )
+        layout, generator = self.layouts(tokens.grid)[level], torch.Generator().manual_seed(self.seed)
+        count, grid = (layout, None) if isinstance(layout, int) else (layout.tokens, layout)
+        picked = torch.randperm(tokens.grid.tokens, generator=generator)[:count].sort().values
+        return selected_alike(tokens, picked, grid)

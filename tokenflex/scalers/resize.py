@@ -1,35 +1,19 @@
 """Bilinear resampling of the token grid, after the vision tower: the baseline of another filter than the mean."""
 
-from dataclasses import dataclass
-
 import torch
 
-from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
+from tokenflex.contracts import ScaledTokens, VisualTokens
 from tokenflex.ops.assignment import over_views
-from tokenflex.ops.pooling import PYRAMID, Windows, check_windows, pooled_grid, resample_grid
+from tokenflex.ops.pooling import pooled_grid, resample_grid
+from tokenflex.scalers.levels import WindowScaler
 
 
-class ResizeScaler(Scaler):
+class ResizeScaler(WindowScaler):
     """Resamples the tokens of the whole image (bilinear, antialiased) to the grid average pooling would leave.
 
     The vision tower has seen the image at full size, so this says nothing of smaller images: their baseline is the
     scaler `resolution`, which makes the image smaller before it is encoded.
     """
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
-        """Attributes: ``windows``, whose grids are the targets, coarse to fine."""
-
-        windows: Windows = PYRAMID
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        check_windows(config.windows)
-        self.windows = config.windows
-
-    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """The grid that each window leaves."""
-        return tuple(pooled_grid(grid, window) for window in self.windows)
 
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
         """Resample to the grid of ``level``; a source token is assigned to the cell it lies in."""

@@ -38,12 +38,15 @@ class ResolutionScaler(Scaler):
         pooling: Windows = ()
         view_windows: Windows = ((2, 2), WHOLE)
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            _check_shares(self.shares)
+            _check_ladder(self.shares, _windows(self))
+            check_windows(self.view_windows)
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        _check_shares(config.shares)
-        self.windows = config.pooling or (WHOLE,) * len(config.shares)
-        _check_ladder(config.shares, self.windows)
-        check_windows(config.view_windows)
+        self.windows = _windows(config)
         self.view_windows = config.view_windows
         self._shares = config.shares
 
@@ -67,6 +70,11 @@ class ResolutionScaler(Scaler):
     def view(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
         """The coarsest image's tokens, averaged over each of ``view_windows``."""
         return tuple(_pooled(tokens, window) for window in self.view_windows)
+
+
+def _windows(config: ResolutionScaler.Config) -> Windows:
+    """One per level."""
+    return config.pooling or (WHOLE,) * len(config.shares)
 
 
 def _pooled(tokens: VisualTokens, window: tuple[int, int]) -> ScaledTokens:

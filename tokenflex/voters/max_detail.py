@@ -1,14 +1,16 @@
 """Never coarser than any confident voter wants it."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenflex.contracts import Ballots, ComponentConfig, Voter
-from tokenflex.errors import ConfigError
+from tokenflex.contracts import Ballots, ComponentConfig, Rule, Voter
 from tokenflex.ops.ballots import favourites
+
+Probability = Annotated[float, Rule(lambda value: 0 <= value <= 1, "is no probability; use a number from 0 to 1.")]
 
 
 class MaxDetailVoter(Voter):
@@ -24,12 +26,10 @@ class MaxDetailVoter(Voter):
     class Config(ComponentConfig):
         """Attributes: ``confidence``, a probability; 0 counts every voter."""
 
-        confidence: float = 0.5
+        confidence: Probability = 0.5
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if not 0 <= config.confidence <= 1:
-            raise ConfigError(f"confidence={config.confidence} is no probability; use a number from 0 to 1.")
         self.confidence = config.confidence
 
     def forward(self, ballots: Ballots) -> Float[Tensor, "*batch levels"]:

@@ -1,13 +1,17 @@
 """As fine as most voters want it."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenflex.contracts import Ballots, ComponentConfig, Voter
-from tokenflex.errors import ConfigError
+from tokenflex.contracts import Ballots, ComponentConfig, Rule, Voter
 from tokenflex.ops.ballots import favourites
+
+ShareOfVoters = Annotated[
+    float, Rule(lambda value: 0 < value <= 1, "is no share of the voters; use a number above 0, at most 1.")
+]
 
 
 class QuantileVoter(Voter):
@@ -22,12 +26,10 @@ class QuantileVoter(Voter):
     class Config(ComponentConfig):
         """Attributes: ``share`` of the voters to be content, above 0, at most 1."""
 
-        share: float = 0.9
+        share: ShareOfVoters = 0.9
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if not 0 < config.share <= 1:
-            raise ConfigError(f"share={config.share} is no share of the voters; use a number above 0, at most 1.")
         self.share = config.share
 
     def forward(self, ballots: Ballots) -> Float[Tensor, "*batch levels"]:

@@ -236,7 +236,7 @@ def test_the_order_is_that_of_the_step_by_step_form(image, kind, grid, dim, thet
     relevance = (mean - low) / (high - low)
     weights = 2 * (relevance.log() if theta is None else theta / (2 * (1 - theta)) * relevance)
     expected = step_by_step(unit @ unit.mT, weights, count)
-    assert torch.equal(scaler._order(one_image, count), expected)
+    assert torch.equal(scaler.order(one_image, count), expected)
 
 
 @pytest.mark.parametrize("theta", [-0.1, 1.0, math.nan])

@@ -220,7 +220,5 @@ def test_refusals(tiny, settings, message):
 
 
 def test_crops_are_a_pair():
-    config = Config()
-    object.__setattr__(config, "crops", (4,))
-    with pytest.raises(ConfigError, match=r"crops=\(4,\) must be a pair"):
-        config.build()
+    with pytest.raises(ConfigError, match=r"crops=\(4,\) of HoloVScaler must be a tuple of an integer, an integer"):
+        Config(crops=(4,))

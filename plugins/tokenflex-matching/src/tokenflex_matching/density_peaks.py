@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
-from tokenflex.ops.keeping import RATIOS, check_ratios, everything, kept_layouts, merged
-from tokenflex_matching.inputs import check_count, numbering
+from tokenflex.contracts import VisualTokens
+from tokenflex.scalers import MergingScaler
+from tokenflex_matching.inputs import AtLeastOne, numbering
 
 
-class DensityPeaksScaler(Scaler):
+class DensityPeaksScaler(MergingScaler):
     """Density-peak clustering by nearest neighbours (Chat-UniVi, arXiv 2311.08046).
 
     A token is dense when its nearest neighbours are near, and a centre when it is dense and far from all denser ones.
@@ -22,43 +22,26 @@ class DensityPeaksScaler(Scaler):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
+    class Config(MergingScaler.Config):
         """Settings.
 
         Attributes:
-            ratios: share of the tokens kept per level, coarse to fine; the last is 1.
             neighbours: nearest tokens that density is measured with; all others where a view has fewer.
         """
 
-        ratios: tuple[float, ...] = RATIOS
-        neighbours: int = 5
+        neighbours: AtLeastOne = 5
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        check_count("neighbours", config.neighbours)
-        self.ratios, self.neighbours = check_ratios(config.ratios), config.neighbours
+        self.neighbours = config.neighbours
 
-    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """Counts; the grid where all tokens are kept."""
-        return kept_layouts(grid, self.ratios)
-
-    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Average the clusters of ``level``."""
-        return self._at(tokens, [self.granularities(tokens.grid)[level]])[0]
-
-    def pyramid(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
-        """Every level; distances and peaks are computed once."""
-        return self._at(tokens, self.granularities(tokens.grid))
-
-    def _at(self, tokens: VisualTokens, counts: Sequence[int]) -> tuple[ScaledTokens, ...]:
-        if min(counts) == tokens.grid.tokens:
-            return tuple(everything(tokens) for _ in counts)
-        apart = distances(tokens.features.detach().float())
+    def assignments(self, image: VisualTokens, counts: Sequence[int]) -> list[Int[Tensor, "*batch views tokens"]]:
+        """The clusters of each level; distances and peaks are computed once."""
+        apart = distances(image.features.float())
         order = peaks(apart, self.neighbours)
-        return tuple(merged(tokens, clusters(apart, order[..., :kept]), kept) for kept in counts)
+        return [clusters(apart, order[..., :kept]) for kept in counts]
 
 
-@torch.no_grad()
 def distances(features: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens tokens"]:
     """Root mean square over the channels of the differences of every two tokens, float32."""
     # Not by way of a matrix product: it gives equal tokens small distances, different from place to place.
@@ -66,7 +49,6 @@ def distances(features: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*b
     return plain / features.shape[-1] ** 0.5
 
 
-@torch.no_grad()
 def peaks(apart: Float[Tensor, "*batch tokens tokens"], neighbours: int) -> Int[Tensor, "*batch tokens"]:
     """All tokens, the most likely centre first: by density times distance to the nearest denser token.
 
@@ -90,7 +72,6 @@ def peaks(apart: Float[Tensor, "*batch tokens tokens"], neighbours: int) -> Int[
     return (log_density + separation.log()).argsort(dim=-1, descending=True, stable=True)
 
 
-@torch.no_grad()
 def clusters(
     apart: Float[Tensor, "*batch tokens tokens"], centres: Int[Tensor, "*batch kept"]
 ) -> Int[Tensor, "*batch tokens"]:

@@ -1,45 +1,18 @@
-"""What the methods read of an image: attention, and the vectors whose similarity counts."""
+"""What the methods are set to, and the vectors whose similarity counts."""
 
-from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenflex.contracts import Need, VisualTokens
-from tokenflex.errors import ConfigError, InputError
+from tokenflex.contracts import Need, Rule, VisualTokens, one_of
+from tokenflex.errors import InputError
 
-METRICS = ("features", "keys")
-
-
-def check_choice(setting: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value that isn't among ``choices``.
-
-    Raises:
-        ConfigError: with the choices.
-    """
-    if value not in choices:
-        raise ConfigError(f"{setting}={value!r} is none of {', '.join(map(repr, choices))}; use one of them.")
-
-
-def check_share(setting: str, value: float) -> None:
-    """Refuse numbers outside 0 .. 1.
-
-    Raises:
-        ConfigError: with the rule.
-    """
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{setting}={value!r} is no share; use a number from 0 to 1.")
-
-
-def check_count(setting: str, value: int) -> None:
-    """Refuse anything but whole numbers above 0.
-
-    Raises:
-        ConfigError: with the rule.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{setting}={value!r} is no count; use an integer of 1 or more.")
+Metric = Annotated[str, one_of("features", "keys")]
+"""Vectors that tokens are compared by."""
+AtLeastOne = Annotated[int, Rule(lambda value: value >= 1, "is no count; use an integer of 1 or more.")]
+"""A number of things."""
 
 
 def metric_needs(metric: str, *more: Need) -> frozenset[Need]:
@@ -61,28 +34,6 @@ def metric_vectors(tokens: VisualTokens, metric: str) -> Float[Tensor, "*batch v
             "or a host whose vision tower can be read."
         )
     return tokens.keys.detach().float()
-
-
-def attention_of(attention: Float[Tensor, "*batch views tokens"] | None, who: str) -> Float[Tensor, "..."]:
-    """The attention in float32, without gradients.
-
-    Args:
-        who: the part that reads it, for the message.
-
-    Raises:
-        InputError: there is none.
-    """
-    if attention is None:
-        raise InputError(
-            f"{who} reads the vision tower's attention, and this image has none. "
-            "Use a host whose vision tower can be read, or a part that needs features only."
-        )
-    return attention.detach().float()
-
-
-def strongest(attention: Float[Tensor, "*batch views tokens"], count: int) -> Tensor:
-    """``(*batch, views, count)``, indices of the most attended tokens, best first; ties: lower index first."""
-    return attention.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
 
 def rows_at(values: Float[Tensor, "*batch tokens width"], places: Tensor) -> Tensor:

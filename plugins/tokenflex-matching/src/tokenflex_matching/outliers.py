@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Need, Router, ScaledTokens
-from tokenflex.errors import ConfigError
+from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Need, NotNegative, Router, ScaledTokens
 from tokenflex.ops.ballots import shortfall
-from tokenflex_matching.inputs import attention_of
+from tokenflex.ops.needed import attention_of
 
 
 class OutliersRouter(Router):
@@ -25,14 +24,12 @@ class OutliersRouter(Router):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """Attributes: ``whisker``, how many interquartile ranges above Q3 outliers begin."""
+        """Attributes: ``whisker``, how many interquartile ranges above Q3 outliers begin; 1.5 as published."""
 
-        whisker: float = 1.5
+        whisker: NotNegative = 1.5
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if not 0 <= config.whisker < float("inf"):
-            raise ConfigError(f"whisker={config.whisker!r} must be a number of 0 or more; 1.5 is the published one.")
         self.whisker = config.whisker
 
     @property

@@ -1,33 +1,81 @@
 """The most attended tokens, each with something of the tokens like it, and one token for the rest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
+from tokenflex.contracts import Need, ScaledTokens, Share, VisualTokens, one_of
 from tokenflex.ops.assignment import on_device_of
-from tokenflex.ops.keeping import RATIOS, check_ratios, cosines, everything, kept_layouts
-from tokenflex_matching.inputs import (
-    METRICS,
-    attention_of,
-    check_choice,
-    check_count,
-    check_share,
-    metric_needs,
-    metric_vectors,
-    numbering,
-    rows_at,
-    strongest,
-)
+from tokenflex.ops.keeping import cosines, ranked
+from tokenflex.ops.needed import attention_of
+from tokenflex.scalers import RatioScaler
+from tokenflex_matching.inputs import AtLeastOne, Metric, metric_needs, metric_vectors, numbering, rows_at
 from tokenflex_matching.likeness import largest
 from tokenflex_matching.spatial_sample import spread
 
-WEIGHTS = ("shares", "attention")
+
+class _PruMerge(RatioScaler):
+    """What `PruMergeScaler` and `PruMergePlusScaler` have in common: all but the default of ``spatial``."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RatioScaler.Config):
+        """Settings.
+
+        Attributes:
+            spatial: share of the kept tokens that are spread evenly over the grid whatever their attention.
+            neighbours: how many tokens each kept one takes in; all others where a view has fewer.
+            append: one of the kept tokens is the appended one; False: all are tokens kept by attention.
+            metric: vectors compared: ``features``, or ``keys`` of the vision tower's attention as published.
+            weights: ``shares`` of the attention, or ``attention`` as the tower gives it, as released.
+        """
+
+        spatial: Share = 0.0
+        neighbours: AtLeastOne = 32
+        append: bool = True
+        metric: Metric = "features"
+        weights: Annotated[str, one_of("shares", "attention")] = "shares"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.settings = config
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """``attention``, and ``keys`` where they are compared."""
+        return metric_needs(self.settings.metric, "attention")
+
+    def fewer(self, image: VisualTokens, counts: Sequence[int]) -> list[ScaledTokens]:
+        """Keep, take in, append."""
+        attention = attention_of(image.attention, "PruMerge")
+        metric = metric_vectors(image, self.settings.metric)
+        return [self._level(image, attention, metric, count) for count in counts]
+
+    def _level(self, image: VisualTokens, attention: Tensor, metric: Tensor, kept: int) -> ScaledTokens:
+        config, count = self.settings, image.grid.tokens
+        own = kept - 1 if config.append else kept
+        sample = torch.tensor(spread(image.grid, min(int(config.spatial * kept + 0.5), own)), dtype=torch.long)
+        first = attention.index_fill(-1, on_device_of(sample, attention), float("inf"))
+        places = ranked(first, own).sort(-1).values
+        near = taken_in(metric, places, config.neighbours)
+        left = torch.ones_like(attention).scatter(-1, places, 0.0)
+        if config.weights == "shares":
+            of_all, of_left = shares(attention, torch.ones_like(attention)), shares(attention, left)
+        else:
+            of_all, of_left = attention, attention * left
+        source = image.features.float()
+        features = rows_at(source, places) + (near * of_all[..., None, :]) @ source
+        if config.append:
+            features = torch.cat([features, of_left[..., None, :] @ source], dim=-2)
+        numbers = numbering(places, count)
+        assignment = torch.where(numbers < 0, kept - 1, numbers) if config.append else numbers
+        return ScaledTokens(features.to(image.features.dtype), assignment, None)
 
 
-class PruMergeScaler(Scaler):
+class PruMergeScaler(_PruMerge):
     """Tokens kept by attention take in the tokens most similar to them (LLaVA-PruMerge, arXiv 2403.15388).
 
     With the attention a of a view divided by its sum, a kept token x becomes x + sum of a_j x_j over its nearest other
@@ -38,111 +86,15 @@ class PruMergeScaler(Scaler):
     and count as dropped where none is appended.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
-        """Settings.
 
-        Attributes:
-            ratios: share of the tokens kept per level, coarse to fine; the last is 1.
-            spatial: share of the kept tokens that are spread evenly over the grid whatever their attention.
-            neighbours: how many tokens each kept one takes in; all others where a view has fewer.
-            append: one of the kept tokens is the appended one; False: all are tokens kept by attention.
-            metric: vectors compared: ``features``, or ``keys`` of the vision tower's attention as published.
-            weights: ``shares`` of the attention, or ``attention`` as the tower gives it, as released.
-        """
-
-        ratios: tuple[float, ...] = RATIOS
-        spatial: float = 0.0
-        neighbours: int = 32
-        append: bool = True
-        metric: str = "features"
-        weights: str = "shares"
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        _check(config.spatial, config.neighbours, config.metric, config.weights)
-        self.ratios, self.metric, self.settings = check_ratios(config.ratios), config.metric, config
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """``attention``, and ``keys`` where they are compared."""
-        return metric_needs(self.metric, "attention")
-
-    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """Counts; the grid where all tokens are kept."""
-        return kept_layouts(grid, self.ratios)
-
-    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Keep, take in, append.
-
-        Raises:
-            InputError: there is no attention, or keys are to be compared and there are none.
-        """
-        return _pruned(tokens, self.granularities(tokens.grid)[level], self.settings)
-
-
-class PruMergePlusScaler(Scaler):
+class PruMergePlusScaler(_PruMerge):
     """`PruMergeScaler` where half of the kept tokens are spread evenly over the grid (PruMerge+, arXiv 2403.15388)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
+    class Config(_PruMerge.Config):
         """Attributes: those of `PruMergeScaler`, with another default of ``spatial``."""
 
-        ratios: tuple[float, ...] = RATIOS
-        spatial: float = 0.5
-        neighbours: int = 32
-        append: bool = True
-        metric: str = "features"
-        weights: str = "shares"
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        _check(config.spatial, config.neighbours, config.metric, config.weights)
-        self.ratios, self.metric, self.settings = check_ratios(config.ratios), config.metric, config
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """``attention``, and ``keys`` where they are compared."""
-        return metric_needs(self.metric, "attention")
-
-    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """Counts; the grid where all tokens are kept."""
-        return kept_layouts(grid, self.ratios)
-
-    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Keep, take in, append; raises what `PruMergeScaler.scale` raises."""
-        return _pruned(tokens, self.granularities(tokens.grid)[level], self.settings)
-
-
-def _check(spatial: float, neighbours: int, metric: str, weights: str) -> None:
-    check_share("spatial", spatial)
-    check_count("neighbours", neighbours)
-    check_choice("metric", metric, METRICS)
-    check_choice("weights", weights, WEIGHTS)
-
-
-def _pruned(tokens: VisualTokens, kept: int, config: PruMergeScaler.Config | PruMergePlusScaler.Config) -> ScaledTokens:
-    count = tokens.grid.tokens
-    if kept == count:
-        return everything(tokens)
-    attention = attention_of(tokens.attention, "PruMerge")
-    own = kept - 1 if config.append else kept
-    sample = torch.tensor(spread(tokens.grid, min(int(config.spatial * kept + 0.5), own)), dtype=torch.long)
-    places = strongest(attention.index_fill(-1, on_device_of(sample, attention), float("inf")), own).sort(-1).values
-    near = taken_in(metric_vectors(tokens, config.metric), places, config.neighbours)
-    left = torch.ones_like(attention).scatter(-1, places, 0.0)
-    if config.weights == "shares":
-        of_all, of_left = shares(attention, torch.ones_like(attention)), shares(attention, left)
-    else:
-        of_all, of_left = attention, attention * left
-    with torch.autocast(attention.device.type, enabled=False):
-        source = tokens.features.float()
-        features = rows_at(source, places) + (near * of_all[..., None, :]) @ source
-        if config.append:
-            features = torch.cat([features, of_left[..., None, :] @ source], dim=-2)
-    numbers = numbering(places, count)
-    assignment = torch.where(numbers < 0, kept - 1, numbers) if config.append else numbers
-    return ScaledTokens(features.to(tokens.features.dtype), assignment, None)
+        spatial: Share = 0.5
 
 
 @torch.no_grad()

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
-from tokenflex.errors import ConfigError
+from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, Rule, ScaledTokens
 from tokenflex.ops.ballots import shortfall
 from tokenflex_matching.bipartite import best_matches, joined
-from tokenflex_matching.inputs import check_count
+from tokenflex_matching.inputs import AtLeastOne
+
+Cosine = Annotated[float, Rule(lambda value: -1 <= value <= 1, "is no cosine; use a number from -1 to 1.")]
 
 
 class RedundancyRouter(Router):
@@ -34,14 +35,11 @@ class RedundancyRouter(Router):
             rounds: rounds of merging; each leaves half of the tokens or more. Four can reach the level of 1/16.
         """
 
-        threshold: float = 0.9
-        rounds: int = 4
+        threshold: Cosine = 0.9
+        rounds: AtLeastOne = 4
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if not -1 <= config.threshold <= 1:
-            raise ConfigError(f"threshold={config.threshold!r} is no cosine; use a number from -1 to 1.")
-        check_count("rounds", config.rounds)
         self.threshold, self.rounds = config.threshold, config.rounds
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:

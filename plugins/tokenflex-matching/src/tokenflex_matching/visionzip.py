@@ -1,31 +1,23 @@
 """The most attended tokens, and a few that stand for the rest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
+from tokenflex.contracts import Need, ScaledTokens, Share, VisualTokens, one_of
 from tokenflex.ops.assignment import average
-from tokenflex.ops.keeping import RATIOS, check_ratios, cosines, everything, kept_layouts, merged
-from tokenflex_matching.inputs import (
-    METRICS,
-    attention_of,
-    check_choice,
-    check_share,
-    metric_needs,
-    metric_vectors,
-    numbering,
-    rows_at,
-    strongest,
-)
+from tokenflex.ops.keeping import cosines, merged, ranked
+from tokenflex.ops.needed import attention_of
+from tokenflex.scalers import RatioScaler
+from tokenflex_matching.inputs import Metric, metric_needs, metric_vectors, numbering, rows_at
 from tokenflex_matching.likeness import first_best
 
-MERGES = ("mean", "add")
 
-
-class VisionZipScaler(Scaler):
+class VisionZipScaler(RatioScaler):
     """Dominant tokens by attention, contextual tokens for the rest (VisionZip, arXiv 2412.04467).
 
     Among the tokens that aren't dominant, targets are taken at uniform stride in the order of the grid, a whole number
@@ -34,11 +26,10 @@ class VisionZipScaler(Scaler):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
+    class Config(RatioScaler.Config):
         """Settings.
 
         Attributes:
-            ratios: share of the tokens kept per level, coarse to fine; the last is 1.
             contextual: share of the kept tokens that are contextual, rounded half up; 10 of 64 as published. Where it
                 comes to none, tokens that aren't dominant are dropped.
             merge: ``mean`` of a target and its members together, or ``add``: the target plus the mean of its members,
@@ -46,44 +37,32 @@ class VisionZipScaler(Scaler):
             metric: vectors compared: ``features``, or ``keys`` of the vision tower's attention as published.
         """
 
-        ratios: tuple[float, ...] = RATIOS
-        contextual: float = 10 / 64
-        merge: str = "mean"
-        metric: str = "features"
+        contextual: Share = 10 / 64
+        merge: Annotated[str, one_of("mean", "add")] = "mean"
+        metric: Metric = "features"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        check_share("contextual", config.contextual)
-        check_choice("merge", config.merge, MERGES)
-        check_choice("metric", config.metric, METRICS)
-        self.ratios, self.contextual = check_ratios(config.ratios), config.contextual
-        self.merge, self.metric = config.merge, config.metric
+        self.contextual, self.merge, self.metric = config.contextual, config.merge, config.metric
 
     @property
     def needs(self) -> frozenset[Need]:
         """``attention``, and ``keys`` where they are compared."""
         return metric_needs(self.metric, "attention")
 
-    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """Counts; the grid where all tokens are kept."""
-        return kept_layouts(grid, self.ratios)
+    def fewer(self, image: VisualTokens, counts: Sequence[int]) -> list[ScaledTokens]:
+        """Keep the dominant tokens, merge the others."""
+        attention = attention_of(image.attention, "VisionZip")
+        metric = metric_vectors(image, self.metric)
+        return [self._level(image, attention, metric, count) for count in counts]
 
-    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Keep the dominant tokens, merge the others.
-
-        Raises:
-            InputError: there is no attention, or keys are to be compared and there are none.
-        """
-        kept = self.granularities(tokens.grid)[level]
-        if kept == tokens.grid.tokens:
-            return everything(tokens)
+    def _level(self, image: VisualTokens, attention: Tensor, metric: Tensor, kept: int) -> ScaledTokens:
         targets = int(self.contextual * kept + 0.5)
-        attention = attention_of(tokens.attention, "VisionZip")
-        places, assignment = zipped(attention, metric_vectors(tokens, self.metric), kept - targets, targets)
+        places, assignment = zipped(attention, metric, kept - targets, targets)
         if self.merge == "mean":
-            return merged(tokens, assignment, kept)
-        members = torch.where(numbering(places, tokens.grid.tokens) >= 0, -1, assignment)
-        features = rows_at(tokens.features, places) + average(tokens.features, members, kept)
+            return merged(image, assignment, kept)
+        members = torch.where(numbering(places, image.grid.tokens) >= 0, -1, assignment)
+        features = rows_at(image.features, places) + average(image.features, members, kept)
         return ScaledTokens(features, assignment, None)
 
 
@@ -101,7 +80,7 @@ def zipped(
         targets: tokens kept at uniform stride among the others: number j * (others // targets) for j = 0, 1, ...
     """
     count = attention.shape[-1]
-    order = strongest(attention, count)
+    order = ranked(attention, count)
     rest = order[..., dominant:].sort(-1).values
     strides = torch.arange(targets, device=rest.device) * (rest.shape[-1] // max(targets, 1))
     target = rest[..., strides]

@@ -36,9 +36,12 @@ class AdaptivePoolScaler(Scaler):
 
         sides: tuple[int, ...] = (6, 8, 12, 16)
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_sides(self.sides)
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        check_sides(config.sides)
         self.sides = config.sides
 
     @property

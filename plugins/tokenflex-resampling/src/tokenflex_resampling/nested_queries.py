@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
+from tokenflex.contracts import ComponentConfig, Count, Grid, ScaledTokens, Scaler, VisualTokens
 from tokenflex.errors import ConfigError
 from tokenflex.ops.keeping import everything
 from tokenflex_resampling.places import grid_places, sine_codes, spread_places
@@ -39,13 +39,16 @@ class NestedQueriesScaler(Scaler):
         """
 
         queries: tuple[int, ...] = (4, 16, 64, 256)
-        heads: int = 8
+        heads: Count = 8
         positions: bool = True
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_queries(self.queries)
 
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__(config)
-        check_queries(config.queries)
-        if not isinstance(config.heads, int) or config.heads < 1 or dim % config.heads:
+        if dim % config.heads:
             raise ConfigError(f"heads={config.heads!r} must divide the language model's width, {dim}; e.g. heads=1.")
         self.counts, self.heads, self.positions = config.queries, config.heads, config.positions
         # A module, called as one: where parameters are sharded, that is what gathers them.

@@ -8,17 +8,18 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
+from tokenflex.contracts import Count, Grid, ScaledTokens, VisualTokens
 from tokenflex.errors import ConfigError
 from tokenflex.ops.assignment import over_views
 from tokenflex.ops.keeping import everything
-from tokenflex.ops.pooling import PYRAMID, Windows, check_windows, pool_windows, pooled_grid, window_assignment
+from tokenflex.ops.pooling import pool_windows, pooled_grid, window_assignment
+from tokenflex.scalers import WindowScaler
 
 Projected = tuple[Float[Tensor, "*batch tokens dim"], Float[Tensor, "*batch tokens dim"]]
 """Keys and values of every token."""
 
 
-class RegionAttentionScaler(Scaler):
+class RegionAttentionScaler(WindowScaler):
     """The mean of each window, and what attention from the mean to the window's tokens adds (arXiv 2407.02392).
 
     ``y = mean + out(softmax(q(mean) k(region)^T / sqrt(d)) v(region))`` per head, on layer-normed means and regions,
@@ -27,33 +28,26 @@ class RegionAttentionScaler(Scaler):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
+    class Config(WindowScaler.Config):
         """Settings.
 
         Attributes:
-            windows: (rows, cols) in tokens per level, coarse to fine; partial windows at the edges count.
             heads: attention heads; must divide the width of the language model.
         """
 
-        windows: Windows = PYRAMID
-        heads: int = 8
+        heads: Count = 8
 
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__(config)
-        check_windows(config.windows)
-        if not isinstance(config.heads, int) or config.heads < 1 or dim % config.heads:
+        if dim % config.heads:
             raise ConfigError(f"heads={config.heads!r} must divide the language model's width, {dim}; e.g. heads=1.")
-        self.windows, self.heads = config.windows, config.heads
+        self.heads = config.heads
         self.norm = nn.LayerNorm(dim)
         # A bias of the keys would add the same to every score of a softmax: nothing.
         self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)
         self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-
-    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """The grid that each window leaves."""
-        return tuple(pooled_grid(grid, window) for window in self.windows)
 
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
         """One token per window of ``level``."""

@@ -1,23 +1,30 @@
 """Tokens that are relevant to the words and differ from one another: a conditional determinantal point process."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
-from tokenflex.errors import ConfigError
-from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, cosines, kept_layouts
-from tokenflex_selection.inputs import word_count, words_of
-from tokenflex_selection.levels import nested
+from tokenflex.contracts import Rule, VisualTokens
+from tokenflex.ops.keeping import cosines
+from tokenflex.ops.needed import word_count, words_of
+from tokenflex.scalers import SelectionScaler
 from tokenflex_selection.spread import ROUNDING, own_cosines, picks_at, rows_of
 
 EXHAUSTED = 1e-5
 """Variance that kept tokens leave of a token's own, which is 1; up to it a token counts as a combination of them."""
+Theta = Annotated[
+    float | None,
+    Rule(
+        lambda theta: theta is None or 0 <= theta < 1,
+        "must be at least 0 and below 1; None weights by relevance itself.",
+    ),
+]
 
 
-class CDPrunerScaler(Scaler):
+class CDPrunerScaler(SelectionScaler):
     """Greedy MAP of a DPP whose kernel is similarity weighted by relevance (CDPruner, arXiv 2506.10967).
 
     Relevance r is a token's mean cosine with the words, scaled to 0..1 per view; the kernel is r_i * c_ij * r_j, or,
@@ -26,60 +33,34 @@ class CDPrunerScaler(Scaler):
     tokens are kept.
     """
 
+    reads = ("instruction",)
+
     @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
+    class Config(SelectionScaler.Config):
         """Settings.
 
         Attributes:
-            ratios: share of a view's tokens kept per level, coarse to fine.
             theta: weight of relevance against diversity, at least 0 (words are ignored), below 1; None: the kernel
                 is weighted by relevance itself.
         """
 
-        ratios: Ratios = RATIOS
-        theta: float | None = None
+        theta: Theta = None
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.ratios = check_ratios(config.ratios)
-        if config.theta is not None and not 0 <= config.theta < 1:
-            raise ConfigError(
-                f"theta={config.theta!r} must be at least 0 and below 1; None weights by relevance itself."
-            )
         self.alpha = None if config.theta is None else config.theta / (2 * (1 - config.theta))
 
-    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """So many tokens, and the grid where that is all."""
-        return kept_layouts(grid, self.ratios)
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """The instruction."""
-        return frozenset({"instruction"})
-
-    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Keep relevant and diverse tokens, in the order of the grid.
-
-        Raises:
-            InputError: the tokens come without an instruction.
-        """
-        return nested(tokens, self.granularities(tokens.grid)[level:][:1], self._order)[0]
-
-    def pyramid(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
-        """Every level, from one order."""
-        return nested(tokens, self.granularities(tokens.grid), self._order)
-
-    def _order(self, tokens: VisualTokens, count: int) -> Int[Tensor, "*batch views count"]:
-        relevance = _relevance(tokens)
+    def order(self, image: VisualTokens, count: int) -> Int[Tensor, "*batch views count"]:
+        """Relevant and diverse tokens."""
+        relevance = _relevance(image)
         log_weights = relevance.log() if self.alpha is None else self.alpha * relevance
-        with torch.autocast(tokens.features.device.type, enabled=False):
-            return _greedy_map(own_cosines(tokens.features), 2 * log_weights, count)
+        return _greedy_map(own_cosines(image.features), 2 * log_weights, count)
 
 
-def _relevance(tokens: VisualTokens) -> Float[Tensor, "*batch views tokens"]:
+def _relevance(image: VisualTokens) -> Float[Tensor, "*batch views tokens"]:
     """Mean cosine with the words, scaled to 0..1 per view; 1 where all are equally relevant."""
-    words, mask = words_of(tokens)
-    mean = cosines(words, tokens.features).sum(-2) / word_count(mask)[..., None]
+    words, mask = words_of(image, "CDPruner")
+    mean = cosines(words, image.features).sum(-2) / word_count(mask)[..., None]
     low, high = mean.amin(-1, keepdim=True), mean.amax(-1, keepdim=True)
     return torch.where(high - low > ROUNDING, (mean - low) / (high - low), 1.0)
 

@@ -6,9 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
+from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Positive, Router, ScaledTokens
 from tokenflex.ops.ballots import shortfall
-from tokenflex_selection.settings import positive
 
 
 class EffectiveRankRouter(Router):
@@ -24,11 +23,11 @@ class EffectiveRankRouter(Router):
     class Config(ComponentConfig):
         """Attributes: ``factor``, tokens asked for per unit of effective rank."""
 
-        factor: float = 1.0
+        factor: Positive = 1.0
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.factor = positive("factor", config.factor)
+        self.factor = config.factor
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
         """One voter per view."""

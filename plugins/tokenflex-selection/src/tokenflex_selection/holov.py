@@ -1,24 +1,22 @@
 """Every part of the image gets its share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
-from tokenflex.errors import ConfigError
+from tokenflex.contracts import Count, Grid, NotNegative, Positive, VisualTokens
 from tokenflex.ops.assignment import on_device_of
-from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, kept_layouts
+from tokenflex.ops.keeping import ranked
+from tokenflex.ops.needed import attention_of
 from tokenflex.ops.pooling import window_assignment
+from tokenflex.scalers import SelectionScaler
 from tokenflex_selection.apportion import apportion
-from tokenflex_selection.inputs import attention_of
-from tokenflex_selection.levels import separate
-from tokenflex_selection.settings import at_least_zero, positive, whole
 
 
-class HoloVScaler(Scaler):
+class HoloVScaler(SelectionScaler):
     """Shares the kept tokens out over crops of the grid, and keeps the best of each (HoloV, arXiv 2510.02912).
 
     A token's score is its attention, as a share of the view's largest, plus ``diversity`` times 1 - its mean cosine
@@ -27,71 +25,45 @@ class HoloVScaler(Scaler):
     and enter linearly, and inside a crop attention alone decides.
     """
 
+    reads = ("attention",)
+
     @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
+    class Config(SelectionScaler.Config):
         """Settings.
 
         Attributes:
-            ratios: share of a view's tokens kept per level, coarse to fine.
             crops: (rows, cols) of crops the grid is cut into; the last ones are smaller, or missing, where it doesn't
                 come out even.
             diversity: weight of local diversity against attention.
             temperature: of the softmax over the crops; the larger, the more evenly tokens are shared out.
         """
 
-        ratios: Ratios = RATIOS
-        crops: tuple[int, int] = (4, 4)
-        diversity: float = 1.0
-        temperature: float = 1.0
+        crops: tuple[Count, Count] = (4, 4)
+        diversity: NotNegative = 1.0
+        temperature: Positive = 1.0
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.ratios = check_ratios(config.ratios)
-        if len(config.crops) != 2:
-            raise ConfigError(f"crops={config.crops!r} must be a pair, e.g. (4, 4): rows and columns of crops.")
-        self.crops = (whole("crops[0]", config.crops[0]), whole("crops[1]", config.crops[1]))
-        self.diversity = at_least_zero("diversity", config.diversity)
-        self.temperature = positive("temperature", config.temperature)
+        self.crops, self.diversity, self.temperature = config.crops, config.diversity, config.temperature
 
-    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """So many tokens, and the grid where that is all."""
-        return kept_layouts(grid, self.ratios)
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """Attention."""
-        return frozenset({"attention"})
-
-    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Keep the best of each crop, in the order of the grid.
-
-        Raises:
-            InputError: the tokens come without attention.
-        """
-        return separate(tokens, self.granularities(tokens.grid)[level:][:1], self._prepare)[0]
-
-    def pyramid(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
-        """Every level, from one set of scores."""
-        return separate(tokens, self.granularities(tokens.grid), self._prepare)
-
-    def _prepare(self, tokens: VisualTokens) -> Callable[[int], Tensor]:
-        attention = attention_of(tokens)
-        order, sizes = _crops(tokens.grid, self.crops)
+    def picks(self, image: VisualTokens, counts: Sequence[int]) -> list[Int[Tensor, "*batch views _"]]:
+        """The best of each crop."""
+        attention = attention_of(image.attention, "HoloV")
+        order, sizes = _crops(image.grid, self.crops)
         order = on_device_of(order, attention)
         held = on_device_of(torch.tensor(sizes), attention)
         crop = torch.arange(len(sizes), device=held.device).repeat_interleave(held, output_size=len(order))
         # From here on tokens are in the order of their crops.
         shares = (attention / attention.amax(-1, keepdim=True).clamp(min=1e-30)).index_select(-1, order)
-        scores = shares + self.diversity * _local_diversity(tokens.features, order, sizes)
+        scores = shares + self.diversity * _local_diversity(image.features, order, sizes)
         totals = torch.stack([part.sum(-1) for part in scores.split(sizes, dim=-1)], dim=-1)
         weights = (totals / self.temperature).softmax(-1)
         rank = _rank(scores, crop, held)
-
-        def pick(count: int) -> Int[Tensor, "*batch views count"]:
+        picked: list[Tensor] = []
+        for count in counts:
             kept = rank < apportion(weights, held, count).index_select(-1, crop)
-            return order[kept.int().argsort(dim=-1, descending=True, stable=True)[..., :count]]
-
-        return pick
+            picked.append(order[ranked(kept.int(), count)])
+        return picked
 
 
 def _crops(grid: Grid, crops: tuple[int, int]) -> tuple[Int[Tensor, " tokens"], list[int]]:
@@ -121,14 +93,13 @@ def _local_diversity(
     lengths = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32).index_select(-1, order)
     to_unit = 1 / lengths.clamp(min=1e-12)
     found: list[Tensor] = []
-    with torch.autocast(features.device.type, enabled=False):
-        # Crop by crop, so that a crop's tokens stay near at hand.
-        parts = (order.split(sizes), lengths.split(sizes, dim=-1), to_unit.split(sizes, dim=-1))
-        for places, length, weights in zip(*parts, strict=True):
-            crop = features.index_select(-2, places).float()
-            cosines = weights * (crop * (weights[..., None, :] @ crop)).sum(-1)
-            others = (cosines - (weights * length).square()) / max(len(places) - 1, 1)
-            found.append(1 - others if len(places) > 1 else torch.ones_like(others))
+    # Crop by crop, so that a crop's tokens stay near at hand.
+    parts = (order.split(sizes), lengths.split(sizes, dim=-1), to_unit.split(sizes, dim=-1))
+    for places, length, weights in zip(*parts, strict=True):
+        crop = features.index_select(-2, places).float()
+        cosines = weights * (crop * (weights[..., None, :] @ crop)).sum(-1)
+        others = (cosines - (weights * length).square()) / max(len(places) - 1, 1)
+        found.append(1 - others if len(places) > 1 else torch.ones_like(others))
     return torch.cat(found, dim=-1)
 
 

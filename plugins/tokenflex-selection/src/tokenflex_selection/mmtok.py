@@ -6,63 +6,41 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
-from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, cosines, kept_layouts
-from tokenflex_selection.inputs import words_of
-from tokenflex_selection.levels import nested
-from tokenflex_selection.settings import at_least_zero
+from tokenflex.contracts import NotNegative, VisualTokens
+from tokenflex.ops.keeping import cosines
+from tokenflex.ops.needed import words_of
+from tokenflex.scalers import SelectionScaler
 from tokenflex_selection.spread import ROUNDING, first_best, own_cosines, picks_at, rows_of
 
 
-class MMTokScaler(Scaler):
+class MMTokScaler(SelectionScaler):
     """Greedy maximum coverage of words and tokens (MMTok, arXiv 2508.18264).
 
     Maximises sum_t max_{i kept} s(t, i) + coverage * sum_j max_{i kept} s(j, i) over the words t and all tokens j of
     the view, where s is the cosine, 0 where it is negative. Greedy choice reaches at least 1 - 1/e of the largest sum.
     """
 
+    reads = ("instruction",)
+
     @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
+    class Config(SelectionScaler.Config):
         """Settings.
 
         Attributes:
-            ratios: share of a view's tokens kept per level, coarse to fine.
             coverage: weight of a covered token against a covered word.
         """
 
-        ratios: Ratios = RATIOS
-        coverage: float = 1.0
+        coverage: NotNegative = 1.0
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.ratios = check_ratios(config.ratios)
-        self.coverage = at_least_zero("coverage", config.coverage)
+        self.coverage = config.coverage
 
-    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """So many tokens, and the grid where that is all."""
-        return kept_layouts(grid, self.ratios)
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """The instruction."""
-        return frozenset({"instruction"})
-
-    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Keep the tokens that cover most, in the order of the grid.
-
-        Raises:
-            InputError: the tokens come without an instruction.
-        """
-        return nested(tokens, self.granularities(tokens.grid)[level:][:1], self._order)[0]
-
-    def pyramid(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
-        """Every level, from one order."""
-        return nested(tokens, self.granularities(tokens.grid), self._order)
-
-    def _order(self, tokens: VisualTokens, count: int) -> Int[Tensor, "*batch views count"]:
-        words, _ = words_of(tokens)
-        image = self.coverage * own_cosines(tokens.features)
-        worth = torch.cat([cosines(tokens.features, words), image], dim=-1)
+    def order(self, image: VisualTokens, count: int) -> Int[Tensor, "*batch views count"]:
+        """Tokens that cover much."""
+        words, _ = words_of(image, "MMTok")
+        among = self.coverage * own_cosines(image.features)
+        worth = torch.cat([cosines(image.features, words), among], dim=-1)
         return _greedy_cover(torch.where(worth > 0, worth, 0.0), count)
 
 

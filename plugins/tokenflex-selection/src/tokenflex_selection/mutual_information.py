@@ -1,6 +1,5 @@
 """The more the words say about where to look, the fewer tokens are needed."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,12 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
-from tokenflex.errors import ConfigError
+from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Positive, Router, ScaledTokens
 from tokenflex.ops.ballots import shortfall
 from tokenflex.ops.keeping import cosines
-from tokenflex_selection.inputs import word_count, words_per_view
-from tokenflex_selection.settings import positive
+from tokenflex.ops.needed import word_count, words_per_view
 
 
 class MutualInformationRouter(Router):
@@ -37,17 +34,13 @@ class MutualInformationRouter(Router):
             midpoint: information, 0 to 1, at which half of the tokens are asked for.
         """
 
-        temperature: float = 0.05
-        steepness: float = 10.0
+        temperature: Positive = 0.05
+        steepness: Positive = 10.0
         midpoint: float = 0.5
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.temperature = positive("temperature", config.temperature)
-        self.steepness = positive("steepness", config.steepness)
-        if not math.isfinite(config.midpoint):
-            raise ConfigError(f"midpoint={config.midpoint!r} must be a finite number, in general from 0 to 1.")
-        self.midpoint = float(config.midpoint)
+        self.temperature, self.steepness, self.midpoint = config.temperature, config.steepness, config.midpoint
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
         """One voter per view."""

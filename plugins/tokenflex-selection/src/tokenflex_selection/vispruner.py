@@ -1,21 +1,20 @@
 """Important tokens by attention, and of the rest those without a double."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import ComponentConfig, Grid, Need, ScaledTokens, Scaler, VisualTokens
-from tokenflex.ops.keeping import RATIOS, Ratios, check_ratios, kept_layouts
-from tokenflex_selection.inputs import attention_of
-from tokenflex_selection.levels import separate
-from tokenflex_selection.settings import share, whole
+from tokenflex.contracts import Count, Share, VisualTokens
+from tokenflex.ops.keeping import ranked
+from tokenflex.ops.needed import attention_of
+from tokenflex.scalers import SelectionScaler
 from tokenflex_selection.spread import ROUNDING, own_cosines
 
 
-class VisPrunerScaler(Scaler):
+class VisPrunerScaler(SelectionScaler):
     """Part of the tokens by attention, the others by diversity (VisPruner, arXiv 2412.01818).
 
     The diverse ones are what remains when, round by round, the tokens that aren't important are split into every first
@@ -24,59 +23,38 @@ class VisPrunerScaler(Scaler):
     first, and then the second ones. Decisions are made on the projected tokens.
     """
 
+    reads = ("attention",)
+
     @dataclass(frozen=True, kw_only=True)
-    class Config(ComponentConfig):
+    class Config(SelectionScaler.Config):
         """Settings.
 
         Attributes:
-            ratios: share of a view's tokens kept per level, coarse to fine.
             important: share of the kept tokens that are chosen by attention, rounded down.
             per_round: tokens dropped in a round.
         """
 
-        ratios: Ratios = RATIOS
-        important: float = 0.5
-        per_round: int = 8
+        important: Share = 0.5
+        per_round: Count = 8
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.ratios = check_ratios(config.ratios)
-        self.important = share("important", config.important)
-        self.per_round = whole("per_round", config.per_round)
+        self.important = config.important
+        self.per_round = config.per_round
 
-    def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
-        """So many tokens, and the grid where that is all."""
-        return kept_layouts(grid, self.ratios)
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """Attention."""
-        return frozenset({"attention"})
-
-    def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Keep important and diverse tokens, in the order of the grid.
-
-        Raises:
-            InputError: the tokens come without attention.
-        """
-        return separate(tokens, self.granularities(tokens.grid)[level:][:1], self._prepare)[0]
-
-    def pyramid(self, tokens: VisualTokens) -> tuple[ScaledTokens, ...]:
-        """Every level, from one matrix of cosines."""
-        return separate(tokens, self.granularities(tokens.grid), self._prepare)
-
-    def _prepare(self, tokens: VisualTokens) -> Callable[[int], Tensor]:
-        order = attention_of(tokens).argsort(dim=-1, descending=True, stable=True)
+    def picks(self, image: VisualTokens, counts: Sequence[int]) -> list[Int[Tensor, "*batch views _"]]:
+        """Important and diverse tokens."""
+        attention = attention_of(image.attention, "VisPruner")
+        order = ranked(attention, attention.shape[-1])
         # Cosines tell more apart than distances from 1 do; those of equal tokens are 1 exactly.
-        likeness = own_cosines(tokens.features)
+        likeness = own_cosines(image.features)
         likeness = torch.where(likeness < 1 - ROUNDING, likeness, 1.0)
-
-        def pick(count: int) -> Int[Tensor, "*batch views count"]:
+        picked: list[Tensor] = []
+        for count in counts:
             important = int(count * self.important)
             diverse = _without_doubles(likeness, order[..., important:], count - important, self.per_round)
-            return torch.cat([order[..., :important], diverse], dim=-1)
-
-        return pick
+            picked.append(torch.cat([order[..., :important], diverse], dim=-1))
+        return picked
 
 
 def _without_doubles(

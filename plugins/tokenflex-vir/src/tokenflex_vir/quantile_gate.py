@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenflex.contracts import ComponentConfig, Policy
-from tokenflex.errors import ConfigError
+from tokenflex.contracts import ComponentConfig, Policy, Rule
+
+Probability = Annotated[float, Rule(lambda value: 0 <= value <= 1, "is no probability; use a number from 0 to 1.")]
+Quantile = Annotated[float, Rule(lambda value: 0 <= value < 1, "must be at least 0 and below 1; None leaves it out.")]
 
 
 class QuantileGatePolicy(Policy):
@@ -33,15 +36,11 @@ class QuantileGatePolicy(Policy):
                 None: images are judged one by one.
         """
 
-        threshold: float = 0.5
-        quantile: float | None = None
+        threshold: Probability = 0.5
+        quantile: Quantile | None = None
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if not 0 <= config.threshold <= 1:
-            raise ConfigError(f"threshold={config.threshold!r} is no probability; use a number from 0 to 1.")
-        if config.quantile is not None and not 0 <= config.quantile < 1:
-            raise ConfigError(f"quantile={config.quantile!r} must be at least 0 and below 1; None leaves it out.")
         self.threshold, self.quantile = config.threshold, config.quantile
 
     @property

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import nn
 
-from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
-from tokenflex.errors import ConfigError
+from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, Rule, ScaledTokens
 from tokenflex.ops.ballots import one_per_view
+
+Width = Annotated[int, Rule(lambda value: value >= 1, "is no width; use an integer of 1 or more.")]
 
 
 class TileGateRouter(Router):
@@ -21,12 +23,10 @@ class TileGateRouter(Router):
     class Config(ComponentConfig):
         """Attributes: ``hidden``, width of the MLP's hidden layer."""
 
-        hidden: int = 512
+        hidden: Width = 512
 
     def __init__(self, config: Config, *, dim: int, num_levels: int) -> None:
         super().__init__(config)
-        if config.hidden < 1:
-            raise ConfigError(f"hidden={config.hidden!r} is no width; use an integer of 1 or more.")
         self.norm = nn.LayerNorm(dim)
         last = nn.Linear(config.hidden, num_levels)
         nn.init.zeros_(last.weight)

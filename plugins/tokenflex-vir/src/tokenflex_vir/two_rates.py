@@ -1,6 +1,7 @@
 """Two rates: blocks of 2 x 2 tokens merged into one, or all tokens."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +9,12 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens
-from tokenflex.errors import ConfigError
+from tokenflex.contracts import ComponentConfig, Grid, ScaledTokens, Scaler, VisualTokens, one_of
 from tokenflex.ops.assignment import over_views
 from tokenflex.ops.keeping import everything
 from tokenflex.ops.pooling import pool_windows, pooled_grid, window_assignment
 
 BLOCK = (2, 2)
-MERGES = ("shuffle", "mean")
 
 
 class TwoRatesScaler(Scaler):
@@ -30,12 +29,10 @@ class TwoRatesScaler(Scaler):
     class Config(ComponentConfig):
         """Attributes: ``merge``, how a block becomes one token: ``shuffle`` (trained) or ``mean``."""
 
-        merge: str = "shuffle"
+        merge: Annotated[str, one_of("shuffle", "mean")] = "shuffle"
 
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__(config)
-        if config.merge not in MERGES:
-            raise ConfigError(f"merge={config.merge!r} is none of {', '.join(map(repr, MERGES))}; use one of them.")
         self.merge: nn.Sequential | None = None
         if config.merge == "shuffle":
             last = nn.Linear(dim, dim)

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from tokenflex.errors import ConfigError
-from tokenflex.testing import marked_page
+from tokenflex.tables import marked_page
 
 PAGE = "one\n<a>\nold\n</a>\ntwo\n<b>\nold\n</b>\nthree\n"
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenflex import registry
 from tokenflex.contracts import Component, Grid, Instruction, Router, ScaledTokens, Scaler, VisualTokens
 from tokenflex.scalers.average_pool import AveragePoolScaler
-from tokenflex.testing import marked_page
+from tokenflex.tables import marked_page
 from tokenflex.testing.conformance import check_component
 from tokenflex.testing.report import Report
 

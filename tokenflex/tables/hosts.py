@@ -14,9 +14,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from tokenflex import catalog
 from tokenflex.hosts.resizings import levels_of
 from tokenflex.registry import hosts
-from tokenflex.testing import marked_page
+from tokenflex.tables import marked_page
+from tokenflex.tables.marked_page import table
 from tokenflex.testing.host_checks import CHECKS, check_host
-from tokenflex.testing.marked_page import table
 from tokenflex.testing.report import Report
 from tokenflex.testing.zoo.hosts import ZOO
 

@@ -1,0 +1,1 @@
+"""Tables of pages, made by trying: which architectures are served, and what each method needs, is and costs."""
