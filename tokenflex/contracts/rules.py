@@ -13,12 +13,12 @@ class Rule:
 
     Attributes:
         keeps: whether a value keeps the rule.
-        words: the rule as it follows the value in a message, with what to use instead, as a whole sentence: ``is no
+        message: the rule as it follows the value in a message, with what to use instead, as a whole sentence: ``is no
             share; use a number from 0 to 1.``
     """
 
     keeps: Callable[[Any], bool]
-    words: str
+    message: str
 
 
 def one_of(*choices: str) -> Rule:

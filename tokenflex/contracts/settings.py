@@ -28,7 +28,7 @@ class _BrokenRuleError(_MisfitError):
     """
 
     def __init__(self, value: Any, rule: Rule, place: str = "") -> None:
-        super().__init__(rule.words)
+        super().__init__(rule.message)
         self.value, self.rule, self.place = value, rule, place
 
 
@@ -53,7 +53,8 @@ def settle(settings: Any) -> None:
             plain = _plain(value, hint)
         except _BrokenRuleError as broken:
             raise ConfigError(
-                f"{field.name}{broken.place}={broken.value!r} {broken.rule.words} It is a setting of {owner}.{example}"
+                f"{field.name}{broken.place}={broken.value!r} {broken.rule.message} "
+                f"It is a setting of {owner}.{example}"
             ) from None
         except _MisfitError:
             raise ConfigError(

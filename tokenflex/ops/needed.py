@@ -1,4 +1,4 @@
-"""What parts read besides features, in the shape they work on it: attention, and the words of the instruction."""
+"""What parts read besides features, in the shape they work on it: attention, and the instruction's prompt tokens."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,10 +28,10 @@ def attention_of(
     return attention.detach().float()
 
 
-def words_of(
+def prompt_of(
     image: VisualTokens, who: str
-) -> tuple[Float[Tensor, "*batch views words dim"], Bool[Tensor, "*batch views words"]]:
-    """The words that the image was sent with, as `words_per_view` gives them.
+) -> tuple[Float[Tensor, "*batch views prompt dim"], Bool[Tensor, "*batch views prompt"]]:
+    """The words that the image was sent with, as `prompt_per_view` gives them.
 
     Args:
         who: the part that reads them, for the message.
@@ -44,19 +44,19 @@ def words_of(
             f"{who} reads the words that the image was sent with, and VisualTokens.instruction is None. Pass an "
             "Instruction, which may be empty, or use a part that needs features only."
         )
-    return words_per_view(image.instruction, image.features)
+    return prompt_per_view(image.instruction, image.features)
 
 
-def words_per_view(
+def prompt_per_view(
     instruction: Instruction, features: Float[Tensor, "*batch views tokens dim"]
-) -> tuple[Float[Tensor, "*batch views words dim"], Bool[Tensor, "*batch views words"]]:
-    """(embeddings in float32, mask), repeated for every view; masked words are zero rows."""
+) -> tuple[Float[Tensor, "*batch views prompt dim"], Bool[Tensor, "*batch views prompt"]]:
+    """(embeddings in float32, mask), repeated for every view; masked prompt tokens are zero rows."""
     leading = features.shape[:-2]
     mask = instruction.mask[..., None, :].expand(*leading, -1)
     embeddings = instruction.embeddings.float().masked_fill(~instruction.mask[..., None], 0.0)
     return embeddings[..., None, :, :].expand(*leading, -1, -1), mask
 
 
-def word_count(mask: Bool[Tensor, "*batch words"]) -> Float[Tensor, " *batch"]:
-    """Words that count; 1 where there are none, so that it can be divided by."""
+def prompt_count(mask: Bool[Tensor, "*batch prompt"]) -> Float[Tensor, " *batch"]:
+    """Prompt tokens that count; 1 where there are none, so that it can be divided by."""
     return mask.sum(-1).to(torch.float32).clamp(min=1.0)

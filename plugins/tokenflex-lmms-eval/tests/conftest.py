@@ -2,6 +2,8 @@
 
 import os
 
+from hypothesis import settings
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
@@ -12,6 +14,9 @@ from PIL import Image
 
 import tokenflex
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
+
+settings.register_profile("no-clock", deadline=None)  # a test that is slow on a busy machine isn't wrong
+settings.load_profile("no-clock")
 
 torch.set_num_threads(1)  # the models are too small for more
 SIZES = ((50, 40), (30, 70), (64, 64), (90, 20))

@@ -4,10 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tokenflex.contracts import Grid, Scaler, VisualTokens
 from tokenflex.ops.keeping import kept_count
+
+settings.register_profile("no-clock", deadline=None)  # a test that is slow on a busy machine isn't wrong
+settings.load_profile("no-clock")
 
 
 def _image(grid: Grid, seed: int = 0, leading: tuple[int, ...] = (2,), dim: int = 6) -> VisualTokens:

@@ -1,4 +1,4 @@
-"""Tokens that are relevant to the words and differ from one another: a conditional determinantal point process."""
+"""Tokens that are relevant to the prompt and differ from one another: a conditional determinantal point process."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenflex.contracts import Rule, VisualTokens
 from tokenflex.ops.keeping import cosines
-from tokenflex.ops.needed import word_count, words_of
+from tokenflex.ops.needed import prompt_count, prompt_of
 from tokenflex.scalers import SelectionScaler
 from tokenflex_selection.spread import ROUNDING, own_cosines, picks_at, rows_of
 
@@ -27,8 +27,8 @@ Theta = Annotated[
 class CDPrunerScaler(SelectionScaler):
     """Greedy MAP of a DPP whose kernel is similarity weighted by relevance (CDPruner, arXiv 2506.10967).
 
-    Relevance r is a token's mean cosine with the words, scaled to 0..1 per view; the kernel is r_i * c_ij * r_j, or,
-    with ``theta``, r is replaced by exp(alpha * r), alpha = theta / (2 * (1 - theta)). Without words r is 1. The
+    Relevance r is a token's mean cosine with the prompt's, scaled to 0..1 per view; the kernel is r_i * c_ij * r_j, or,
+    with ``theta``, r is replaced by exp(alpha * r), alpha = theta / (2 * (1 - theta)). Without a prompt r is 1. The
     released code takes the negative cosine in CLIP's space, scaled over the whole batch; with the same r, the same
     tokens are kept.
     """
@@ -40,7 +40,7 @@ class CDPrunerScaler(SelectionScaler):
         """Settings.
 
         Attributes:
-            theta: weight of relevance against diversity, at least 0 (words are ignored), below 1; None: the kernel
+            theta: weight of relevance against diversity, at least 0 (the prompt is ignored), below 1; None: the kernel
                 is weighted by relevance itself.
         """
 
@@ -58,9 +58,9 @@ class CDPrunerScaler(SelectionScaler):
 
 
 def _relevance(image: VisualTokens) -> Float[Tensor, "*batch views tokens"]:
-    """Mean cosine with the words, scaled to 0..1 per view; 1 where all are equally relevant."""
-    words, mask = words_of(image, "CDPruner")
-    mean = cosines(words, image.features).sum(-2) / word_count(mask)[..., None]
+    """Mean cosine with the prompt tokens, scaled to 0..1 per view; 1 where all are equally relevant."""
+    prompt, mask = prompt_of(image, "CDPruner")
+    mean = cosines(prompt, image.features).sum(-2) / prompt_count(mask)[..., None]
     low, high = mean.amin(-1, keepdim=True), mean.amax(-1, keepdim=True)
     return torch.where(high - low > ROUNDING, (mean - low) / (high - low), 1.0)
 

@@ -1,4 +1,4 @@
-"""Tokens that cover the words and the image."""
+"""Tokens that cover the prompt tokens and the image."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,17 @@ from torch import Tensor
 
 from tokenflex.contracts import NotNegative, VisualTokens
 from tokenflex.ops.keeping import cosines
-from tokenflex.ops.needed import words_of
+from tokenflex.ops.needed import prompt_of
 from tokenflex.scalers import SelectionScaler
 from tokenflex_selection.spread import ROUNDING, first_best, own_cosines, picks_at, rows_of
 
 
 class MMTokScaler(SelectionScaler):
-    """Greedy maximum coverage of words and tokens (MMTok, arXiv 2508.18264).
+    """Greedy maximum coverage of prompt tokens and visual tokens (MMTok, arXiv 2508.18264).
 
-    Maximises sum_t max_{i kept} s(t, i) + coverage * sum_j max_{i kept} s(j, i) over the words t and all tokens j of
-    the view, where s is the cosine, 0 where it is negative. Greedy choice reaches at least 1 - 1/e of the largest sum.
+    Maximises sum_t max_{i kept} s(t, i) + coverage * sum_j max_{i kept} s(j, i) over the prompt's tokens t and all
+    tokens j of the view, where s is the cosine, 0 where it is negative. Greedy choice reaches at least 1 - 1/e of the
+    largest sum.
     """
 
     reads = ("instruction",)
@@ -38,9 +39,9 @@ class MMTokScaler(SelectionScaler):
 
     def order(self, image: VisualTokens, count: int) -> Int[Tensor, "*batch views count"]:
         """Tokens that cover much."""
-        words, _ = words_of(image, "MMTok")
+        prompt, _ = prompt_of(image, "MMTok")
         among = self.coverage * own_cosines(image.features)
-        worth = torch.cat([cosines(image.features, words), among], dim=-1)
+        worth = torch.cat([cosines(image.features, prompt), among], dim=-1)
         return _greedy_cover(torch.where(worth > 0, worth, 0.0), count)
 
 
