@@ -194,3 +194,23 @@ def test_adapters_of_ones_own_need_not_name_their_placeholders(host, right):
     flex = tokenflex.wrap(host, adapter=Quiet(host))
     with torch.no_grad():
         assert flex(**right, labels=right["input_ids"], level=1).loss.isfinite()
+
+
+@pytest.mark.parametrize("call", ["encode", "prepare"])
+class TestABatchAsAMappingOrByKeywords:
+    def test_is_the_same(self, flex, right, call):
+        one, other = getattr(flex, call)(right), getattr(flex, call)(**right)
+        if call == "encode":
+            assert torch.equal(one.counts, other.counts)
+            assert all(torch.equal(a.features, b.features) for a, b in zip(one.images, other.images, strict=True))
+        else:
+            assert [decision.level for decision in one[1]] == [decision.level for decision in other[1]]
+            assert torch.equal(one[0].inputs["input_ids"], other[0].inputs["input_ids"])
+
+    def test_comes_in_one_way_only(self, flex, right, call):
+        with pytest.raises(InputError, match=r"came as a dict, and input_ids by keywords; give all in one way"):
+            getattr(flex, call)(right, input_ids=right["input_ids"])
+
+    def test_is_a_batch(self, flex, right, call):
+        with pytest.raises(InputError, match=r"the batch is a Tensor; give what the host's processor made"):
+            getattr(flex, call)(right["input_ids"])

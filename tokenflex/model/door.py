@@ -78,6 +78,24 @@ def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0, prefixe
         _check_positions(present, ids, {*adapter.encoder_inputs, *adapter.position_inputs})
 
 
+def given_once(inputs: Any, named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The batch, which may come as a mapping or by keywords.
+
+    Raises:
+        InputError: it comes in both ways, or as something that is no mapping.
+    """
+    if inputs is None:
+        return named
+    if not isinstance(inputs, Mapping):
+        raise InputError(f"the batch is a {type(inputs).__name__}; give what the host's processor made: **inputs.")
+    if named:
+        raise InputError(
+            f"the batch came as a {type(inputs).__name__}, and {', '.join(named)} by keywords; give all in one way: "
+            "**inputs."
+        )
+    return inputs
+
+
 def refuse_whole_batch(batch: Any) -> None:
     """Refuse a whole batch in the place of ids.
 

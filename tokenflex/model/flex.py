@@ -129,16 +129,18 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
             raise ConfigError(f"batching={value!r:.200}; use one of {', '.join(map(repr, grouped.BATCHING))}.")
         self._batching = value
 
-    def encode(self, inputs: HostInputs, look: bool = True) -> Encoded:
+    def encode(self, inputs: HostInputs | Any = None, look: bool = True, **batch: Any) -> Encoded:
         """Read the batch and run the vision tower once: over the images, or over the coarsest ones of a scaler with
         `Scaler.shares`, whose finer ones are encoded when they are wanted.
 
         Args:
+            inputs, batch: the batch as the host's processor made it, as a mapping or by keywords.
             look: whether anyone will look at the images before levels are chosen, as the router does.
 
         Raises:
             InputError: images and placeholders don't match, labels stand on placeholders, or the batch isn't one.
         """
+        inputs = door.given_once(inputs, batch)
         door.check(inputs, self.adapter)
         return encoding.encode(self, inputs, look)
 
@@ -165,14 +167,16 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
 
     def prepare(
         self,
-        inputs: HostInputs,
+        inputs: HostInputs | Any = None,
         level: Level = None,
         padding_side: PaddingSide | None = None,
         budget: Budgets = None,
+        **batch: Any,
     ) -> tuple[Spliced, tuple[Decision, ...]]:
         """Encode, decide, apply.
 
         Args:
+            inputs, batch: as for `encode`.
             level: one for all images, or one per image; None lets the router decide. A level is an integer, from 0
                 (fewest tokens) to the last (all tokens; -1 for short), ``"coarsest"`` or ``"finest"``.
             budget: settings of the policy to use instead of the assembly's own, e.g. ``Budget(ratio=0.3)``; a float is
@@ -183,6 +187,7 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
                 or the router can't judge one (see `Compressor.on_bad_scores`).
             ConfigError: a setting of the budget can't be honoured.
         """
+        inputs = door.given_once(inputs, batch)
         request.check(self, inputs, level, budget)
         door.check(inputs, self.adapter)
         rows, decisions = self.in_rows(inputs, level, padding_side, budget)
