@@ -12,7 +12,7 @@ from tests.conftest import image
 from tokenflex import cards
 from tokenflex.evaluation import drawing
 from tokenflex.evaluation.questions import Question
-from tokenflex.evaluation.records import Evaluation, PartWriter, Record, Shown, begin
+from tokenflex.evaluation.records import AnswerWriter, Evaluation, Record, Shown, begin
 from tokenflex.evaluation.report import report
 from tokenflex.markup import readable
 from tokenflex.pages import rendering
@@ -112,7 +112,7 @@ def folder(tmp_path_factory):
     records = [
         Record(place, text, name, text, place % 2, [0], 3, 8) for name in names for place, text in enumerate(HOSTILE)
     ]
-    PartWriter(target, 0, made).write(records)
+    AnswerWriter(target, 0, made).write(records)
     report(target, resamples=20)
     return target
 

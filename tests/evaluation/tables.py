@@ -3,7 +3,7 @@
 import json
 
 from tokenflex.evaluation.questions import Question
-from tokenflex.evaluation.records import PartWriter, Record, Shown, begin
+from tokenflex.evaluation.records import AnswerWriter, Record, Shown, begin
 
 
 def made(folder, settings, kinds=None, of=8, levels=None, images=None):
@@ -28,7 +28,7 @@ def made(folder, settings, kinds=None, of=8, levels=None, images=None):
             own = [int(name.split(":")[1])] if name.startswith("level:") else [0]
             picked = chosen[0][i] if chosen else own
             records.append(Record(i, f"q{i}", name, f"answer {i}", float(scores[i]), picked, int(tokens[i]), of))
-    PartWriter(folder, 0).write(records)
+    AnswerWriter(folder, 0).write(records)
     return folder
 
 

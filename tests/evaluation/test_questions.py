@@ -29,7 +29,7 @@ def as_file(kind, folder):
     plain = []
     for i, row in enumerate(ROWS):
         row["image"].save(folder / "images" / f"{i}.png")
-        plain.append({**row, "image": f"pictures/{i}.png"})
+        plain.append({**row, "image": f"images/{i}.png"})
     path = folder / f"rows.{kind}"
     if kind == "json":
         chats = [

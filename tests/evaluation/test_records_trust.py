@@ -8,7 +8,7 @@ import pytest
 
 from tests.evaluation.tables import made, unsealed
 from tokenflex.errors import ConfigError, DataError
-from tokenflex.evaluation.records import Evaluation, PartWriter, Record
+from tokenflex.evaluation.records import AnswerWriter, Evaluation, Record
 from tokenflex.evaluation.report import report
 
 PART, SAMPLES, MANIFEST = "part-00000-00000.parquet", "samples.parquet", "manifest.json"
@@ -150,7 +150,7 @@ def test_an_evaluation_of_an_older_version_is_read(folder):
     assert {name: len(rows) for name, rows in again.records.items()} == {
         name: len(rows) for name, rows in whole.records.items()
     }
-    PartWriter(folder, 0).write([Record(0, "q0", "router", "x", 1.0, [0], 2, 8)])
+    AnswerWriter(folder, 0).write([Record(0, "q0", "router", "x", 1.0, [0], 2, 8)])
     assert Evaluation(folder).records["router"][0].answer == "x"
 
 

@@ -16,7 +16,7 @@ from tests.evaluation.test_questions import as_file
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation import answering
 from tokenflex.evaluation.questions import Questions, read
-from tokenflex.evaluation.records import Evaluation, PartWriter, Record
+from tokenflex.evaluation.records import AnswerWriter, Evaluation, Record
 from tokenflex.evaluation.run import evaluate
 from tokenflex.evaluation.settings import parse
 from tokenflex.testing.tiny_hosts import tiny_llava_next_processor
@@ -183,20 +183,20 @@ def test_two_evaluations_into_one_folder_take_turns(still, processor, tmp_path):
 
 def test_answers_that_vanish_meanwhile_are_noticed(still, processor, tmp_path, monkeypatch):
     """As when another machine, which knows nothing of the lock, replaces a part."""
-    write = PartWriter.write
+    write = AnswerWriter.write
 
     def written(self, records):
         write(self, records)
         (self.folder / "part-00000-00000.parquet").unlink()
 
-    monkeypatch.setattr(PartWriter, "write", written)
+    monkeypatch.setattr(AnswerWriter, "write", written)
     with pytest.raises(DataError, match=r"level:0 lacks 7\); another machine may have written"):
         answered(still, processor, tmp_path, settings=["level:0"])
 
 
 def test_doubled_rows_count_once(still, processor, tmp_path):
     found = answered(still, processor, tmp_path, settings=["level:0"])
-    PartWriter(tmp_path, 7).write([Record(2, "q2", "level:0", "other", 1.0, [0], 1, 1)])
+    AnswerWriter(tmp_path, 7).write([Record(2, "q2", "level:0", "other", 1.0, [0], 1, 1)])
     assert Evaluation(tmp_path).records == found.records
 
 

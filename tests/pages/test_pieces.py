@@ -10,7 +10,7 @@ from tests.measure.test_report import made as profiled
 from tests.pages.conftest import SETTINGS
 from tests.test_pages import HOSTILE, only_own_script
 from tokenflex.errors import DataError, InputError
-from tokenflex.evaluation.records import Evaluation, PartWriter
+from tokenflex.evaluation.records import AnswerWriter, Evaluation
 from tokenflex.evaluation.report import report
 from tokenflex.markup import readable
 from tokenflex.measure.page import html, sentence
@@ -75,8 +75,8 @@ def test_how_it_was_made_is_kept_with_the_answers(tmp_path):
     part.unlink()
     told = {"command": "tokenflex evaluate x", "date": "2026-01-02", "hardware": "a processor, 4 cores", "threads": 2,
             "device": "cpu", "torch": "2.9", "tokenflex": "0.1", "transformers": "5", "python": "3.11"}  # fmt: skip
-    PartWriter(folder, 0, told).write(records[:5])
-    PartWriter(folder, 0, {**told, "threads": 1}).write(records[5:])
+    AnswerWriter(folder, 0, told).write(records[:5])
+    AnswerWriter(folder, 0, {**told, "threads": 1}).write(records[5:])
     assert Evaluation(folder).made == [told, {**told, "threads": 1}]
     report(folder, resamples=5)
     text = (folder / "report.html").read_text(encoding="utf-8")
@@ -91,7 +91,7 @@ def test_how_it_was_made_is_kept_with_the_answers(tmp_path):
 @pytest.mark.parametrize("told", ["{", "[]", '{"command": [1]}', '{"command": null}'])
 def test_what_cannot_say_how_answers_were_made_is_refused(tmp_path, told):
     folder = made(tmp_path, {"level:0": ([1], [2])})
-    writer = PartWriter(folder, 1)
+    writer = AnswerWriter(folder, 1)
     writer._made = {"made": told}
     writer.write(list(Evaluation(folder).records["level:0"].values()))
     with pytest.raises(DataError, match="made"):

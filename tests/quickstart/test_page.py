@@ -12,7 +12,7 @@ from tokenflex.images import decode
 from tokenflex.markup import readable
 from tokenflex.ops.pooling import PYRAMID
 from tokenflex.quickstart import evaluate, page
-from tokenflex.quickstart.evaluate import Answers, Results
+from tokenflex.quickstart.evaluate import GradedAnswers, Results
 from tokenflex.quickstart.images import SENTENCES, described, exam
 
 COUNT = 90
@@ -25,7 +25,7 @@ def answered(questions, level, right):
     """Right answers where ``right`` says so, and a hostile string elsewhere."""
     texts = tuple(q.answer if right[i] else HOSTILE[i % len(HOSTILE)] for i, (_, q) in enumerate(questions))
     levels = np.full(COUNT, level)
-    return Answers(texts, right, np.array(TOKENS)[levels], levels, np.ones(COUNT), np.ones(COUNT))
+    return GradedAnswers(texts, right, np.array(TOKENS)[levels], levels, np.ones(COUNT), np.ones(COUNT))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,9 @@ def results(questions):
     routed[80] = False
     levels = [answered(questions, level, coarse) for level in range(4)] + [answered(questions, 4, whole)]
     router = answered(questions, 0, routed)
-    router = Answers(router.texts, routed, np.array(TOKENS)[4 * ~coarse], 4 * ~coarse, router.passes, router.tower)
+    router = GradedAnswers(
+        router.texts, routed, np.array(TOKENS)[4 * ~coarse], 4 * ~coarse, router.passes, router.tower
+    )
     return Results(levels, {"router": router}, {})
 
 

@@ -17,10 +17,10 @@ from tokenflex.catalog import HOSTS_SINCE
 from tokenflex.contracts import Decision, Tried
 from tokenflex.errors import ConfigError
 from tokenflex.quickstart import evaluate
-from tokenflex.quickstart.evaluate import Answers, Results
+from tokenflex.quickstart.evaluate import GradedAnswers, Results
 from tokenflex.quickstart.host import seeded
 from tokenflex.quickstart.images import COARSE_KINDS, FINE_KINDS, INKS, exam, images, words
-from tokenflex.quickstart.recipe import Plan
+from tokenflex.quickstart.recipe import QuickstartPlan
 from tokenflex.quickstart.run import run
 from tokenflex.quickstart.tower import TowerWork
 
@@ -30,7 +30,7 @@ ESCALATED = ("escalate", "router_escalate")
 
 def tiny(**settings):
     """The recipe in small; a promise with one wrong answer in five needs few questions."""
-    plan = Plan()
+    plan = QuickstartPlan()
     phases = tuple(replace(phase, rows=2, steps=2) for phase in plan.phases)
     sizes = {"stock": 20, "questions": 36, "calibration": 24, "risk": 0.2, "confidence": 0.9, "pretrain_steps": 2}
     return replace(plan, phases=phases, **{**sizes, **settings})
@@ -212,12 +212,12 @@ def test_comparison_of_settings():
     costs = np.array([2, 6])[:, None].repeat(count, axis=1)
     texts = ("",) * count
     once, work = np.ones(count), np.array([1.0, 4.0])[:, None].repeat(count, axis=1)
-    levels = [Answers((str(i),) * count, table[i], costs[i], np.full(count, i), once, work[i]) for i in (0, 1)]
+    levels = [GradedAnswers((str(i),) * count, table[i], costs[i], np.full(count, i), once, work[i]) for i in (0, 1)]
     picks = np.where(np.arange(count) < count // 4, 1, 0)
     places = np.arange(count)
-    routed = Answers(texts, table[picks, places], costs[picks, places], picks, once, work[picks, places] + 1)
+    routed = GradedAnswers(texts, table[picks, places], costs[picks, places], picks, once, work[picks, places] + 1)
     said = tuple("1" if pick else "0" for pick in picks)
-    unsure = Answers(said, table[picks, places], costs[0] + picks * costs[1], picks, once + picks, work[0])
+    unsure = GradedAnswers(said, table[picks, places], costs[0] + picks * costs[1], picks, once + picks, work[0])
     promise = tokenflex.Escalate(risk=0.1, confidence=0.9, threshold=0.5)
     routers = {"router": routed, "reconstruction_router": levels[0]}
     results = Results(levels, routers, {"escalate": (unsure, promise)}, smaller=levels[0])

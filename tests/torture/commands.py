@@ -18,7 +18,7 @@ from tests.conftest import image
 from tests.parity.golden import DATA
 from tokenflex.cli.main import main
 from tokenflex.errors import TokenFlexError
-from tokenflex.quickstart.recipe import Plan
+from tokenflex.quickstart.recipe import QuickstartPlan
 from tokenflex.quickstart.run import run as quickstart
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 from tokenflex.training.store import FeedbackStore
@@ -181,7 +181,7 @@ class Workshop:
 
     def quickstart(self) -> Command:
         """The whole quickstart, of two steps a phase."""
-        plan = Plan()
+        plan = QuickstartPlan()
         phases = tuple(replace(phase, rows=2, steps=2) for phase in plan.phases)
         small = {"stock": 20, "questions": 24, "calibration": 24, "risk": 0.2, "confidence": 0.9, "pretrain_steps": 2}
         tiny: Any = replace(plan, phases=phases, **small)

@@ -11,7 +11,7 @@ from tests.conftest import image
 from tests.training.conftest import ROWS, turns
 from tokenflex.training import ChatDataset, FeedbackStore, score
 from tokenflex.training.cutting import WINDOW, Batches, extent
-from tokenflex.training.store import PartWriter
+from tokenflex.training.store import FeedbackWriter
 
 MANY = [
     *ROWS,
@@ -62,7 +62,7 @@ def whole(tmp_path_factory, flex, processor):
 
 @pytest.mark.parametrize("parts", [0, 1, 3, 4])
 def test_stopped_after_any_number_of_parts(flex, collator, whole, tmp_path, monkeypatch, parts):
-    write = PartWriter.write
+    write = FeedbackWriter.write
 
     def failing(self, samples):
         if self._next == parts:
@@ -70,7 +70,7 @@ def test_stopped_after_any_number_of_parts(flex, collator, whole, tmp_path, monk
         write(self, samples)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PartWriter, "write", failing)
+        patch.setattr(FeedbackWriter, "write", failing)
         with pytest.raises(StoppedError):
             scored(flex, collator, tmp_path)
     assert len(FeedbackStore(tmp_path)) == 3 * parts
@@ -91,9 +91,9 @@ def test_two_processes_whose_parts_are_lost_here_and_there(flex, collator, whole
 
 def test_a_row_missing_from_a_batch_is_scored_in_its_company(flex, collator, whole, tmp_path, monkeypatch):
     """As after a pass with batches of another size: of the batch only the missing rows are written."""
-    write = PartWriter.write
+    write = FeedbackWriter.write
     with monkeypatch.context() as patch:
-        patch.setattr(PartWriter, "write", lambda self, samples: write(self, samples[1:]))
+        patch.setattr(FeedbackWriter, "write", lambda self, samples: write(self, samples[1:]))
         patch.setattr(sys.modules[score.__module__], "_complete", FeedbackStore)
         assert len(scored(flex, collator, tmp_path)) == len(MANY) - 5
     same_bits(scored(flex, collator, tmp_path), whole)

@@ -23,7 +23,7 @@ from tokenflex.ops.keeping import selected
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 from tokenflex.training import ChatDataset, FeedbackStore, FlexCollator, RGLFObjective, RGLFTrainer, RouterModel, score
 from tokenflex.training.router_only import StoredRows, stored_batch
-from tokenflex.training.store import PartWriter, Scored
+from tokenflex.training.store import FeedbackWriter, ScoredSample
 
 MANY = [
     *ROWS,
@@ -331,7 +331,7 @@ def test_chunks_and_workers_change_nothing(fresh, dataset, collator, tmp_path):
 
 def test_doubled_rows_count_once(fresh, dataset, collator, tmp_path):
     store = scored(fresh(), dataset, collator, tmp_path)
-    PartWriter(tmp_path, 7).write([Scored(2, [0.0] * 5, 1, [1] * 5)])
+    FeedbackWriter(tmp_path, 7).write([ScoredSample(2, [0.0] * 5, 1, [1] * 5)])
     same_store(FeedbackStore(tmp_path), store)
 
 
@@ -367,14 +367,14 @@ def test_two_passes_into_one_folder_take_turns(fresh, dataset, collator, tmp_pat
 
 def test_rows_that_vanish_while_scoring_are_noticed(fresh, dataset, collator, tmp_path, monkeypatch):
     """As when another machine, which knows nothing of the lock, replaces a part."""
-    write = PartWriter.write
+    write = FeedbackWriter.write
 
     def written(self, samples):
         write(self, samples)
         if self._next == 3:
             (self.folder / "part-00000-00001.parquet").unlink()
 
-    monkeypatch.setattr(PartWriter, "write", written)
+    monkeypatch.setattr(FeedbackWriter, "write", written)
     with pytest.raises(DataError, match=r"holds feedback for 9 of 11 samples\. Finish it"):
         scored(fresh(), dataset, collator, tmp_path)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from tests.training.conftest import ROWS
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.training import ChatDataset, FeedbackStore, FlexCollator, score
-from tokenflex.training.store import PartWriter, Scored
+from tokenflex.training.store import FeedbackWriter, ScoredSample
 
 PART, KEPT, MANIFEST = "part-00000-00000.parquet", "part-00000-00000.safetensors", "manifest.json"
 NAN, LARGE = float("nan"), 2**31 - 1
@@ -250,7 +250,7 @@ def test_infinite_inputs_are_refused_before_they_are_written(original, tmp_path)
     images, words = FeedbackStore(original).inputs(0)
     images[0].features[0, 0, 0] = float("inf")
     with pytest.raises(DataError, match=r"of row 0 has values that aren't finite \(0/0, torch.float32\)"):
-        PartWriter(tmp_path, 0).write([Scored(0, [0.0] * 5, 1, [1] * 5, images, words)])
+        FeedbackWriter(tmp_path, 0).write([ScoredSample(0, [0.0] * 5, 1, [1] * 5, images, words)])
     assert not list(tmp_path.iterdir())
 
 

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from tests.training.conftest import ROWS
 from tokenflex.errors import ConfigError
 from tokenflex.training import ChatDataset, FeedbackStore, FlexTrainer, RGLFTrainer, RouterModel, score
-from tokenflex.training.watch import Watch, evaluated, judged_rows
+from tokenflex.training.watch import TrainingWatch, evaluated, judged_rows
 
 LEVELS = [f"level_{level}" for level in range(5)]
 
@@ -128,7 +128,7 @@ def test_the_best_metric_may_be_regret(trained):
 def test_windows_are_means_over_images(sizes, processes):
     """However images are spread over batches and processes."""
     generator = torch.Generator().manual_seed(sum(sizes))
-    watches, every, fine, picked = [Watch(3) for _ in range(processes)], [], [], []
+    watches, every, fine, picked = [TrainingWatch(3) for _ in range(processes)], [], [], []
     for i, size in enumerate(sizes):
         tokens = torch.randint(1, 50, (size, 3), generator=generator)
         chosen = torch.randint(0, 3, (size, 1), generator=generator)

@@ -23,7 +23,7 @@ from tokenflex.composed.model import ComposedForConditionalGeneration
 from tokenflex.composed.processor import build_processor, placeholder, with_placeholder
 from tokenflex.composed.projector import CUSTOM, build_projector
 from tokenflex.composed.transformers_tower import TransformersTower
-from tokenflex.composed.vision import SOURCES, Fit, Preprocessing, Request, Size, VisionTower, source
+from tokenflex.composed.vision import SOURCES, Fit, Preprocessing, Size, TowerRequest, VisionTower, source
 from tokenflex.errors import ConfigError
 
 Vision = str | PreTrainedConfig | PreTrainedModel
@@ -78,7 +78,7 @@ def compose(
         ConfigError: a part is missing, unknown, or doesn't fit the others; the message says what to do.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    request = Request("", layer, size, vision_options, pretrained, vision_weights)
+    request = TowerRequest("", layer, size, vision_options, pretrained, vision_weights)
     tower, spec, shown = _vision(vision, request)
     model, text_tokenizer = _language(language, tokenizer, pretrained, dtype)
     tower, dtype = tower.to(dtype or model.dtype), dtype or model.dtype
@@ -118,7 +118,7 @@ def _joined(
     return ComposedForConditionalGeneration(ComposedConfig(**settings, projector=projector), tower, made, model)
 
 
-def _vision(vision: Vision, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+def _vision(vision: Vision, request: TowerRequest) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
     if request.weights is not None and not isinstance(vision, str):
         raise ConfigError(f"vision_weights goes with 'timm/NAME'; vision is a {type(vision).__name__} already.")
     if isinstance(vision, PreTrainedModel):

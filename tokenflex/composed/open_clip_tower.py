@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokenflex.composed import plain
-from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower, keep_buffers, required
+from tokenflex.composed.vision import Fit, Preprocessing, TowerRequest, VisionTower, keep_buffers, required
 from tokenflex.errors import ConfigError
 
 FITS: Mapping[str, Fit] = {"squash": "squash", "longest": "pad"}
@@ -41,7 +41,7 @@ class OpenClipTower(VisionTower):
     source = "open_clip"
 
     @classmethod
-    def create(cls, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+    def create(cls, request: TowerRequest) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
         """By name and tag, e.g. ``ViT-B-16@laion2b_s34b_b88k``; ``hf-hub:org/model`` needs no tag."""
         open_clip = required("open_clip")
         name, _, tag = request.name.partition("@")
@@ -96,7 +96,7 @@ class OpenClipTower(VisionTower):
         return found["image_intermediates"][0]
 
 
-def _spec(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _spec(request: TowerRequest, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The data to build the tower again.
 
     Args:

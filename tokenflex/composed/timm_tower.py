@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenflex import reading
 from tokenflex.composed import plain
-from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower, keep_buffers, required
+from tokenflex.composed.vision import Fit, Preprocessing, TowerRequest, VisionTower, keep_buffers, required
 from tokenflex.errors import ConfigError
 from tokenflex.files import as_path
 from tokenflex.loadable import TIMM_LOADS, first
@@ -46,7 +46,7 @@ class TimmTower(VisionTower):
     source = "timm"
 
     @classmethod
-    def create(cls, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+    def create(cls, request: TowerRequest) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
         """By name, e.g. ``vit_base_patch16_siglip_224.webli``."""
         timm = required("timm")
         requested = dict(request.options or {})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from tokenflex.composed import plain
-from tokenflex.composed.vision import Fit, Preprocessing, Request, VisionTower
+from tokenflex.composed.vision import Fit, Preprocessing, TowerRequest, VisionTower
 from tokenflex.errors import ConfigError
 from tokenflex.loadable import CODE
 
@@ -32,7 +32,7 @@ class TransformersTower(VisionTower):
             raise ConfigError(f"layer={layer}; this encoder has {layers} layers: {-layers - 1} to {layers}.")
 
     @classmethod
-    def create(cls, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+    def create(cls, request: TowerRequest) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
         """By folder or id on the hub."""
         try:
             config = AutoConfig.from_pretrained(request.name)
@@ -45,19 +45,23 @@ class TransformersTower(VisionTower):
         return cls.from_config(config, request) if not request.pretrained else cls._loaded(config, request)
 
     @classmethod
-    def _loaded(cls, config: PreTrainedConfig, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+    def _loaded(
+        cls, config: PreTrainedConfig, request: TowerRequest
+    ) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
         trunk = AutoModel.from_pretrained(request.name, config=config)
         return cls.from_model(trunk, request)
 
     @classmethod
     def from_config(
-        cls, config: PreTrainedConfig, request: Request
+        cls, config: PreTrainedConfig, request: TowerRequest
     ) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
         """Random weights."""
         return cls.from_model(AutoModel.from_config(copy.deepcopy(vision_half(config))), request)
 
     @classmethod
-    def from_model(cls, trunk: PreTrainedModel, request: Request) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
+    def from_model(
+        cls, trunk: PreTrainedModel, request: TowerRequest
+    ) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
         """A model that is loaded already.
 
         Raises:
@@ -133,7 +137,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _shown(request: Request, size: tuple[int, int]) -> Preprocessing:
+def _shown(request: TowerRequest, size: tuple[int, int]) -> Preprocessing:
     """The published image processor's settings; without one, mean and deviation of a half, squashed."""
     settings: Any = None
     if request.name and request.pretrained:

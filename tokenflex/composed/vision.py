@@ -35,7 +35,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Request:
+class TowerRequest:
     """An encoder a user asked for.
 
     Attributes:
@@ -67,7 +67,7 @@ class VisionTower(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def create(cls, request: Request) -> tuple["VisionTower", dict[str, Any], Preprocessing]:
+    def create(cls, request: TowerRequest) -> tuple["VisionTower", dict[str, Any], Preprocessing]:
         """The encoder as its library makes it, the data to build it again, and what its images look like.
 
         Raises:

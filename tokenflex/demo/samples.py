@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from tokenflex.images import decode
-from tokenflex.quickstart.images import COARSE_KINDS, SENTENCES, Question, exam, photographs, words
+from tokenflex.quickstart.images import COARSE_KINDS, SENTENCES, SceneQuestion, exam, photographs, words
 
 SEED, COUNT = 0, 6
 PHOTOGRAPHS = {
@@ -65,7 +65,7 @@ def as_asked(processor: Any, text: str) -> str:
     return ASKED.get(" ".join(text.split()).rstrip("?. ").casefold(), text)
 
 
-def _ordered(asked: Question, rest: Sequence[Question]) -> tuple[str, ...]:
+def _ordered(asked: SceneQuestion, rest: Sequence[SceneQuestion]) -> tuple[str, ...]:
     """The question, then the others, as sentences; a fine one second, behind a coarse one, to compare choices."""
     first = [other for other in rest if other.kind in COARSE_KINDS][: int(asked.fine)]
     return tuple(dict.fromkeys(SENTENCES[one.question] for one in (*first, asked, *rest)))

@@ -145,7 +145,7 @@ def begin(folder: str | os.PathLike[str], manifest: Manifest, samples: Callable[
         )
 
 
-class PartWriter:
+class AnswerWriter:
     """Adds parts to an evaluation; one writer per process.
 
     Args:

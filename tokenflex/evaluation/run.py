@@ -13,7 +13,7 @@ from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation import drawing, metrics, order
 from tokenflex.evaluation.answering import Answer, Batch
 from tokenflex.evaluation.questions import Questions
-from tokenflex.evaluation.records import Evaluation, PartWriter, Record, Shown, begin, fingerprint
+from tokenflex.evaluation.records import AnswerWriter, Evaluation, Record, Shown, begin, fingerprint
 from tokenflex.evaluation.settings import Setting
 from tokenflex.files import as_path, locked
 from tokenflex.measure.surroundings import made
@@ -76,14 +76,14 @@ def evaluate(
             sum(len(some) for batch in todo for some in batch.values()),
         )
         begun(total - left, total)
-        _answered(one, todo, PartWriter(folder, rank, made(flex.device, command)), tick)
+        _answered(one, todo, AnswerWriter(folder, rank, made(flex.device, command)), tick)
         found = Evaluation(folder)
     _require_own(found, own, settings)
     return found
 
 
 def _answered(
-    one: "_Pass", todo: Sequence[Mapping[str, Sequence[int]]], writer: PartWriter, tick: Callable[[int], None]
+    one: "_Pass", todo: Sequence[Mapping[str, Sequence[int]]], writer: AnswerWriter, tick: Callable[[int], None]
 ) -> None:
     """Answer batch by batch, and write parts."""
     buffer = list[Record]()

@@ -19,7 +19,7 @@ from tokenflex.contracts import Grid, HostBatch, HostInputs, PaddingSide, Scaled
 from tokenflex.errors import InputError
 from tokenflex.hosts import placeholders
 from tokenflex.hosts.encoded import layout_of
-from tokenflex.hosts.placeholders import Plan
+from tokenflex.hosts.placeholders import Shortening
 from tokenflex.hosts.refusing import refusing, sized
 from tokenflex.hosts.runs import PlaceholderRun, Strip, packed
 from tokenflex.hosts.tower_attention import attending
@@ -220,7 +220,7 @@ class Shortened:
     """
 
     inputs: dict[str, Any]
-    plan: Plan
+    plan: Shortening
     chosen: list[int]
     kept: list[int]
 

@@ -18,7 +18,7 @@ Item = tuple[Modality, Unit, Span]
 
 
 @dataclass
-class Encoded(ModelOutput):
+class EncoderOutputs(ModelOutput):
     """What hosts take as pre-encoded images.
 
     Attributes:
@@ -78,9 +78,9 @@ def read(output: Any, units: Sequence[Unit], spans: Sequence[Span], mark_field: 
 
 def write(
     architecture: Architecture, items: Sequence[Item], images: Sequence[VisualTokens], scaled: Sequence[ScaledTokens]
-) -> dict[str, Encoded]:
+) -> dict[str, EncoderOutputs]:
     """What the host takes in place of pixels, by key."""
-    outputs: dict[str, Encoded] = {}
+    outputs: dict[str, EncoderOutputs] = {}
     for key in dict.fromkeys(modality.key for modality, _, _ in items):
         own = [i for i, (modality, _, _) in enumerate(items) if modality.key == key]
         own.sort(key=lambda i: (items[i][2].row, int(items[i][2].at[0])))
@@ -89,7 +89,7 @@ def write(
             _entries([_packed(images[i], scaled[i], items[i][1], depth, architecture) for i in own], rows, architecture)
             for depth in range(1 + len(images[own[0]].planes))
         ]
-        outputs[key] = Encoded(pooler_output=layers[0], deepstack_features=layers[1:] or None)
+        outputs[key] = EncoderOutputs(pooler_output=layers[0], deepstack_features=layers[1:] or None)
         if architecture.mark_field:
             outputs[key][architecture.mark_field] = images[own[0]].separators
     return outputs

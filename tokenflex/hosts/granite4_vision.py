@@ -26,7 +26,7 @@ from tokenflex.contracts import (
 )
 from tokenflex.errors import ConfigError
 from tokenflex.hosts import anyres, placeholders, stock
-from tokenflex.hosts.encoded import Encoded, moved
+from tokenflex.hosts.encoded import EncoderOutputs, moved
 from tokenflex.hosts.instruction import Markers, Scope, markers, read_instructions
 from tokenflex.hosts.runs import Tiled
 
@@ -161,7 +161,7 @@ class Granite4VisionAdapter(HostAdapter):
                 of_row.setdefault(batch.spans[i].row, []).append(one)
             entries.append((layer, [torch.cat(row) for row in of_row.values()]))
         if entries:
-            short.inputs["mm_encoder_outputs"] = {"image": Encoded(deepstack_features=entries)}
+            short.inputs["mm_encoder_outputs"] = {"image": EncoderOutputs(deepstack_features=entries)}
         return Spliced(short.inputs, tuple(short.kept), placeholders.index(short.plan))
 
     def parameter_groups(self) -> Mapping[str, tuple[nn.Parameter, ...]]:

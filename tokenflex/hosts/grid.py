@@ -25,7 +25,7 @@ from tokenflex.hosts.architecture import Architecture, Modality, Unit
 from tokenflex.hosts.architectures import ARCHITECTURES, READABLE, unpackable
 from tokenflex.hosts.encoded import Item, layout_of
 from tokenflex.hosts.instruction import Markers, Scope, markers, read_instructions
-from tokenflex.hosts.placeholders import Plan
+from tokenflex.hosts.placeholders import Shortening
 from tokenflex.hosts.positions import FRAME_SECONDS, Positions, compact_grids, full_positions, span_positions
 from tokenflex.hosts.refusing import refusing, require_types, sized
 from tokenflex.hosts.resizing import Image, Resizing, check_images, check_shares, smaller_batch
@@ -401,7 +401,12 @@ class GridAdapter(HostAdapter):
             )
 
     def _placed(
-        self, batch: HostBatch, plan: Plan, chosen: Sequence[int], scaled: Sequence[ScaledTokens], kept: Sequence[int]
+        self,
+        batch: HostBatch,
+        plan: Shortening,
+        chosen: Sequence[int],
+        scaled: Sequence[ScaledTokens],
+        kept: Sequence[int],
     ) -> dict[str, Any]:
         """What the host needs to place the shortened batch's tokens: positions, or grids to compute them from.
 
@@ -457,7 +462,7 @@ class GridAdapter(HostAdapter):
         first = [its is modality for its, _, _ in batch.items].index(True) if chosen else 0
         return [i - first for i in chosen]
 
-    def _types_left_out(self, batch: HostBatch, plan: Plan) -> dict[str, Tensor]:
+    def _types_left_out(self, batch: HostBatch, plan: Shortening) -> dict[str, Tensor]:
         """Token types that the host asks for and the caller left out."""
         types = self.architecture.types
         if types is None or batch.inputs.get(types) is not None:

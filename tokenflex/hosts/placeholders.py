@@ -18,7 +18,7 @@ from tokenflex.contracts import HostBatch, HostInputs, PaddingSide, Span
 from tokenflex.errors import InputError
 from tokenflex.ops.transfer import to_cpu
 
-__all__ = ["Plan", "apply", "gathered", "index", "locate", "on_cpu", "places", "plan"]
+__all__ = ["Shortening", "apply", "gathered", "index", "locate", "on_cpu", "places", "plan"]
 
 IGNORE = -100
 PLACEHOLDER = -1
@@ -34,7 +34,7 @@ SEQUENCE_KEYS = ("attention_mask", *TOKEN_KEYS, POSITIONS)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Shortening:
     """For each new position the old one it comes from.
 
     Attributes:
@@ -116,7 +116,7 @@ def padding_side(mask: Any) -> PaddingSide:
 
 def plan(
     batch: HostBatch, kept: Sequence[Sequence[int]], side: PaddingSide | None, rows: Sequence[int] | None = None
-) -> Plan:
+) -> Shortening:
     """Decide which positions survive.
 
     Args:
@@ -139,7 +139,7 @@ def plan(
     moved = side != now and not mask.all()
     if rows is None and not moved and all(len(s.at) == sum(sizes) for s, sizes in zip(spans, kept, strict=True)):
         source = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
-        return Plan(source, np.ones_like(mask), shown, True, chosen)
+        return Shortening(source, np.ones_like(mask), shown, True, chosen)
     text = mask & ~shown
     own: list[list[tuple[Span, Sequence[int]]]] = [[] for _ in mask]
     for span, sizes in sorted(zip(spans, kept, strict=True), key=lambda item: int(item[0].at[0])):
@@ -152,7 +152,7 @@ def plan(
         where = slice(length - len(row), length) if side == "left" else slice(0, len(row))
         source[i, where], real[i, where] = row, True
     visual = np.take_along_axis(shown[chosen], source, 1) & real
-    return Plan(source, real, visual, False, chosen)
+    return Shortening(source, real, visual, False, chosen)
 
 
 def standing_in(batch: HostBatch, rows: Sequence[int] | None) -> list[int]:
@@ -211,7 +211,7 @@ def _runs(span: Span, count: int) -> list[np.ndarray]:
     return runs
 
 
-def apply(plan: Plan, batch: HostBatch, pad_token_id: int) -> dict[str, Any]:
+def apply(plan: Shortening, batch: HostBatch, pad_token_id: int) -> dict[str, Any]:
     """Ids, mask, labels and token types of the shorter batch; other keys are left out.
 
     Labels on placeholders become -100, so the number of supervised tokens doesn't depend on the level. Positions that
@@ -236,7 +236,7 @@ def apply(plan: Plan, batch: HostBatch, pad_token_id: int) -> dict[str, Any]:
     return out | _counted(plan, batch)
 
 
-def _taken(plan: Plan, values: Tensor, fill: int, hidden: Bool[np.ndarray, "..."] | None = None) -> Tensor:
+def _taken(plan: Shortening, values: Tensor, fill: int, hidden: Bool[np.ndarray, "..."] | None = None) -> Tensor:
     """``(new_rows, new_length)`` of entries per token on the CPU; ``fill`` at padding and where they are hidden."""
     keep = plan.real if hidden is None else plan.real & ~hidden
     array = values.numpy()
@@ -244,7 +244,7 @@ def _taken(plan: Plan, values: Tensor, fill: int, hidden: Bool[np.ndarray, "..."
     return torch.from_numpy(np.where(keep, found, array.dtype.type(fill)))
 
 
-def _counted(plan: Plan, batch: HostBatch) -> dict[str, Tensor]:
+def _counted(plan: Shortening, batch: HostBatch) -> dict[str, Tensor]:
     """Positions of a shorter batch: none where the host counts by itself, or the count of attended tokens."""
     positions = batch.cpu.get(POSITIONS)
     if positions is None:
@@ -261,7 +261,7 @@ def _counted(plan: Plan, batch: HostBatch) -> dict[str, Tensor]:
     )
 
 
-def gathered(plan: Plan, value: Tensor, fill: int) -> Tensor:
+def gathered(plan: Shortening, value: Tensor, fill: int) -> Tensor:
     """Entries per token, ``(*leading, rows, length)``, for the new sequence, on their device."""
     arrays = (plan.rows, np.ascontiguousarray(plan.source), plan.real)
     rows, source, real = (torch.from_numpy(array).to(value.device) for array in arrays)
@@ -269,12 +269,12 @@ def gathered(plan: Plan, value: Tensor, fill: int) -> Tensor:
     return picked.gather(-1, source.expand(*picked.shape[:-1], -1)).masked_fill(~real, fill)
 
 
-def index(plan: Plan) -> Int[Tensor, "new_rows new_length"]:
+def index(plan: Shortening) -> Int[Tensor, "new_rows new_length"]:
     """Old position of every new text token, -1 elsewhere; on the CPU."""
     return torch.from_numpy(np.where(plan.real & ~plan.visual, plan.source, PLACEHOLDER))
 
 
-def places(plan: Plan, spans: Sequence[Span], kept: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+def places(plan: Shortening, spans: Sequence[Span], kept: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
     """(new rows, new positions) of every image's kept placeholders, in order.
 
     Args:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tokenflex.contracts import Grid, ScaledTokens, Span
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.architecture import Unit
-from tokenflex.hosts.placeholders import Plan, gathered, places
+from tokenflex.hosts.placeholders import Shortening, gathered, places
 from tokenflex.ops.assignment import mean_of_sources
 
 Positions = Literal["span", "compact"]
@@ -43,7 +43,7 @@ def full_positions(model: Any, inputs: Mapping[str, Any]) -> Int[Tensor, "axes r
 
 def span_positions(
     full: Tensor,
-    plan: Plan,
+    plan: Shortening,
     spans: Sequence[Span],
     units: Sequence[Unit],
     scaled: Sequence[ScaledTokens],

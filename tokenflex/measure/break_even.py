@@ -14,7 +14,7 @@ Verdict = Literal["gain", "no gain", "not settled"]
 
 
 @dataclass(frozen=True)
-class Line:
+class FittedLine:
     """``seconds = intercept + slope * tokens``, by least squares.
 
     Attributes:
@@ -38,7 +38,7 @@ class BreakEven:
         coarsest, finest: what forced levels cost.
         decision: median seconds of the decision.
         slope: seconds saved per token dropped, fitted through the medians of the forced levels.
-        intercept, explained: see `Line`.
+        intercept, explained: see `FittedLine`.
         slope_low, slope_high: its 95 % interval, by drawing rounds again (see `tokenflex.measure.interval`).
         vanilla: median seconds of the vanilla host.
     """
@@ -171,7 +171,7 @@ class Comparison:
         return f"{self.setting} is {word} than the vanilla host: {self.ratio:.2f} times its time ({spread})."
 
 
-def fit(tokens: Sequence[float], seconds: Sequence[float]) -> Line:
+def fit(tokens: Sequence[float], seconds: Sequence[float]) -> FittedLine:
     """The line through the points with the least squares in seconds.
 
     Args:
@@ -184,7 +184,7 @@ def fit(tokens: Sequence[float], seconds: Sequence[float]) -> Line:
     slope = together / spread if spread else 0.0
     total = sum((s - level) ** 2 for s in seconds)
     explained = slope * together / total if total else 1.0
-    return Line(slope, level - slope * middle, min(explained, 1.0))
+    return FittedLine(slope, level - slope * middle, min(explained, 1.0))
 
 
 def break_even(

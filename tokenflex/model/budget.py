@@ -86,7 +86,7 @@ def _weighted(flex: FlexModel, budget: Budgets, data: Iterable[dict[str, Any]]) 
     budget = read_budget(budget)
     if not isinstance(budget, Budget) or (budget.tokens is None and budget.ratio is None):
         raise ConfigError(f"calibrate needs one target, tokens or ratio, got {budget}. Give one of them.")
-    found = score(flex, data)
+    found = scored(flex, data)
     policy = BudgetPolicy(Budget(floor=budget.floor, ceiling=budget.ceiling, weight=budget.weight))
     permitted = policy.between(found.scores.shape[-1]).expand(found.tokens.shape)
     finest = found.tokens[:, -1].sum()
@@ -107,7 +107,7 @@ def _weighted(flex: FlexModel, budget: Budgets, data: Iterable[dict[str, Any]]) 
 
 
 @torch.no_grad()
-def score(flex: FlexModel, data: Iterable[dict[str, Any]]) -> Scored:
+def scored(flex: FlexModel, data: Iterable[dict[str, Any]]) -> Scored:
     """Scores and costs of every image of every batch.
 
     Raises:

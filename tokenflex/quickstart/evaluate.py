@@ -12,17 +12,17 @@ from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
 from tokenflex.evaluation.summary import Column, Table
 from tokenflex.model import Escalate, FlexModel
-from tokenflex.quickstart.images import COARSE_KINDS, FINE_KINDS, Question, Scene, row
+from tokenflex.quickstart.images import COARSE_KINDS, FINE_KINDS, Scene, SceneQuestion, row
 from tokenflex.quickstart.tower import tower_work
 
 BATCH, SHUFFLES, RESAMPLES = 96, 200, 2000
 ANSWER = 3
 """Tokens of an answer, at most."""
-Exam = Sequence[tuple[Scene, Question]]
+Exam = Sequence[tuple[Scene, SceneQuestion]]
 
 
 @dataclass(frozen=True)
-class Answers:
+class GradedAnswers:
     """One setting's answers to the whole exam, in order.
 
     Attributes:
@@ -58,7 +58,7 @@ def answer(
     level: int | None,
     tick: Callable[[], None],
     escalate: Escalate | None = None,
-) -> Answers:
+) -> GradedAnswers:
     """Generate an answer to every question.
 
     Args:
@@ -76,7 +76,7 @@ def answer(
         texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
         decisions += output.decisions
         tick()
-    return Answers(
+    return GradedAnswers(
         texts=tuple(texts),
         right=np.array([text == question.answer for text, (_, question) in zip(texts, exam, strict=True)]),
         tokens=np.array([d.tokens for d in decisions]),
@@ -110,10 +110,10 @@ class Results:
             is one size only.
     """
 
-    levels: Sequence[Answers]
-    routers: Mapping[str, Answers]
-    escalated: Mapping[str, tuple[Answers, Escalate]]
-    smaller: Answers | None = None
+    levels: Sequence[GradedAnswers]
+    routers: Mapping[str, GradedAnswers]
+    escalated: Mapping[str, tuple[GradedAnswers, Escalate]]
+    smaller: GradedAnswers | None = None
 
 
 def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
@@ -133,25 +133,25 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     smaller = {} if results.smaller is None else {"smaller_image": results.smaller}
     sure = intervals(levels, {**smaller, **results.routers, **{n: a for n, (a, _) in results.escalated.items()}}, seed)
 
-    def entry(answers: Answers, name: str) -> dict[str, Any]:
+    def entry(answers: GradedAnswers, name: str) -> dict[str, Any]:
         tower = float(answers.tower.mean() / levels[-1].tower.mean())
         return {**summarise(answers.right, answers.tokens, exam), **sure[name], "tower": round(tower, 4)}
 
-    def dealt(answers: Answers) -> dict[str, Any]:
+    def dealt(answers: GradedAnswers) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
         shuffles = [rng.permutation(answers.levels) for _ in range(SHUFFLES)]
         chance = np.mean([table[deal, places] for deal in shuffles], axis=0)
         found = summarise(chance, np.mean([costs[deal, places] for deal in shuffles], axis=0), exam)
         return {**found, "tower": round(float(np.mean([work[deal, places] for deal in shuffles])), 4)}
 
-    def chosen(answers: Answers, name: str) -> dict[str, Any]:
+    def chosen(answers: GradedAnswers, name: str) -> dict[str, Any]:
         choices: dict[str, Counter[int]] = defaultdict(Counter)
         for level, (_, question) in zip(answers.levels.tolist(), exam, strict=True):
             choices[question.kind][level] += 1
         counts = {kind: [count[level] for level in range(len(levels))] for kind, count in sorted(choices.items())}
         return {**entry(answers, name), "choices_by_kind": counts}
 
-    def promised(name: str, answers: Answers, escalate: Escalate) -> dict[str, Any]:
+    def promised(name: str, answers: GradedAnswers, escalate: Escalate) -> dict[str, Any]:
         differs = np.array([one != other for one, other in zip(answers.texts, levels[-1].texts, strict=True)])
         return {
             **chosen(answers, name),
@@ -173,7 +173,9 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     }
 
 
-def intervals(levels: Sequence[Answers], others: Mapping[str, Answers], seed: int) -> dict[str, dict[str, Any]]:
+def intervals(
+    levels: Sequence[GradedAnswers], others: Mapping[str, GradedAnswers], seed: int
+) -> dict[str, dict[str, Any]]:
     """Per setting the accuracy's 95 % interval, and the difference to the finest level's accuracy with its own.
 
     All settings see the same draws of questions, so differences are paired (see `tokenflex.evaluation.summary`).

@@ -63,7 +63,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """One question about one image.
 
     The fine kinds ask about one digit among eight. The same questions about fewer digits (``digit-few``,
@@ -90,7 +90,7 @@ class Scene:
     """
 
     image: Image.Image
-    questions: tuple[Question, ...]
+    questions: tuple[SceneQuestion, ...]
     cells: np.ndarray
     photo: int
     wash: int
@@ -156,16 +156,16 @@ def draw(rng: np.random.Generator, split: Split) -> Scene:
         cells[row, col] = value, ink
     names = list(INKS)
     asked = [
-        Question("photo", "which photo", list(PHOTOS)[photo]),
-        Question("wash", "which wash", list(WASHES)[wash]),
+        SceneQuestion("photo", "which photo", list(PHOTOS)[photo]),
+        SceneQuestion("wash", "which wash", list(WASHES)[wash]),
     ]
     if len(places) != CROWD[0]:
-        asked.append(Question("count", "how many", count))
+        asked.append(SceneQuestion("count", "how many", count))
     if count != "none":
         few = "" if len(places) == CROWD[-1] else "-few"
         for value, ink in zip(values, inks, strict=True):
-            asked.append(Question(f"digit{few}", f"digit {names[ink]}", str(value)))
-            asked.append(Question(f"ink{few}", f"ink {value}", names[ink]))
+            asked.append(SceneQuestion(f"digit{few}", f"digit {names[ink]}", str(value)))
+            asked.append(SceneQuestion(f"ink{few}", f"ink {value}", names[ink]))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     return Scene(image, tuple(asked), cells, photo, wash)
 
@@ -196,7 +196,7 @@ def practice(seed: int, stock: Sequence[Scene], count: int, turns: int, *, coars
     return rows
 
 
-def exam(seed: int, split: Split, count: int) -> list[tuple[Scene, Question]]:
+def exam(seed: int, split: Split, count: int) -> list[tuple[Scene, SceneQuestion]]:
     """``count`` single questions about as many new images, one third of them fine, kinds in equal parts."""
     rng = np.random.default_rng((seed, ("train", "test").index(split), count))
     asked = []
@@ -205,7 +205,7 @@ def exam(seed: int, split: Split, count: int) -> list[tuple[Scene, Question]]:
         kind = FINE_KINDS[third % len(FINE_KINDS)]
         if place > 0:
             kind = COARSE_KINDS[(2 * third + place - 1) % len(COARSE_KINDS)]
-        fitting: list[Question] = []
+        fitting: list[SceneQuestion] = []
         while not fitting:
             image = draw(rng, split)
             fitting = [q for q in image.questions if q.kind == kind]
@@ -213,7 +213,7 @@ def exam(seed: int, split: Split, count: int) -> list[tuple[Scene, Question]]:
     return asked
 
 
-def row(image: Scene, questions: Sequence[Question]) -> Row:
+def row(image: Scene, questions: Sequence[SceneQuestion]) -> Row:
     """A row in chat format."""
     messages = []
     for i, question in enumerate(questions):

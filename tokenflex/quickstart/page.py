@@ -27,7 +27,7 @@ from tokenflex.pages import (
     points,
     rendered,
 )
-from tokenflex.quickstart.evaluate import RESAMPLES, Answers, Exam
+from tokenflex.quickstart.evaluate import RESAMPLES, Exam, GradedAnswers
 from tokenflex.quickstart.images import CELL, FINE_KINDS, SENTENCES, described
 from tokenflex.quickstart.lines import KINDS, SETTINGS, promises, rows
 
@@ -51,7 +51,7 @@ MEANS = {
 """What the columns of the main table say."""
 
 
-def html(result: dict[str, Any], exam: Exam, finest: Answers, routed: Answers, draw: Draw) -> str:
+def html(result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw) -> str:
     """The page.
 
     Args:
@@ -110,7 +110,7 @@ def plot(result: dict[str, Any]) -> Plot:
     return points(found, across="visual tokens per image, mean", up="accuracy", label=label)
 
 
-def cards(exam: Exam, finest: Answers, routed: Answers, draw: Draw) -> tuple[Card, ...]:
+def cards(exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw) -> tuple[Card, ...]:
     """The first questions of each kind, then the first other wrong ones, as routed, with the chosen grid."""
     per_kind = -(-SHOWN // len(KINDS))
     places = [
@@ -120,7 +120,7 @@ def cards(exam: Exam, finest: Answers, routed: Answers, draw: Draw) -> tuple[Car
     return tuple(_card(exam, i, finest, routed, draw) for i in [*places, *wrong])
 
 
-def _card(exam: Exam, i: int, finest: Answers, routed: Answers, draw: Draw) -> Card:
+def _card(exam: Exam, i: int, finest: GradedAnswers, routed: GradedAnswers, draw: Draw) -> Card:
     (scene, question), level = exam[i], int(routed.levels[i])
     tokens, of, right = int(routed.tokens[i]), int(finest.tokens[i]), bool(routed.right[i])
     image, overlay = draw(scene.image, level)

@@ -50,7 +50,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuickstartPlan:
     """Sizes and rates of the embedded default. The LLM has no pre-training either, so stage 1 trains it too.
 
     Attributes:
@@ -94,7 +94,7 @@ class Plan:
 def trained(
     small: SmallHost,
     stock: Sequence[Scene],
-    plan: Plan,
+    plan: QuickstartPlan,
     progress: Overall,
     *,
     seed: int,
@@ -175,7 +175,7 @@ def train(
     trainer.train()
 
 
-def _objective(stage: Stage, plan: Plan, levels: str) -> Any:
+def _objective(stage: Stage, plan: QuickstartPlan, levels: str) -> Any:
     """What a stage minimises; None for what it names itself."""
     if stage.loss == "rglf":
         return RGLFObjective(tolerance=plan.tolerance)
@@ -190,7 +190,7 @@ def _rows(phase: Phase, stock: Any, seed: int) -> list[Row]:
     return practice(seed + number, stock, count, 16 if number == 1 else 12, coarse=number > 1)
 
 
-def _router(plan: Plan, rows: str) -> Any:
+def _router(plan: QuickstartPlan, rows: str) -> Any:
     """The published router; few words are enough for these short questions, and so short a run needs no dropout."""
     served: type[Component] = routers.get("avg")
     return served.Config.from_dict({"text_tokens": plan.router_text_tokens, "dropout": 0.0, "rows": rows})

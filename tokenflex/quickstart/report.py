@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenflex.files import locked, sweep, write_whole
-from tokenflex.quickstart.evaluate import Answers, Exam
+from tokenflex.quickstart.evaluate import Exam, GradedAnswers
 from tokenflex.quickstart.images import FINE_KINDS
 from tokenflex.quickstart.lines import KINDS, promises, rows
 from tokenflex.quickstart.page import Draw, html
@@ -45,7 +45,9 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
     console.print(f"{spent:.0f} s on {result['device']}. Wrote report.json, report.html and model/ to {folder}")
 
 
-def write(folder: Path, result: dict[str, Any], exam: Exam, finest: Answers, routed: Answers, draw: Draw) -> None:
+def write(
+    folder: Path, result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw
+) -> None:
     """Write ``report.json`` and ``report.html``, each complete or not at all."""
     page = html(result, exam, finest, routed, draw)
     with locked(folder):

@@ -18,11 +18,11 @@ from tokenflex.measure.surroundings import made
 from tokenflex.model import Escalate, FlexModel, calibrate, wrap
 from tokenflex.ops.pooling import PYRAMID
 from tokenflex.quickstart import evaluate, page, report
-from tokenflex.quickstart.evaluate import Answers, Results
+from tokenflex.quickstart.evaluate import GradedAnswers, Results
 from tokenflex.quickstart.hosts import build, check
 from tokenflex.quickstart.images import exam, images
 from tokenflex.quickstart.progress import shown
-from tokenflex.quickstart.recipe import BESIDES, RESOLUTION, Plan, sizes, trained
+from tokenflex.quickstart.recipe import BESIDES, RESOLUTION, QuickstartPlan, sizes, trained
 from tokenflex.quickstart.unfinished import Unfinished
 from tokenflex.training.objectives import MultiGranularityObjective
 
@@ -38,7 +38,7 @@ def run(
     host: str = "auto",
     levels: str = "all",
     router_rows: str = "all",
-    plan: Plan | None = None,
+    plan: QuickstartPlan | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Do everything; returns what ``report.json`` holds. An interrupted run of the same settings is taken up.
@@ -58,7 +58,7 @@ def run(
         ConfigError: the device isn't there, host or levels aren't known, a library isn't installed, or another process
             does the same in ``out``.
     """
-    plan, console, where = plan or Plan(), Console(), _device(device)
+    plan, console, where = plan or QuickstartPlan(), Console(), _device(device)
     host = check(_host(host, levels))
     MultiGranularityObjective(levels="all" if levels == RESOLUTION else levels)  # refuses what it doesn't know
     folder = Path(out)
@@ -74,7 +74,7 @@ def _refuse(folder: Path) -> None:
 
 def _run(
     folder: Path,
-    plan: Plan,
+    plan: QuickstartPlan,
     console: Console,
     where: torch.device,
     command: str,
@@ -138,7 +138,9 @@ def _host(name: str, levels: str) -> str:
     return name
 
 
-def calibrated(flex: FlexModel, processor: ProcessorMixin, questions: evaluate.Exam, plan: Plan) -> dict[str, Escalate]:
+def calibrated(
+    flex: FlexModel, processor: ProcessorMixin, questions: evaluate.Exam, plan: QuickstartPlan
+) -> dict[str, Escalate]:
     """What answers are allowed to: from the coarsest level, and from the router's, to the finest.
 
     Args:
@@ -170,7 +172,7 @@ def answered(
     and the smallest image that the host takes.
     """
 
-    def answers_at(model: FlexModel, level: int | None = None, escalate: Escalate | None = None) -> Answers:
+    def answers_at(model: FlexModel, level: int | None = None, escalate: Escalate | None = None) -> GradedAnswers:
         return evaluate.answer(model, processor, questions, level, tick, escalate)
 
     levels = [answers_at(flex, level) for level in range(flex.compressor.num_levels)]

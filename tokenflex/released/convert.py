@@ -48,7 +48,7 @@ class Conversion:
 
 
 @dataclass(frozen=True)
-class Model:
+class ReleasedModel:
     """A released checkpoint without its tensors.
 
     Attributes:
@@ -109,7 +109,7 @@ def convert(
     return done
 
 
-def _write(folder: Path, tensors: Shards, model: Model, scratch: Path) -> None:
+def _write(folder: Path, tensors: Shards, model: ReleasedModel, scratch: Path) -> None:
     """Everything of a converted folder."""
     _write_host(tensors, model, scratch)
     state = dict(part_tensors(tensors))
@@ -204,7 +204,7 @@ def fetch(source: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"{str(source)!r} is no folder here and can't be fetched from the hub: {error}") from error
 
 
-def describe(folder: Path) -> Model:
+def describe(folder: Path) -> ReleasedModel:
     """Host and parts a released folder stands for, without memory for their tensors.
 
     Raises:
@@ -225,7 +225,7 @@ def describe(folder: Path) -> Model:
         ) from error
 
 
-def _described(folder: Path, config: layout.Config) -> Model:
+def _described(folder: Path, config: layout.Config) -> ReleasedModel:
     tower: Any = layout.tower_config(config, tower_file(folder, "config.json") or None)
     trained = bool(config.get("router_select"))
     side = tower.image_size // tower.patch_size
@@ -243,7 +243,7 @@ def _described(folder: Path, config: layout.Config) -> Model:
             grid=Grid(side, side),
         )
     adapter = LlavaNextAdapter(host, unpad="released", scope="published", vocabulary=config["vocab_size"])
-    return Model(config, tower, host, parts, adapter, trained)
+    return ReleasedModel(config, tower, host, parts, adapter, trained)
 
 
 def host_tensors(tensors: Shards, file: str) -> Iterator[tuple[str, Tensor]]:
@@ -263,7 +263,7 @@ def part_tensors(tensors: Shards) -> Iterator[tuple[str, Tensor]]:
         yield ours[name], tensor.flatten() if ours[name] == "voter.weight" else tensor
 
 
-def generation_config(folder: Path, model: Model) -> GenerationConfig:
+def generation_config(folder: Path, model: ReleasedModel) -> GenerationConfig:
     """The source's own, with the image token never generated."""
     settings = {key: value for key, value in _json(folder / "generation_config.json").items() if key[0] != "_"}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -294,7 +294,7 @@ def _json(path: Path) -> dict[str, Any]:
     return shards.read_json(path) if path.is_file() else {}
 
 
-def _account(tensors: Shards, model: Model) -> None:
+def _account(tensors: Shards, model: ReleasedModel) -> None:
     """Every source tensor has a place, and every tensor of the parts a source, of the right shape."""
     unknown = [name for name in tensors.file_of if not layout.stock_name(name) and not layout.RECOMPUTED.search(name)]
     if unknown:
@@ -318,7 +318,7 @@ def _agree(what: str, expected: set[str], found: set[str]) -> None:
         )
 
 
-def _write_host(tensors: Shards, model: Model, scratch: Path) -> None:
+def _write_host(tensors: Shards, model: ReleasedModel, scratch: Path) -> None:
     """Write the host's shards; each is let go before the next is read."""
     shapes = _stock_shapes(model.host)
     files = [

@@ -31,7 +31,7 @@ Grids = list[list[int]]
 """A sample's images in the layout."""
 
 
-class Sample(Protocol):
+class KeptSample(Protocol):
     """What is kept of a sample is read from these."""
 
     @property
@@ -50,7 +50,7 @@ class Sample(Protocol):
         ...
 
 
-def laid_out(samples: Sequence[Sample]) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+def laid_out(samples: Sequence[KeptSample]) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
     """Tensors and metadata of a part's safetensors file, and what its Parquet file is told.
 
     Raises:

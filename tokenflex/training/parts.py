@@ -43,7 +43,7 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenParts:
     """What a recipe trains.
 
     Attributes:
@@ -79,7 +79,7 @@ class Choice:
                 ) from None
 
 
-def choose(recipe: Recipe, sources: Mapping[str, Saved]) -> Choice:
+def choose(recipe: Recipe, sources: Mapping[str, Saved]) -> ChosenParts:
     """Saved parts, where there are some and ``fresh`` doesn't name their kind; else those the recipe names.
 
     Args:
@@ -99,7 +99,7 @@ def choose(recipe: Recipe, sources: Mapping[str, Saved]) -> Choice:
                 f"has {checkpoint.described(kind, kept_config)}. Leave {kind} and {kind}_config out to go on with that "
                 f"or start anew with fresh: [{kind}]."
             )
-    return Choice(configs, kept)
+    return ChosenParts(configs, kept)
 
 
 def _asked(recipe: Recipe, kind: str, saved: ComponentConfig | None) -> ComponentConfig:

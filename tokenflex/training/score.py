@@ -36,8 +36,8 @@ from tokenflex.training.store import (
     MANIFEST,
     PLACES,
     FeedbackStore,
-    PartWriter,
-    Scored,
+    FeedbackWriter,
+    ScoredSample,
     StoredProjector,
     begin,
 )
@@ -105,7 +105,7 @@ def score(
         if kept is not None and todo:
             _require_space(folder, run, dataset, collator, todo, say)
         state.wait_for_everyone()
-        writer = PartWriter(folder, state.process_index)
+        writer = FeedbackWriter(folder, state.process_index)
         with _bar(state, batches.samples, progress) as bar:
             for count, anew in _scored(run, batches.left(todo, workers), {*todo}, writer, part_size):
                 bar.initial = getattr(bar, "initial", 0) + (0 if anew else count)  # a hidden bar has none
@@ -138,10 +138,10 @@ def _bar(state: PartialState, total: int, progress: bool) -> Any:
 
 
 def _scored(
-    run: "_Pass", batches: Iterator[Cut], missing: Collection[int], writer: PartWriter, part_size: int
+    run: "_Pass", batches: Iterator[Cut], missing: Collection[int], writer: FeedbackWriter, part_size: int
 ) -> Iterator[tuple[int, bool]]:
     """Score batches and write parts of what is missing; gives each batch's size and whether it was scored just now."""
-    buffer: list[Scored] = []
+    buffer: list[ScoredSample] = []
     for count, places, batch in batches:
         if places:
             buffer += [sample for sample in run(places, batch) if sample.id in missing]
@@ -176,7 +176,7 @@ class _Pass:
         self._agrees = chunk is None
 
     @torch.no_grad()
-    def __call__(self, places: Sequence[int], batch: dict[str, Tensor]) -> list[Scored]:
+    def __call__(self, places: Sequence[int], batch: dict[str, Tensor]) -> list[ScoredSample]:
         """One entry per sample."""
         inputs = {key: value.to(self.device) for key, value in batch.items()}
         with self._autocast():
@@ -195,7 +195,7 @@ class _Pass:
             tokens.index_add_(0, torch.tensor([image.row for image in encoded.images]), encoded.counts.cpu())
         seen = self.seen(inputs, encoded, len(places)) if self.kept is not None else [((), None)] * len(places)
         rows = zip(places, losses.tolist(), targets, tokens.tolist(), seen, strict=True)
-        return [Scored(place, nll, count, cost, *views) for place, nll, count, cost, views in rows]
+        return [ScoredSample(place, nll, count, cost, *views) for place, nll, count, cost, views in rows]
 
     def seen(
         self, inputs: dict[str, Tensor], encoded: Encoded, rows: int
@@ -217,7 +217,7 @@ class _Pass:
         inputs = {key: value.to(self.device) for key, value in batch.items()}
         with torch.no_grad(), self._autocast():
             seen = self.seen(inputs, self.flex.encode(inputs), len(inputs["input_ids"]))
-        return sum(Scored(0, (), 0, (), *views).bytes for views in seen)
+        return sum(ScoredSample(0, (), 0, (), *views).bytes for views in seen)
 
     @torch.no_grad()
     def same_before(self, batch: dict[str, Tensor]) -> bool | None:

@@ -77,7 +77,7 @@ PROJECTED: dict[str, sealed.Rule] = {"config": sealed.OBJECT, "weights": sealed.
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredSample:
     """One sample's feedback.
 
     Attributes:
@@ -165,7 +165,7 @@ def next_part(folder: Path, rank: int) -> int:
     return max(done, default=-1) + 1
 
 
-class PartWriter:
+class FeedbackWriter:
     """Adds parts to a store; one writer per process.
 
     Args:
@@ -176,7 +176,7 @@ class PartWriter:
         self.folder, self.rank = as_path(folder), rank
         self._next = next_part(self.folder, rank)
 
-    def write(self, samples: Sequence[Scored]) -> None:
+    def write(self, samples: Sequence[ScoredSample]) -> None:
         """One part, as a whole or not at all."""
         stem = self.folder / f"part-{self.rank:05d}-{self._next:05d}"
         own_metadata: dict[str, str] = {}

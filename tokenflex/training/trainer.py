@@ -26,7 +26,7 @@ from tokenflex.training.resume import begin_again, checkpoint_to_resume
 from tokenflex.training.router_only import FeedbackCollator, RouterModel, StoredRows, WithFeedback, stored_batch
 from tokenflex.training.stages import STAGES, Stage, select
 from tokenflex.training.store import FeedbackStore
-from tokenflex.training.watch import EVALUATED, Watch, evaluated, judged_rows
+from tokenflex.training.watch import EVALUATED, TrainingWatch, evaluated, judged_rows
 
 OF_TOKENS = (LanguageObjective, MultiGranularityObjective)
 """Objectives whose losses are sums over the answer tokens of a step, whatever the host's own loss can do."""
@@ -81,7 +81,7 @@ class FlexTrainer(Trainer):
         self.objective = objective or default_objective(self.stage)
         self.samples_without_answers = 0
         levels, tolerance = model.compressor.num_levels, getattr(self.objective, "tolerance", 0.0)
-        self._watch, self._judged = Watch(levels, tolerance), list[Tensor]()
+        self._watch, self._judged = TrainingWatch(levels, tolerance), list[Tensor]()
         require_accepted(args, keywords, self.stage, has_host=isinstance(model, FlexModel))
         parts_only = isinstance(model, FlexModel) and not self.trains_host
         self._host_flags = HostFlags(cast(FlexModel, model).host) if parts_only else None

@@ -24,7 +24,7 @@ HELD = 64
 """Batches that are kept where they were computed, so that a device isn't waited for at every step."""
 
 
-class Watch:
+class TrainingWatch:
     """Figures of the batches since they were last told.
 
     Args:
@@ -112,7 +112,7 @@ def judged_rows(output: Mapping[str, Any], rows: int, levels: int, apart: bool =
 
 
 def evaluated(tables: Sequence[Tensor], levels: int, tolerance: float = 0.0) -> dict[str, float]:
-    """Figures of a router on an evaluation set: as `Watch` has them, and its regret.
+    """Figures of a router on an evaluation set: as `TrainingWatch` has them, and its regret.
 
     ``regret``: nats per answer token that better choices would gain for the same mean tokens; ``regret_tokens``: tokens
     that they would save at the same mean loss (`tokenflex.ops.frontier`). Each image counts alike, with its row's

@@ -14,7 +14,7 @@ from tokenflex.hosts import continuing
 from tokenflex.hosts.grouped import Options
 from tokenflex.model import door, generation
 from tokenflex.model.escalation import climbing, fingerprint
-from tokenflex.model.escalation.passes import Answer, Passes
+from tokenflex.model.escalation.passes import Attempt, Passes
 from tokenflex.model.escalation.settings import Calibration, Escalate
 from tokenflex.ops import risk
 
@@ -128,10 +128,10 @@ def paths(
     ]
 
 
-def _answers(flex: FlexModel, ladder: climbing.Ladder, passes: Passes, escalate: Escalate) -> dict[int, list[Answer]]:
+def _answers(flex: FlexModel, ladder: climbing.Ladder, passes: Passes, escalate: Escalate) -> dict[int, list[Attempt]]:
     """Of every row and pass."""
     climb, measure = ladder.climb, escalate.config.build().to(flex.device)
-    found: dict[int, list[Answer]] = {row: [] for row in climb.rungs}
+    found: dict[int, list[Attempt]] = {row: [] for row in climb.rungs}
     pending = list(climb.rungs)
     while pending:
         on = climb.below_the_last(pending)
@@ -145,7 +145,7 @@ def _answers(flex: FlexModel, ladder: climbing.Ladder, passes: Passes, escalate:
     return found
 
 
-def _own_losses(answers: Mapping[int, Sequence[Answer]], targets: Any, loss: Loss) -> dict[int, list[float]]:
+def _own_losses(answers: Mapping[int, Sequence[Attempt]], targets: Any, loss: Loss) -> dict[int, list[float]]:
     """By the caller's function, which is given all rows of the batch at once; of those with fewer passes the last.
 
     Raises:

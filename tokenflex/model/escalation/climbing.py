@@ -22,7 +22,7 @@ from tokenflex.hosts import continuing
 from tokenflex.hosts.grouped import IDS, Options, Rows, in_step
 from tokenflex.model import encoding, generation, request
 from tokenflex.model.escalation import fingerprint, settings
-from tokenflex.model.escalation.passes import Answer, Passes
+from tokenflex.model.escalation.passes import Attempt, Passes
 from tokenflex.model.escalation.rungs import Climb, rungs_of
 from tokenflex.model.escalation.settings import Escalate
 from tokenflex.model.escalation.watching import padding, side_by_side
@@ -182,9 +182,9 @@ def require_served(batch: Mapping[str, Any], decoding: Options, escalate: Escala
         )
 
 
-def _climb(ladder: Ladder, passes: Passes, measure: Confidence, threshold: float, keep: bool) -> dict[int, Answer]:
+def _climb(ladder: Ladder, passes: Passes, measure: Confidence, threshold: float, keep: bool) -> dict[int, Attempt]:
     """Pass after pass until every row has settled; the answers of rows that were sure, by their number."""
-    climb, answers = ladder.climb, dict[int, Answer]()
+    climb, answers = ladder.climb, dict[int, Attempt]()
     pending = climb.below_the_last(list(climb.rungs))
     while pending:
         found = passes.attempt(ladder.levels, pending, measure, first=measure.first_only, keep=keep)

@@ -18,7 +18,7 @@ from tokenflex.hosts import continuing, grouped, joining, stock
 from tokenflex.hosts.grouped import IDS, LABELS, MASK, Options, Part, Rows
 from tokenflex.model import callbacks, encoding, generation
 from tokenflex.model.escalation.prefixes import WORTH, Prefixes
-from tokenflex.model.escalation.watching import AfterOne, Watch, answered
+from tokenflex.model.escalation.watching import AfterOne, AnswerWatch, answered
 from tokenflex.ops.partition import CALL, partition
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Attempt:
     """Of one row, in one pass.
 
     Attributes:
@@ -90,7 +90,7 @@ class Passes:
         *,
         first: bool = False,
         keep: bool = False,
-    ) -> dict[int, Answer]:
+    ) -> dict[int, Attempt]:
         """Answers of some rows, by their number.
 
         Args:
@@ -104,7 +104,7 @@ class Passes:
         if not self._takes_apart(rows):
             found = self._padded(rows, measure, first)
             return {row: found[row] for row in wanted}
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Attempt] = {}
         for group in self._groups(rows, wanted):
             answers |= dict(zip(group, self._pass(rows, group, measure, first, keep), strict=True))
         return answers
@@ -165,11 +165,11 @@ class Passes:
         call = 0 if self.flex.batching == "grouped" else CALL
         return [[wanted[i] for i in group] for group in partition([lengths[row] for row in wanted], call)]
 
-    def _padded(self, rows: Rows, measure: Confidence | None, first: bool) -> list[Answer]:
+    def _padded(self, rows: Rows, measure: Confidence | None, first: bool) -> list[Attempt]:
         every, inputs = list(range(rows.count)), dict(rows.whole.inputs)
         return self._read(inputs, self._asked(every, inputs[IDS], first), inputs[IDS].shape[1], measure)[1]
 
-    def _pass(self, rows: Rows, group: Group, measure: Confidence | None, first: bool, keep: bool) -> list[Answer]:
+    def _pass(self, rows: Rows, group: Group, measure: Confidence | None, first: bool, keep: bool) -> list[Attempt]:
         """Answers of a group; its cache is kept without the last token of the prompt, which is read again with it."""
         spliced = rows.splice(group)
         part = dict(spliced.inputs)
@@ -210,9 +210,9 @@ class Passes:
 
     def _read(
         self, inputs: Mapping[str, Any], options: dict[str, Any], length: int, measure: Confidence | None
-    ) -> tuple[Any, list[Answer]]:
+    ) -> tuple[Any, list[Attempt]]:
         """(the host's output, the answer of every row)."""
-        watch = None if measure is None else Watch(measure)
+        watch = None if measure is None else AnswerWatch(measure)
         if watch is not None:
             options["logits_processor"] = LogitsProcessorList([*(options.get("logits_processor") or ()), watch])
         output = self.flex.host.generate(**inputs, **options)
@@ -220,4 +220,4 @@ class Passes:
         mask = answered(new, self.settings)
         sure = [None] * len(new) if watch is None else watch.read(new, mask).float().tolist()
         ids, sizes = new.cpu(), mask.sum(-1).tolist()
-        return output, [Answer(ids[i, :size], sure[i]) for i, size in enumerate(sizes)]
+        return output, [Attempt(ids[i, :size], sure[i]) for i, size in enumerate(sizes)]

@@ -16,7 +16,7 @@ CRITERIA = ("max_time", "stop_strings", "stopping_criteria")
 """Options by which answers end that don't end with a token of their own; padding follows them, as in transformers."""
 
 
-class Watch(LogitsProcessor):
+class AnswerWatch(LogitsProcessor):
     """Keeps one number per row and step. It has to be the last of the caller's processors, and changes nothing."""
 
     def __init__(self, measure: Confidence) -> None:
