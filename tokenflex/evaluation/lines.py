@@ -59,8 +59,8 @@ def _line(name: str, entry: Mapping[str, Any], kinds: list[str], escalated: bool
         "" if "regret" not in entry else f"{entry['regret_tokens']:.1f}",
     )
     if escalated:
-        told = "passes" in entry
-        cells += (f"{entry['passes']:.2f}", f"{entry['wasted']:.1f}") if told else ("", "")
+        escalated = "passes" in entry
+        cells += (f"{entry['passes']:.2f}", f"{entry['wasted']:.1f}") if escalated else ("", "")
     by_kind = tuple(f"{entry['by_kind'][kind]['score']:.3f}" for kind in kinds)
     return Line(name, entry["group"], cells, by_kind, tuple(entry.get("chosen", ())))
 

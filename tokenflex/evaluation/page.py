@@ -26,7 +26,7 @@ from tokenflex.pages import (
     rendered,
 )
 from tokenflex.pages import (
-    facts as stored_host_of,
+    facts as how_made,
 )
 
 CHOOSING = ("router", "budget", "escalate")
@@ -96,7 +96,7 @@ def made(summary: Summary, evaluation: Evaluation) -> list[tuple[tuple[str, str]
         "seed": f"answers are greedy and need none; {drawn['resamples']} bootstrap draws of the intervals: "
         f"{drawn['seed']}"
     }
-    return [stored_host_of(one, seeds) for one in evaluation.made or [None]]
+    return [how_made(one, seeds) for one in evaluation.made or [None]]
 
 
 def shown_setting(evaluation: Evaluation) -> str:

@@ -263,7 +263,7 @@ def _read_samples(folder: Path, manifest: Manifest, sure: bool) -> list[Shown]:
     return [shown(row) for row in rows]
 
 
-def _parquet(table: pa.Table, told: Mapping[str, str] | None = None) -> bytes:
+def _parquet(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
     sink = pa.BufferOutputStream()
-    sealed.write_table(table, sink, told)
+    sealed.write_table(table, sink, metadata)
     return sink.getvalue().to_pybytes()

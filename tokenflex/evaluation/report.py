@@ -46,5 +46,5 @@ def markdown(summary: Summary) -> str:
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     ruler = ("---", *["---:"] * (len(header) - 1))
-    told = [[escaped(cell) for cell in row] for row in (header, *rows)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (told[0], ruler, *told[1:]))
+    table = [[escaped(cell) for cell in row] for row in (header, *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (table[0], ruler, *table[1:]))

@@ -59,8 +59,8 @@ def opening(
         why = "the finest level was not run, so there is no difference to tell"
         return f"{_subject(shown, routed)}: {_alone(shown, word, questions)}; {why}."
     using = "" if shown.name == "router" else f" with {shown.name}"
-    told = f"{_kept(compared, word)} {_cost(compared.share)}{using}: {_difference(compared, questions)}."
-    return told if routed else f"Without a router: {told[0].lower()}{told[1:]}"
+    text = f"{_kept(compared, word)} {_cost(compared.share)}{using}: {_difference(compared, questions)}."
+    return text if routed else f"Without a router: {text[0].lower()}{text[1:]}"
 
 
 def _subject(shown: Score, routed: bool) -> str:
@@ -100,8 +100,8 @@ def _cost(share: float | None) -> str:
 
 def _difference(compared: Compared, questions: int) -> str:
     interval = f" [{compared.interval[0]:+.3f}, {compared.interval[1]:+.3f}]" if compared.interval else ""
-    told = f"difference to always-finest {compared.difference:+.3f}{interval}"
-    return f"{told} ({_told(compared.interval, questions)})"
+    text = f"difference to always-finest {compared.difference:+.3f}{interval}"
+    return f"{text} ({_told(compared.interval, questions)})"
 
 
 def _told(interval: Interval, questions: int) -> str:

@@ -16,7 +16,8 @@ def facts(made: Mapping[str, Any] | None, further: Mapping[str, str] | None = No
     """
     known: Mapping[str, Any] = made or {}
     versions = ", ".join(f"{name} {known[name]}" for name in VERSIONS if known.get(name))
-    threads = f", {known['threads']} threads" if known.get("threads") else ""
+    count = known.get("threads")
+    threads = f", {count} thread{'s' * (count != 1)}" if count else ""
     hardware = f"{known['hardware']}{threads}; device {known.get('device', '')}" if known.get("hardware") else UNKNOWN
     command = known.get("command")
     if command == "":
@@ -27,4 +28,4 @@ def facts(made: Mapping[str, Any] | None, further: Mapping[str, str] | None = No
         "hardware": hardware,
         "versions": versions or UNKNOWN,
     }
-    return tuple((term, str(told)) for term, told in {**found, **(further or {})}.items())
+    return tuple((term, str(text)) for term, text in {**found, **(further or {})}.items())
