@@ -90,7 +90,7 @@ def test_the_opening_sentence_is_first_and_how_it_was_made_follows_the_plot(text
     assert re.search(
         r"<h1>\w[^<]* accuracy[^<]* for 38 % of the visual tokens: difference to always-finest -0\.011 ", text
     )
-    assert "a processor, 2 cores, 1 threads; device cpu" in text
+    assert "a processor, 2 cores, 1 thread; device cpu" in text
     assert "3, of data, weights and training; also of the 2000 bootstrap draws" in text
     assert "not known" not in text
 
