@@ -29,7 +29,7 @@ MEASURE = """
 import json, sys, threading, time
 from tokenflex import released
 import tokenflex.hosts.llava_next
-import transformers.models.llava_next.modeling_llava_next, transformers.models.clip.modeling_video
+import transformers.models.llava_next.modeling_llava_next, transformers.models.clip.modeling_clip
 def held():
     lines = dict(line.split(":") for line in open("/proc/self/status"))
     return [int(lines[key].split()[0]) * 1024 for key in ("RssAnon", "VmRSS")]

@@ -30,7 +30,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 import tokenflex
 from tokenflex.serving import Front
-import transformers.models.llava_next.modeling_llava_next, transformers.models.clip.modeling_video
+import transformers.models.llava_next.modeling_llava_next, transformers.models.clip.modeling_clip
 def held():
     lines = dict(line.split(":") for line in open("/proc/self/status") if ":" in line)
     return sum(int(lines[key].split()[0]) * 1024 for key in ("RssAnon", "RssFile"))

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 import tokenflex
-from tests.conftest import shown
+from tests.conftest import image as shown
 from tests.demo.test_handling import bytes_of
 from tokenflex.demo.samples import Example
 

@@ -156,7 +156,7 @@ def test_hosts_that_cannot_say_so():
     tiny = served("idefics3")
     adapter = hosts.get("idefics3")(tiny.build())
     batch = adapter.read(tiny.batch(adapter.host.config, ((1, AN_IMAGE, 2),)))
-    with pytest.raises(UnsupportedHostError, match="words around every tile"):
+    with pytest.raises(UnsupportedHostError, match="text around every tile"):
         adapter.resized(batch, [0.5] * len(batch.spans))
     assert adapter.processor_kwargs(batch, 0, 4) == {}
 

@@ -146,5 +146,5 @@ def test_one_marker_or_several():
     assert markers([1, 2]) == ((1, 2),)
     assert markers([[1, 2], [3], []]) == ((1, 2), (3,))
     for wrong in ("ab", [1, "a"], [[1.5]], [[True]]):
-        with pytest.raises(ConfigError, match="give the ids of the words"):
+        with pytest.raises(ConfigError, match="give the ids of the prompt tokens"):
             markers(wrong)

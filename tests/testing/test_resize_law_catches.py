@@ -158,5 +158,5 @@ def test_the_part_catches_it(name, broken, told):
 @torch.no_grad()
 def test_hosts_without_smaller_images_are_left_out():
     tiny = served("idefics3")
-    with pytest.raises(Skip, match="words around every tile"):
+    with pytest.raises(Skip, match="text around every tile"):
         resize_checks.smaller_images_are_images(HostBench(GridAdapter(tiny.build()), tiny))

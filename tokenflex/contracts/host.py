@@ -26,7 +26,7 @@ class Span:
         row: row of the batch.
         at: positions of its placeholders, ascending, on the CPU.
         leads: whether the prompt tokens before a run of it belong to that run (a frame's time), rather than those
-        behind.
+            behind.
     """
 
     row: int

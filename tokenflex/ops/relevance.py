@@ -38,8 +38,8 @@ def most_relevant(
     published code, masked prompt tokens fill up what is left in the order of the text, and only then zero rows.
 
     Args:
-        in_text_order: give the same prompt tokens in the order of the text: scores choose among prompt tokens, and
-        don't order them.
+        in_text_order: give the same prompt tokens in the order of the text: scores choose among them, and don't
+            order them.
     """
     order = scores.masked_fill(~mask, float("-inf")).argsort(dim=-1, descending=True, stable=True)[..., :k]
     if in_text_order:

@@ -140,7 +140,7 @@ def partitions(source: str | os.PathLike[str]) -> list[Partition]:
                 found.append(Partition(f"{file.stem}-{group:05d}.parquet", str(file), group, start, rows))
             start += rows
     if not found:
-        raise DataError(f"{splits} has no rows; give a Parquet file or a folder of them.")
+        raise DataError(f"{path} has no rows; give a Parquet file or a folder of them.")
     return found
 
 

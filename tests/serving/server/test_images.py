@@ -77,7 +77,7 @@ def test_formats_that_run_programs_are_not_opened():
 
 
 def test_an_allowed_server_is_asked_at_the_address_that_was_checked():
-    found = read("https://Pictures.example/a/b.png?c=d")
+    found = read("https://Images.example/a/b.png?c=d")
     assert found.getpixel((0, 0)) == (9, 8, 7)
     (request,) = read.asked
     assert str(request.url) == f"https://{PUBLIC}/a/b.png?c=d"
