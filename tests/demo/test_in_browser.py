@@ -1,13 +1,12 @@
 """The page in a browser: upload, ask, move the slider; the numbers are the library's own."""
 
-import os
 import re
-import shutil
 from collections import Counter
 
 import pytest
 
 import tokenflex
+from tests.browser import BROWSER, MISSING, started
 from tests.conftest import image as shown
 from tests.demo.test_handling import bytes_of
 from tokenflex.demo.samples import Example
@@ -17,14 +16,12 @@ pytest.importorskip("gradio", reason=f'the page needs gradio: {GET}"tokenflex[de
 served_page = pytest.importorskip("tokenflex.demo.page")
 playwright = pytest.importorskip("playwright.sync_api", reason=f"a browser is driven by playwright: {GET}playwright")
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 SECONDS = 60
 NUMBER = re.compile(r"^\d+(\.\d)?$")
 HOSTILE_NAME = "<img src=x onerror=alert(1)>.png"
 HOSTILE = "<b>w1</b> ${alert(1)} {{7*7}} <script>alert(2)</script>"
 expect = playwright.expect
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of the browsers {', '.join(NAMES)} is installed")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=MISSING)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +33,8 @@ def address(model):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        started = driver.chromium.launch(executable_path=BROWSER, args=options)
-        yield started
-        started.close()
+    with started(playwright) as browser:
+        yield browser
 
 
 @pytest.fixture

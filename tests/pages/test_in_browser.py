@@ -1,10 +1,8 @@
 """Pages in a browser, opened from the disk: they sort, filter and fit."""
 
-import os
-import shutil
-
 import pytest
 
+from tests.browser import BROWSER, MISSING, started
 from tests.measure.test_report import made as profiled
 from tests.test_pages import HOSTILE
 from tokenflex.measure.page import html
@@ -12,7 +10,6 @@ from tokenflex.measure.page import html
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="a browser is driven by playwright: pip install playwright"
 )
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 TEXT_SIZES = """
 [...document.querySelectorAll('.plot svg text')].filter(one => one.getBoundingClientRect().width).map(one => {
   const m = one.getScreenCTM();
@@ -20,16 +17,13 @@ TEXT_SIZES = """
 })
 """
 """CSS pixels, as displayed."""
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=MISSING)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        started = driver.chromium.launch(executable_path=BROWSER, args=options)
-        yield started
-        started.close()
+    with started(playwright) as browser:
+        yield browser
 
 
 @pytest.fixture

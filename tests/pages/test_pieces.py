@@ -14,7 +14,7 @@ from tokenflex.evaluation.records import AnswerWriter, Evaluation
 from tokenflex.evaluation.report import report
 from tokenflex.markup import readable
 from tokenflex.measure.page import html, sentence
-from tokenflex.pages import Cell, Column, Gallery, Overlay, Row, Table, facts, rendering
+from tokenflex.pages import Cell, Column, Gallery, Overlay, Row, Table, how_made, rendering
 from tokenflex.pages.gallery import Card
 
 
@@ -99,9 +99,9 @@ def test_what_cannot_say_how_answers_were_made_is_refused(tmp_path, told):
 
 
 def test_facts_that_nobody_kept_are_said_to_be_unknown():
-    assert dict(facts(None, {"seed": "3"}))["seed"] == "3"
-    assert all(value.startswith("not known") for term, value in facts(None) if term != "seed")
-    assert dict(facts({"command": ""}))["command"] == "called from Python"
+    assert dict(how_made(None, {"seed": "3"}))["seed"] == "3"
+    assert all(value.startswith("not known") for term, value in how_made(None) if term != "seed")
+    assert dict(how_made({"command": ""}))["command"] == "called from Python"
 
 
 def test_lines_part_kept_tokens_and_dropped_ones_are_dark():

@@ -60,9 +60,8 @@ def as_asked(processor: Any, text: str) -> str:
         text: a sentence such as ``Which digit is blue?`` becomes ``digit blue`` for the quickstart's model; all other
             texts, and those for other models, stay as they are.
     """
-    if not speaks_quickstart(processor):
-        return text
-    return ASKED.get(" ".join(text.split()).rstrip("?. ").casefold(), text)
+    asked = ASKED.get(" ".join(text.split()).rstrip("?. ").casefold(), text)
+    return asked if asked != text and speaks_quickstart(processor) else text
 
 
 def _ordered(asked: SceneQuestion, rest: Sequence[SceneQuestion]) -> tuple[str, ...]:

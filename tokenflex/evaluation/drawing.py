@@ -51,15 +51,7 @@ def as_data(found: Sequence[Cells]) -> list[dict[str, object]]:
 
 def stored(image: Image.Image) -> bytes:
     """An image for a gallery, at its own resolution up to `LARGEST`: small ones without loss, others as JPEG."""
-    target = io.BytesIO()
-    if max(image.size) <= TINY:
-        image.save(target, format="PNG", optimize=True)
-        return target.getvalue()
-    if max(image.size) > LARGEST:
-        image = image.copy()
-        image.thumbnail((LARGEST, LARGEST))
-    image.save(target, format="JPEG", quality=90)
-    return target.getvalue()
+    return _encoded(image, LARGEST, quality=90)
 
 
 def seen(content: bytes, kept: Cells | None, alt: str) -> CardImage:
@@ -78,13 +70,19 @@ def seen(content: bytes, kept: Cells | None, alt: str) -> CardImage:
 
 def thumbnail(content: Image.Image) -> bytes:
     """An image for a page: small ones as they are, others shrunk."""
+    return _encoded(content, WIDE, quality=85)
+
+
+def _encoded(image: Image.Image, longest: int, quality: int) -> bytes:
+    """Small images without loss, others as JPEG and at most ``longest`` pixels long."""
     target = io.BytesIO()
-    if max(content.size) <= TINY:
-        content.save(target, format="PNG", optimize=True)
+    if max(image.size) <= TINY:
+        image.save(target, format="PNG", optimize=True)
         return target.getvalue()
-    small = content.copy()
-    small.thumbnail((WIDE, WIDE))
-    small.save(target, format="JPEG", quality=85)
+    if max(image.size) > longest:
+        image = image.copy()
+        image.thumbnail((longest, longest))
+    image.save(target, format="JPEG", quality=quality)
     return target.getvalue()
 
 

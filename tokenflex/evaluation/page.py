@@ -21,12 +21,10 @@ from tokenflex.pages import (
     Row,
     Score,
     Table,
+    how_made,
     numbered,
     opening,
     rendered,
-)
-from tokenflex.pages import (
-    facts as how_made,
 )
 
 CHOOSING = ("router", "budget", "escalate")

@@ -161,7 +161,7 @@ def made_of(text: str | None, where: str) -> dict[str, Any] | None:
     """How the answers of a file were made, from its metadata; None where they don't say.
 
     Raises:
-        DataError: it isn't what `tokenflex.evaluation.records.PartWriter` wrote.
+        DataError: it isn't what `tokenflex.evaluation.records.AnswerWriter` wrote.
     """
     if text is None:
         return None

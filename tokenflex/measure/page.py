@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from tokenflex.measure.break_even import BreakEven
 from tokenflex.measure.lines import Rows, answer_tokens, costs, sentences, times, title
 from tokenflex.measure.result import BatchProfile, Profile
-from tokenflex.pages import Cell, Column, Plot, Row, Series, Table, drawn, facts, numbered, rendered
+from tokenflex.pages import Cell, Column, Plot, Row, Series, Table, drawn, how_made, numbered, rendered
 from tokenflex.pages.plot import PALETTE
 
 NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(?:\*| / .*)?")
@@ -130,7 +130,7 @@ def made(profile: Profile) -> tuple[tuple[str, str], ...]:
         "runs": f"{profile.runs} per setting after {profile.warm_up} for warming up; settings take turns",
         "seed": "answers are greedy and need none; intervals always draw the same rounds",
     }
-    return facts(known, further)
+    return how_made(known, further)
 
 
 def _cases(profile: Profile) -> list[tuple[BatchProfile, BreakEven]]:

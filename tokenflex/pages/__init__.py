@@ -7,7 +7,7 @@ the script.
 
 from tokenflex.pages.gallery import Card, CardImage, Gallery, Overlay
 from tokenflex.pages.opening import Compared, Score, opening
-from tokenflex.pages.origin import facts
+from tokenflex.pages.origin import how_made
 from tokenflex.pages.plot import Plot, Series, drawn, points
 from tokenflex.pages.rendering import rendered
 from tokenflex.pages.tables import Cell, Column, Row, Table, numbered
@@ -26,7 +26,7 @@ __all__ = [
     "Series",
     "Table",
     "drawn",
-    "facts",
+    "how_made",
     "numbered",
     "opening",
     "points",

@@ -7,7 +7,7 @@ UNKNOWN = "not known: this was not recorded when the results were made"
 VERSIONS = ("tokenflex", "torch", "transformers", "python")
 
 
-def facts(made: Mapping[str, Any] | None, further: Mapping[str, str] | None = None) -> tuple[tuple[str, str], ...]:
+def how_made(made: Mapping[str, Any] | None, further: Mapping[str, str] | None = None) -> tuple[tuple[str, str], ...]:
     """Pairs of a term and what is known of it; what was not recorded is said to be unknown.
 
     Args:

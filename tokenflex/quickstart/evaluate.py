@@ -184,6 +184,7 @@ def intervals(
         levels: named ``level:0`` and so on in what is returned.
         seed: of the draws.
     """
+    # Only the finest is named as a level: all of them would bring the oracle and the frontier, which nobody asks for.
     last, named = len(levels) - 1, {f"level {level}": answers for level, answers in enumerate(levels[:-1])}
     of = levels[-1].tokens.astype(np.float64)
     columns = {

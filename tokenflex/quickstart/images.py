@@ -187,12 +187,12 @@ def practice(seed: int, stock: Sequence[Scene], count: int, turns: int, *, coars
     rng = np.random.default_rng((seed, count, turns))
     rows = []
     for _ in range(count):
-        image = stock[int(rng.integers(len(stock)))]
-        plain = [q for q in image.questions if q.kind in COARSE_KINDS]
-        detail = [q for q in image.questions if q.kind not in COARSE_KINDS]
+        scene = stock[int(rng.integers(len(stock)))]
+        plain = [q for q in scene.questions if q.kind in COARSE_KINDS]
+        detail = [q for q in scene.questions if q.kind not in COARSE_KINDS]
         always = plain if coarse or not detail else []
         chosen = [detail[i] for i in rng.permutation(len(detail))[: turns - len(always)]] + always
-        rows.append(row(image, [chosen[i] for i in rng.permutation(len(chosen))]))
+        rows.append(row(scene, [chosen[i] for i in rng.permutation(len(chosen))]))
     return rows
 
 
@@ -207,28 +207,28 @@ def exam(seed: int, split: Split, count: int) -> list[tuple[Scene, SceneQuestion
             kind = COARSE_KINDS[(2 * third + place - 1) % len(COARSE_KINDS)]
         fitting: list[SceneQuestion] = []
         while not fitting:
-            image = draw(rng, split)
-            fitting = [q for q in image.questions if q.kind == kind]
-        asked.append((image, fitting[rng.integers(len(fitting))]))
+            scene = draw(rng, split)
+            fitting = [q for q in scene.questions if q.kind == kind]
+        asked.append((scene, fitting[rng.integers(len(fitting))]))
     return asked
 
 
-def row(image: Scene, questions: Sequence[SceneQuestion]) -> Row:
+def row(scene: Scene, questions: Sequence[SceneQuestion]) -> Row:
     """A row in chat format."""
     messages = []
     for i, question in enumerate(questions):
         parts = [{"type": "image"}] * (i == 0) + [{"type": "text", "text": question.question}]
         messages.append({"role": "user", "content": parts})
         messages.append({"role": "assistant", "content": question.answer})
-    return {"image": image.image, "messages": messages}
+    return {"image": scene.image, "messages": messages}
 
 
-def described(image: Scene) -> str:
-    """What an image shows, for those who don't see it."""
+def described(scene: Scene) -> str:
+    """What a scene shows, for those who don't see it."""
     names = list(INKS)
-    shown = [f"{digit} in {names[ink]}" for digit, ink in image.cells.reshape(-1, 2).tolist() if digit < 10]
+    shown = [f"{digit} in {names[ink]}" for digit, ink in scene.cells.reshape(-1, 2).tolist() if digit < 10]
     digits = f"the handwritten digit{'s' * (len(shown) > 1)} {', '.join(shown)}" if shown else "no digit"
-    return f'photograph "{list(PHOTOS)[image.photo]}" washed in {list(WASHES)[image.wash]}, with {digits}'
+    return f'photograph "{list(PHOTOS)[scene.photo]}" washed in {list(WASHES)[scene.wash]}, with {digits}'
 
 
 def words() -> tuple[str, ...]:

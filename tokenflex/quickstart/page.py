@@ -21,7 +21,7 @@ from tokenflex.pages import (
     Score,
     Series,
     Table,
-    facts,
+    how_made,
     numbered,
     opening,
     points,
@@ -99,7 +99,7 @@ def made(result: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         "seed": f"{seed}, of data, weights and training{drawn}",
         "time": f"{sum(result['seconds'].values()):.0f} s in all",
     }
-    return facts(result.get("made"), further)
+    return how_made(result.get("made"), further)
 
 
 def plot(result: dict[str, Any]) -> Plot:

@@ -42,8 +42,9 @@ class AVGRouter(Router):
                 as they stand in the text. A voter that weighs by position gives a word another weight in another place,
                 so with ``relevance`` two prompt tokens of nearly equal relevance that change places move the scores
                 (docs/parity.md has figures); with ``text`` relevance only chooses. A router is trained for one of the
-            two. rows: which tokens vote: ``all``, as published; ``pooled``: those of all levels but the finest, for
-                about half of the work. A router is trained for one of the two.
+                two.
+            rows: which tokens vote: ``all``, as published; ``pooled``: those of all levels but the finest, for about
+                half of the work. A router is trained for one of the two.
         """
 
         text_tokens: int = 32

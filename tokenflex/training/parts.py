@@ -96,8 +96,8 @@ def choose(recipe: Recipe, sources: Mapping[str, Saved]) -> ChosenParts:
         if kept_config is not None and configs[kind] != kept_config:
             raise ConfigError(
                 f"the recipe asks for the {kind} {checkpoint.described(kind, configs[kind])}, and {kept[kind].where} "
-                f"has {checkpoint.described(kind, kept_config)}. Leave {kind} and {kind}_config out to go on with that "
-                f"or start anew with fresh: [{kind}]."
+                f"has {checkpoint.described(kind, kept_config)}. Leave {kind} and {kind}_config out to go on with that,"
+                f" or start anew with fresh: [{kind}]."
             )
     return ChosenParts(configs, kept)
 
