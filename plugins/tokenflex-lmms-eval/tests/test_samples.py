@@ -6,9 +6,9 @@ from tokenflex.errors import DataError
 from tokenflex_lmms_eval.samples import read
 
 
-def test_images_are_split_from_text_in_order(drawn, tmp_path):
-    drawn(1).save(tmp_path / "one.png")
-    grey = drawn(0).convert("L")
+def test_images_are_split_from_text_in_order(image, tmp_path):
+    image(1).save(tmp_path / "one.png")
+    grey = image(0).convert("L")
     messages = [
         {"role": "system", "content": "short answers"},
         {"role": "user", "content": [
@@ -19,8 +19,8 @@ def test_images_are_split_from_text_in_order(drawn, tmp_path):
         ]},
     ]  # fmt: skip
     sample = read(messages, "task t, document 3")
-    assert [image.size for image in sample.images] == [drawn(0).size, drawn(1).size]
-    assert {image.mode for image in sample.images} == {"RGB"}
+    assert [got.size for got in sample.images] == [image(0).size, image(1).size]
+    assert {got.mode for got in sample.images} == {"RGB"}
     assert list(sample.messages) == [
         {"role": "system", "content": [{"type": "text", "text": "short answers"}]},
         {"role": "user", "content": [
