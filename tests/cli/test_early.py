@@ -103,6 +103,40 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
     assert set(GO_ON) <= {command.__name__.rpartition(".")[2] for command in COMMANDS}
 
 
+LOST = """
+import os, signal, sys, weakref
+from tokenflex.cli import quickstart
+from tokenflex.cli.main import main
+
+class Thing:
+    pass
+
+def interrupted(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+def run(options, rest):
+    for _ in range({times}):
+        thing = Thing()
+        seen = weakref.ref(thing, interrupted)
+        del thing  # the callback can't raise what the signal raises
+    while True:
+        pass
+
+quickstart.run = run
+sys.exit(main(["quickstart"]))
+"""
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_ctrl_c_while_an_object_is_cleared_away_is_not_lost(times):
+    ended = subprocess.run(
+        [sys.executable, "-c", LOST.format(times=times)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.strip().startswith("tokenflex quickstart: interrupted.")
+    assert "Traceback" not in ended.stderr
+
+
 def test_our_keys_come_first(capsys):
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out

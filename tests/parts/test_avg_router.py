@@ -95,6 +95,30 @@ def test_pooled_rows_need_a_coarser_level():
         AVGRouter.Config(rows="some").build(dim=32, num_levels=5)
 
 
+@pytest.mark.parametrize("attend", ["tiles", "tokens"])
+@pytest.mark.parametrize("spill", [False, True])
+def test_a_router_that_sees_less_is_told_nothing_by_the_rest(attend, spill):
+    """One that sees the question votes alike for all images, and one that sees the image for all questions."""
+    (pyramid, instruction), (other, _) = request(words=6), request(words=6, scaler="stride")
+    further = Instruction(instruction.embeddings.flip(-1), instruction.mask)
+
+    def votes(sees, *shown):
+        torch.manual_seed(0)
+        config = AVGRouter.Config(attend=attend, text_tokens=4, dropout=0.0, spill=spill, sees=sees)
+        return config.build(dim=DIM, num_levels=5).eval()(*shown).logits
+
+    for sees, image_tells, question_tells in (("both", True, True), ("question", False, True), ("image", True, False)):
+        found = votes(sees, pyramid, instruction)
+        assert found.isfinite().all()
+        assert bool((votes(sees, other, instruction) != found).any()) == image_tells
+        assert bool((votes(sees, pyramid, further) != found).any()) == question_tells
+
+
+def test_what_a_router_sees_is_one_of_three():
+    with pytest.raises(ConfigError, match="sees"):
+        AVGRouter.Config(sees="nothing")
+
+
 def gradients(router, logits):
     """Of a random functional of the logits, by parameter."""
     coefficients = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))

@@ -19,12 +19,13 @@ from tokenflex.errors import ConfigError
 from tokenflex.quickstart import evaluate
 from tokenflex.quickstart.evaluate import GradedAnswers, Results
 from tokenflex.quickstart.host import seeded
-from tokenflex.quickstart.images import COARSE_KINDS, FINE_KINDS, INKS, exam, images, words
+from tokenflex.quickstart.images import COARSE_KINDS, COLS, FINE_KINDS, INKS, ROWS, SIZES, exam, images, words
 from tokenflex.quickstart.recipe import QuickstartPlan
 from tokenflex.quickstart.run import run
 from tokenflex.quickstart.tower import TowerWork
 
 ROUTERS = ("router", "random_router", "reconstruction_router", "random_reconstruction")
+SEEING_LESS = ("router_without_image", "router_without_question")
 ESCALATED = ("escalate", "router_escalate")
 
 
@@ -111,6 +112,33 @@ def test_splits_share_no_scan():
     assert sum(scan.tobytes() in seen for scan in test) == 0
 
 
+def test_a_digit_fills_a_window_of_its_level():
+    seen = set()
+    for scene in images(4, "train", 60):
+        down, across = SIZES[scene.size]
+        cells = scene.cells[..., 0]
+        windows = cells.reshape(ROWS // down, down, COLS // across, across)
+        assert (windows == windows[:, :1, :, :1]).all()
+        shown = cells[cells < 10]
+        assert len(shown) == scene.digits * down * across
+        fine = [question for question in scene.questions if question.fine]
+        if fine:
+            assert scene.digits == {(1, 1): 8, (1, 2): 8, (2, 2): 8, (2, 4): 4, (4, 4): 2}[down, across]
+            assert len(fine) == 2 * scene.digits
+            seen.add(scene.size)
+    assert seen == {0, 1, 2, 3, 4}
+
+
+def test_large_digits_are_drawn_large():
+    """Where the cells say that there is a digit, the photograph is covered: black, with ink on it."""
+    scene = next(scene for scene in images(5, "train", 200) if SIZES[scene.size] == (4, 4) and scene.digits)
+    covered = np.kron(scene.cells[..., 0] < 10, np.ones((16, 16), dtype=bool))
+    pixels = np.asarray(scene.image)
+    assert (pixels[covered] == 0).all(-1).any()
+    assert not (pixels[~covered] == 0).all(-1).any()
+    assert (pixels[covered].max(-1) > 120).mean() > 0.1
+
+
 def test_answers_are_what_the_cells_show():
     for image in images(3, "train", 30):
         shown = {int(digit): list(INKS)[ink] for digit, ink in image.cells.reshape(-1, 2) if digit < 10}
@@ -143,10 +171,10 @@ def test_the_host_is_stock_and_seeded():
 def test_report_says_everything(result):
     report, folder = result
     assert report == json.loads((folder / "report.json").read_text())
-    assert {"seed", "device", "seconds", "levels", *ROUTERS, "oracle"} <= set(report)
+    assert {"seed", "device", "seconds", "levels", *ROUTERS, *SEEING_LESS, "level_per_kind", "oracle"} <= set(report)
     assert report["fine_share"] == pytest.approx(1 / 3, abs=1e-3)
     assert [level["tokens_mean"] for level in report["levels"]] == [4, 8, 14, 28, 52]
-    routers = [report[name] for name in ROUTERS]
+    routers = [report[name] for name in (*ROUTERS, *SEEING_LESS, "level_per_kind")]
     escalated = [report[name] for name in ESCALATED]
     for entry in (*report["levels"], *routers, *escalated, report["oracle"]):
         assert set(entry["accuracy_by_kind"]) == {*FINE_KINDS, *COARSE_KINDS}
@@ -158,7 +186,10 @@ def test_report_says_everything(result):
     assert report["smaller_image"]["tower"] < 0.5
     most = report["levels"][0]["tokens_mean"] + report["levels"][-1]["tokens_mean"]
     assert report["levels"][0]["tokens_mean"] <= report["escalate"]["tokens_mean"] <= most
-    assert sum(sum(counts) for counts in report["router"]["choices_by_kind"].values()) == 36
+    for name in ("router", *SEEING_LESS):
+        assert sum(sum(counts) for counts in report[name]["choices_by_kind"].values()) == 36
+        assert sum(sum(counts) for counts in report[name]["choices_by_size"].values()) == 12
+    assert set(report["level_per_kind"]["levels_by_kind"]) == {*FINE_KINDS, *COARSE_KINDS}
     assert len([name for name in report["seconds"] if name.startswith("stage")]) == 5
     page = (folder / "report.html").read_text()
     assert "<img" in page
@@ -233,6 +264,10 @@ def test_comparison_of_settings():
     assert found["router"]["tower"] == (0.75 * 2 + 0.25 * 5) / 4
     assert found["random_router"]["tower"] == (0.75 * 1 + 0.25 * 4) / 4
     assert found["smaller_image"] == found["levels"][0]
+    levels_by_kind = found["level_per_kind"]["levels_by_kind"]
+    needed = {question.kind for _, question in questions[: count // 2]}  # level 0 is wrong there
+    assert levels_by_kind == {kind: int(kind in needed) for kind in {question.kind for _, question in questions}}
+    assert found["level_per_kind"]["accuracy"] == 1.0
     assert found["escalate"]["tokens_mean"] == 2 + 6 / 4
     assert found["escalate"]["passes_mean"] == 1.25
     assert found["escalate"]["differs_from_finest"] == 0.75

@@ -1,6 +1,7 @@
 """A quickstart that was interrupted goes on where it was, to the same end; what is left is estimated honestly."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -25,31 +26,30 @@ def weights(folder):
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, capsys):
+    """Interrupted twice: before stage 3, and between the router and the routers that see less."""
     plan = tiny(questions=24)
     run(tmp_path / "whole", seed=3, device="cpu", plan=plan)
     assert not (tmp_path / "whole" / NAME).exists()
-    train, done = recipe.train, []
+    train, done = recipe.train, list[int]()
 
-    def interrupted(flex, processor, phase, *given):
-        if phase.stage.number == 3:
-            raise KeyboardInterrupt
-        done.append(phase.stage.number)
-        train(flex, processor, phase, *given)
+    def until(stage, times):
+        def trained(flex, processor, phase, *given, **more):
+            if phase.stage.number == stage and done.count(stage) == times:
+                raise KeyboardInterrupt
+            done.append(phase.stage.number)
+            train(flex, processor, phase, *given, **more)
 
-    monkeypatch.setattr(recipe, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", seed=3, device="cpu", plan=plan)
-    assert done == [1, 2]
-    again = []
+        done.clear()
+        monkeypatch.setattr(recipe, "train", trained)
 
-    def counted(flex, processor, phase, *given):
-        again.append(phase.stage.number)
-        train(flex, processor, phase, *given)
-
-    monkeypatch.setattr(recipe, "train", counted)
-    run(tmp_path / "cut", seed=3, device="cpu", plan=plan)
-    assert again == [3, 4]
-    assert "taken up after 'stage 2" in capsys.readouterr().out
+    for stage, times, expected in ((3, 0, [1, 2]), (4, 1, [3, 4]), (None, 0, [4, 4])):
+        until(stage, times)
+        with pytest.raises(KeyboardInterrupt) if stage else nullcontext():
+            run(tmp_path / "cut", seed=3, device="cpu", plan=plan)
+        assert done == expected
+    said = capsys.readouterr().out
+    assert "taken up after 'stage 2" in said
+    assert "taken up after 'stage 4" in said
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     took = json.loads((tmp_path / "cut/report.json").read_text())["seconds"]

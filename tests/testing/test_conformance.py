@@ -25,6 +25,8 @@ SETTINGS = [
     AVGRouter.Config(attend="tokens", text_tokens=3),
     AVGRouter.Config(text_tokens=0),
     AVGRouter.Config(rows="pooled"),
+    AVGRouter.Config(sees="image"),
+    AVGRouter.Config(sees="question"),
     AveragePoolScaler.Config(windows=((3, 5), (3, 2), (1, 2))),
     ResolutionScaler.Config(shares=(0.25, 0.25, 1.0), pooling=((2, 2), (1, 1), (1, 1)), view_windows=((1, 1),)),
     ResolutionScaler.Config(shares=(0.25, 1.0, 1.0), pooling=((1, 1), (2, 2), (1, 1))),

@@ -46,7 +46,10 @@ def section(name: str, scale: float, seed: int) -> list[Outcome]:
         if done.returncode or not out.is_file():
             sys.stderr.write(f"{done.stdout[-3000:]}{done.stderr[-6000:]}\n")
             return [Outcome(name, "the section itself", 1, crashed=1, note=f"it ended with {done.returncode}")]
-        return [Outcome(**row) for row in json.loads(out.read_text(encoding="utf-8"))]
+        found = [Outcome(**row) for row in json.loads(out.read_text(encoding="utf-8"))]
+        if not all(outcome.fine for outcome in found):
+            sys.stderr.write(done.stderr)  # what is to be mended
+        return found
 
 
 def page(outcomes: list[Outcome], scale: float, seed: int, seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Entry point: ``tokenflex COMMAND``. Help never imports torch; each command imports what it needs when it runs."""
 
+import _thread
 import argparse
 import os
 import shlex
@@ -41,6 +42,8 @@ GO_ON = {
     "profile": " Nothing was written; run it again, with fewer --runs for a first look.",
 }
 """What to do after Ctrl-C."""
+MOMENT = 0.01
+"""Seconds after which Ctrl-C is raised again where it couldn't be raised."""
 
 
 def build() -> argparse.ArgumentParser:
@@ -70,20 +73,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _noting(asked: list[int]) -> Iterator[None]:
-    """Within, Ctrl-C is noted as well as raised: code in C may make another error of it, as matplotlib's does."""
+    """Within, Ctrl-C is noted as well as raised: code in C may make another error of it, as matplotlib's does.
+
+    Where it comes while Python clears an object away, nothing can be raised; then it is raised a moment later.
+    """
+    told, waiting = sys.unraisablehook, list[threading.Timer]()
 
     def note(number: int, frame: Any) -> None:
         asked.append(number)
         signal.default_int_handler(number, frame)
+
+    def later(unraisable: Any) -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            told(unraisable)
+            return
+        again = threading.Timer(MOMENT, _thread.interrupt_main)  # raised here it would be lost just so
+        again.daemon = True
+        waiting.append(again)
+        again.start()
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     signal.signal(signal.SIGINT, note)
+    sys.unraisablehook = later
     try:
         yield
     finally:
+        sys.unraisablehook = told
+        for again in waiting:
+            again.cancel()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,8 +1,8 @@
 """The exam: every held-out question answered with ``generate``, at every level and routed."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
 from tokenflex.evaluation.summary import Column, Table
 from tokenflex.model import Escalate, FlexModel
-from tokenflex.quickstart.images import COARSE_KINDS, FINE_KINDS, Scene, SceneQuestion, row
+from tokenflex.quickstart.images import CELL, COARSE_KINDS, FINE_KINDS, SIZES, Scene, SceneQuestion, row
 from tokenflex.quickstart.tower import tower_work
 
 BATCH, SHUFFLES, RESAMPLES = 96, 200, 2000
 ANSWER = 3
 """Tokens of an answer, at most."""
+NEARLY = 0.005
 Exam = Sequence[tuple[Scene, SceneQuestion]]
 
 
@@ -108,48 +109,48 @@ class Results:
         escalated: by name, answers and what they were allowed to.
         smaller: with the smallest image that the host takes, encoded as such; None where that is a level, or there
             is one size only.
+        ablations: by routers that see less, by name.
     """
 
     levels: Sequence[GradedAnswers]
     routers: Mapping[str, GradedAnswers]
     escalated: Mapping[str, tuple[GradedAnswers, Escalate]]
     smaller: GradedAnswers | None = None
+    ablations: Mapping[str, GradedAnswers] = field(default_factory=dict[str, GradedAnswers])
 
 
 def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
-    """Every setting, the choices of each router dealt out at random, the oracle.
+    """Every setting, the choices of each router dealt out at random, the best level of each kind, the oracle.
 
     Random choices, ``random_...``, are the mean over 200 shuffles of a router's own among the questions; the oracle
-    takes the coarsest level that answers right (the coarsest of all where none does). Towers are compared with that of
-    the finest level.
+    takes the coarsest level that answers right (the coarsest of all where none does). ``level_per_kind``: see
+    `best_per_kind`. Towers are compared with that of the finest level.
     """
     levels = results.levels
     table = np.stack([answers.right for answers in levels])
     costs = np.stack([answers.tokens for answers in levels])
     work = np.stack([answers.tower for answers in levels]) / levels[-1].tower
     places = np.arange(len(exam))
-    best = np.where(table.any(0), table.argmax(0), 0)
+    per_kind = best_per_kind(table, exam)
 
     smaller = {} if results.smaller is None else {"smaller_image": results.smaller}
-    sure = intervals(levels, {**smaller, **results.routers, **{n: a for n, (a, _) in results.escalated.items()}}, seed)
+    escalated = {name: answers for name, (answers, _) in results.escalated.items()}
+    sure = intervals(levels, {**smaller, **results.routers, **results.ablations, **escalated}, seed)
 
     def entry(answers: GradedAnswers, name: str) -> dict[str, Any]:
         tower = float(answers.tower.mean() / levels[-1].tower.mean())
         return {**summarise(answers.right, answers.tokens, exam), **sure[name], "tower": round(tower, 4)}
 
+    def mean_of(picks: Sequence[np.ndarray]) -> dict[str, Any]:
+        right, tokens, tower = (np.mean([of[pick, places] for pick in picks], axis=0) for of in (table, costs, work))
+        return {**summarise(right, tokens, exam), "tower": round(float(tower.mean()), 4)}
+
     def dealt(answers: GradedAnswers) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
-        shuffles = [rng.permutation(answers.levels) for _ in range(SHUFFLES)]
-        chance = np.mean([table[deal, places] for deal in shuffles], axis=0)
-        found = summarise(chance, np.mean([costs[deal, places] for deal in shuffles], axis=0), exam)
-        return {**found, "tower": round(float(np.mean([work[deal, places] for deal in shuffles])), 4)}
+        return mean_of([rng.permutation(answers.levels) for _ in range(SHUFFLES)])
 
     def chosen(answers: GradedAnswers, name: str) -> dict[str, Any]:
-        choices: dict[str, Counter[int]] = defaultdict(Counter)
-        for level, (_, question) in zip(answers.levels.tolist(), exam, strict=True):
-            choices[question.kind][level] += 1
-        counts = {kind: [count[level] for level in range(len(levels))] for kind, count in sorted(choices.items())}
-        return {**entry(answers, name), "choices_by_kind": counts}
+        return {**entry(answers, name), **choices(answers, exam, len(levels))}
 
     def promised(name: str, answers: GradedAnswers, escalate: Escalate) -> dict[str, Any]:
         differs = np.array([one != other for one, other in zip(answers.texts, levels[-1].texts, strict=True)])
@@ -163,14 +164,46 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     return {
         "levels": [entry(answers, f"level:{level}") for level, answers in enumerate(levels)],
         **{name: entry(answers, name) for name, answers in smaller.items()},
-        **{name: chosen(answers, name) for name, answers in results.routers.items()},
+        **{name: chosen(answers, name) for name, answers in {**results.routers, **results.ablations}.items()},
         **{f"random_{name.removesuffix('_router')}": dealt(answers) for name, answers in results.routers.items()},
-        **{name: promised(name, *found) for name, found in results.escalated.items()},
-        "oracle": {
-            **summarise(table[best, places], costs[best, places], exam),
-            "tower": round(float(work[best, places].mean()), 4),
+        "level_per_kind": {
+            **mean_of([np.array([per_kind[question.kind] for _, question in exam])]),
+            "levels_by_kind": per_kind,
         },
+        **{name: promised(name, *found) for name, found in results.escalated.items()},
+        "oracle": mean_of([np.where(table.any(0), table.argmax(0), 0)]),
     }
+
+
+def best_per_kind(right: np.ndarray, exam: Exam) -> dict[str, int]:
+    """The level that a user who knows the kind of a question would fix for it: the coarsest within half a point of the
+    kind's best accuracy, on the exam itself, which favours it.
+
+    Args:
+        right: ``(levels, questions)``, whether each level answers right.
+    """
+    kinds = np.array([question.kind for _, question in exam])
+    found: dict[str, int] = {}
+    for kind in dict.fromkeys(kinds.tolist()):
+        accuracy = right[:, kinds == kind].mean(axis=1)
+        found[kind] = int((accuracy >= accuracy.max() - NEARLY).argmax())
+    return found
+
+
+def choices(answers: GradedAnswers, exam: Exam, levels: int) -> dict[str, dict[str, list[int]]]:
+    """How many questions got each level: by kind and, of the fine ones, by the digits' height x width in pixels."""
+    by_kind: dict[str, list[int]] = defaultdict(lambda: [0] * levels)
+    by_size: dict[str, list[int]] = {size_name(size): [0] * levels for size in SIZES}
+    for level, (scene, question) in zip(answers.levels.tolist(), exam, strict=True):
+        by_kind[question.kind][level] += 1
+        if question.fine:
+            by_size[size_name(SIZES[scene.size])][level] += 1
+    return {"choices_by_kind": dict(sorted(by_kind.items())), "choices_by_size": by_size}
+
+
+def size_name(size: tuple[int, int]) -> str:
+    """Of a digit's cells, down and across: its height and width in pixels."""
+    return f"{size[0] * CELL} x {size[1] * CELL}"
 
 
 def intervals(

@@ -1,8 +1,10 @@
 """Images and questions of the embedded task, made from data that ships inside Python packages.
 
 Handwritten digits (scikit-learn) in coloured ink lie on a washed crop of a photograph (scikit-image). An image
-has no digit, one, or a block of four in each half. Coarse questions (which photograph, which wash, how many
-digits) survive heavy pooling; fine ones ask about one digit among eight and don't.
+has no digit, one, or several, all of one size. Coarse questions (which photograph, which wash, how many digits)
+survive heavy pooling. Fine ones ask about one digit among as many as there is room for, and how much pooling they
+survive depends on the image: a digit fills a window of one of the levels of the published pyramid, so coarser levels
+mix it with its neighbours, and finer ones waste tokens on it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tokenflex.errors import ConfigError
+from tokenflex.ops.pooling import PYRAMID
 
 try:
     from skimage import data as photographs
@@ -45,8 +48,15 @@ PHOTOS = {
     "cat": "chelsea",
     "galaxies": "hubble_deep_field",
 }
+SIZES = tuple(reversed(PYRAMID))
+"""Of digits, small to large: cells down and across, the windows of the levels."""
+SIZE_SHARES = (0.3, 0.25, 0.2, 0.15, 0.1)
 CROWD = (2, 4, 8)
-CROWD_SHARES = (0.25, 0.25, 0.5)
+"""Digits of an image that has several; large ones have room for four or two."""
+CONTRAST = (0.6, 1.0)
+"""The least and the most of an ink's brightness; one per image."""
+COLOURS = np.array(list(INKS.values()), dtype=np.float32)
+NO_DIGIT = 10
 COUNTS = ("none", "one", "many")
 FINE_KINDS = ("digit", "ink")
 COARSE_KINDS = ("photo", "wash", "count")
@@ -66,8 +76,8 @@ Row = dict[str, Any]
 class SceneQuestion:
     """One question about one image.
 
-    The fine kinds ask about one digit among eight. The same questions about fewer digits (``digit-few``,
-    ``ink-few``) are practice: they are easier, and only training uses them.
+    The fine kinds ask about one digit among as many as there is room for. The same questions about fewer digits
+    (``digit-few``, ``ink-few``) are practice: they are easier, and only training uses them.
     """
 
     kind: str
@@ -85,8 +95,9 @@ class Scene:
     """An image, what can be asked about it, and what each 16-pixel cell shows.
 
     Attributes:
-        cells: ``(ROWS, COLS, 2)``, digit (10: none) and ink (8: none) per cell.
+        cells: ``(ROWS, COLS, 2)``, digit (10: none) and ink (8: none) per cell; a large digit has several cells.
         photo, wash: indices into ``PHOTOS`` and ``WASHES``.
+        size: of its digits, an index into ``SIZES``.
     """
 
     image: Image.Image
@@ -94,19 +105,21 @@ class Scene:
     cells: np.ndarray
     photo: int
     wash: int
+    size: int
+
+    @property
+    def digits(self) -> int:
+        """How many digits there are; no two are the same."""
+        return len(set(self.cells[..., 0].ravel().tolist()) - {NO_DIGIT})
 
 
 @cache
 def _digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """(scans 0..1 at 14 x 14, labels): every fifth scan is a test scan."""
+    """(scans 0..255 at 8 x 8, labels): every fifth scan is a test scan."""
     bunch: Any = load_digits()
     test = np.arange(len(bunch.target)) % 5 == 0
     chosen = test if split == "test" else ~test
-    scans = [
-        np.asarray(Image.fromarray((scan * 255 / 16).astype(np.uint8)).resize((14, 14), Image.Resampling.BICUBIC))
-        for scan in bunch.images[chosen]
-    ]
-    return np.stack(scans).astype(np.float32) / 255, bunch.target[chosen]
+    return (bunch.images[chosen] * 255 / 16).astype(np.uint8), bunch.target[chosen]
 
 
 @cache
@@ -127,47 +140,72 @@ def _background(rng: np.random.Generator, photo: int, wash: int) -> np.ndarray:
     return 110 * crop + 0.55 * np.array(list(WASHES.values())[wash], dtype=np.float32)
 
 
-def _places(rng: np.random.Generator, count: str) -> list[tuple[int, int]]:
-    """Cells of the digits: none, one anywhere, or an aligned 2 x 2 block in each half."""
+def _places(rng: np.random.Generator, count: str, size: tuple[int, int]) -> tuple[list[tuple[int, int]], int]:
+    """(First cells of the digits, how many there is room for): none, one anywhere, or a block in each half.
+
+    A block has two digits down and two across, or as many as a half has room for.
+
+    Args:
+        size: cells of a digit, down and across.
+    """
+    down, across = size
     if count == "none":
-        return []
+        return [], 0
     if count == "one":
-        return [(int(rng.integers(ROWS)), int(rng.integers(COLS)))]
-    blocks = [(2 * int(rng.integers(2)), half + 2 * int(rng.integers(2))) for half in (0, 4)]
-    full = [(r + i, c + j) for r, c in blocks for i in (0, 1) for j in (0, 1)]
-    size = int(rng.choice(CROWD, p=CROWD_SHARES))
-    return [full[i] for i in rng.permutation(8)[:size]]
+        return [(down * int(rng.integers(ROWS // down)), across * int(rng.integers(COLS // across)))], 1
+    half = COLS // 2
+    high, wide = min(2 * down, ROWS), min(2 * across, half)
+    corners = [(high * int(rng.integers(ROWS // high)), left + wide * int(rng.integers(half // wide)))
+               for left in (0, half)]  # fmt: skip
+    full = [(r + i, c + j) for r, c in corners for i in range(0, high, down) for j in range(0, wide, across)]
+    fewer = [number for number in CROWD if number < len(full)]
+    number = int(rng.choice(fewer)) if fewer and rng.random() < 0.5 else len(full)
+    return [full[i] for i in rng.permutation(len(full))[:number]], len(full)
+
+
+@cache
+def _scans_of(split: Split, digit: int) -> np.ndarray:
+    """Numbers of the scans that show a digit."""
+    return np.flatnonzero(_digits(split)[1] == digit)
+
+
+@cache
+def _chip(split: Split, scan: int, size: tuple[int, int]) -> np.ndarray:
+    """How much ink a digit has where, 0..1, ``(height, width, 1)``; it fills ``size`` cells but for one pixel around."""
+    height, width = size[0] * CELL, size[1] * CELL
+    drawn = Image.fromarray(_digits(split)[0][scan]).resize((width - 2, height - 2), Image.Resampling.BICUBIC)
+    chip = np.zeros((height, width, 1), dtype=np.float32)
+    chip[1:-1, 1:-1, 0] = np.asarray(drawn, dtype=np.float32) / 255
+    return chip
 
 
 def draw(rng: np.random.Generator, split: Split) -> Scene:
     """One random image, 128 x 64 pixels, with everything that can be asked about it."""
     count = COUNTS[rng.choice(3, p=(0.2, 0.2, 0.6))]
     photo, wash = int(rng.integers(len(PHOTOS))), int(rng.integers(len(WASHES)))
-    pixels = _background(rng, photo, wash)
-    places = _places(rng, count)
-    scans, labels = _digits(split)
+    kind, contrast = int(rng.choice(len(SIZES), p=SIZE_SHARES)), rng.uniform(*CONTRAST)
+    pixels, (down, across) = _background(rng, photo, wash), SIZES[kind]
+    places, room = _places(rng, count, SIZES[kind])
     values, inks = rng.permutation(10)[: len(places)], rng.permutation(len(INKS))[: len(places)]
-    cells = np.stack([np.full((ROWS, COLS), 10), np.full((ROWS, COLS), len(INKS))], axis=-1)
+    cells = np.stack([np.full((ROWS, COLS), NO_DIGIT), np.full((ROWS, COLS), len(INKS))], axis=-1)
     for (row, col), value, ink in zip(places, values, inks, strict=True):
-        scan = scans[rng.choice(np.flatnonzero(labels == value))]
-        chip = np.zeros((CELL, CELL, 3), dtype=np.float32)
-        chip[1:15, 1:15] = scan[..., None] * np.array(list(INKS.values())[ink], dtype=np.float32)
-        pixels[row * CELL : (row + 1) * CELL, col * CELL : (col + 1) * CELL] = chip
-        cells[row, col] = value, ink
-    names = list(INKS)
+        alike, top, left = _scans_of(split, int(value)), row * CELL, col * CELL
+        chip = _chip(split, int(alike[rng.integers(len(alike))]), SIZES[kind])
+        pixels[top : top + down * CELL, left : left + across * CELL] = chip * (contrast * COLOURS[ink])
+        cells[row : row + down, col : col + across] = value, ink
     asked = [
         SceneQuestion("photo", "which photo", list(PHOTOS)[photo]),
         SceneQuestion("wash", "which wash", list(WASHES)[wash]),
     ]
     if len(places) != CROWD[0]:
         asked.append(SceneQuestion("count", "how many", count))
-    if count != "none":
-        few = "" if len(places) == CROWD[-1] else "-few"
-        for value, ink in zip(values, inks, strict=True):
-            asked.append(SceneQuestion(f"digit{few}", f"digit {names[ink]}", str(value)))
-            asked.append(SceneQuestion(f"ink{few}", f"ink {value}", names[ink]))
+    if places:
+        few = "" if len(places) == room and count == "many" else "-few"
+        for value, ink in zip(values, [list(INKS)[ink] for ink in inks], strict=True):
+            asked.append(SceneQuestion(f"digit{few}", f"digit {ink}", str(value)))
+            asked.append(SceneQuestion(f"ink{few}", f"ink {value}", ink))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    return Scene(image, tuple(asked), cells, photo, wash)
+    return Scene(image, tuple(asked), cells, photo, wash, kind)
 
 
 def images(seed: int, split: Split, count: int) -> Iterator[Scene]:
@@ -226,7 +264,8 @@ def row(scene: Scene, questions: Sequence[SceneQuestion]) -> Row:
 def described(scene: Scene) -> str:
     """What a scene shows, for those who don't see it."""
     names = list(INKS)
-    shown = [f"{digit} in {names[ink]}" for digit, ink in scene.cells.reshape(-1, 2).tolist() if digit < 10]
+    cells = dict.fromkeys(map(tuple, scene.cells.reshape(-1, 2).tolist()))
+    shown = [f"{digit} in {names[ink]}" for digit, ink in cells if digit < NO_DIGIT]
     digits = f"the handwritten digit{'s' * (len(shown) > 1)} {', '.join(shown)}" if shown else "no digit"
     return f'photograph "{list(PHOTOS)[scene.photo]}" washed in {list(WASHES)[scene.wash]}, with {digits}'
 

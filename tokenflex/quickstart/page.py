@@ -42,8 +42,8 @@ MEANS = {
     "visual tokens": "per image, mean, of all passes of the language model",
     "of finest": "share of the finest level's visual tokens",
     "tower's work": "FLOPs of the vision tower, of those at the finest level",
-    "digit": "accuracy of 'Which digit is red?', among eight digits",
-    "ink": "accuracy of 'Which colour is the digit 3?', among eight digits",
+    "digit": "accuracy of 'Which digit is red?', among as many digits as there is room for",
+    "ink": "accuracy of 'Which colour is the digit 3?', among as many digits as there is room for",
     "photo": "accuracy of 'Which photograph is in the background?'",
     "wash": "accuracy of 'Which colour is the photograph washed in?'",
     "count": "accuracy of 'How many digits are there: none, one or many?'",
@@ -67,7 +67,8 @@ def html(result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: Grad
         made=made(result),
         fine_kinds=FINE_KINDS,
         accuracy=_accuracy(result),
-        choices=_choices(result),
+        choices=_choices(result, "kind", "What the router chose"),
+        sizes=_choices(result, "size", "What the router chose for digits of each size"),
         promises=promises(result),
         gallery=Gallery(cards(exam, finest, routed, draw)),
         times=_times(result),
@@ -187,15 +188,17 @@ def _accuracy(result: dict[str, Any]) -> Table:
     return Table("Accuracy and visual tokens", tuple(Column(head, MEANS[head]) for head in heads), tuple(found))
 
 
-def _choices(result: dict[str, Any]) -> Table | None:
-    if "router" not in result:
+def _choices(result: dict[str, Any], by: str, title: str) -> Table | None:
+    """Questions per level, by ``kind`` or ``size``; None where nothing was routed, or an older version wrote nothing."""
+    counts: dict[str, list[int]] | None = result.get("router", {}).get(f"choices_by_{by}")
+    if counts is None:
         return None
-    counts, names = result["router"]["choices_by_kind"], numbered(KINDS)
-    found = tuple(
-        Row((names[i], *(Cell(str(n), n) for n in counts[kind]))) for i, kind in enumerate(KINDS) if kind in counts
-    )
-    heads = ("kind", *(f"level {level}" for level in range(len(result["levels"]))))
-    return Table("What the router chose", tuple(map(Column, heads)), found)
+    shown = [kind for kind in KINDS if kind in counts] if by == "kind" else list(counts)
+    names = numbered(shown)
+    found = tuple(Row((names[i], *(Cell(str(n), n) for n in counts[one]))) for i, one in enumerate(shown))
+    head = "kind" if by == "kind" else "height x width"
+    heads = (head, *(f"level {level}" for level in range(len(result["levels"]))))
+    return Table(title, tuple(map(Column, heads)), found)
 
 
 def _times(result: dict[str, Any]) -> Table:

@@ -1,10 +1,11 @@
 """The recipe: what the embedded default trains, in which order, and how long."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from transformers import PrinterCallback, ProcessorMixin, TrainerCallback
 
 from tokenflex.checkpoint import adapter_for
@@ -18,13 +19,25 @@ from tokenflex.quickstart.progress import Overall
 from tokenflex.quickstart.qwen_host import SHARES
 from tokenflex.quickstart.unfinished import Unfinished
 from tokenflex.registry import routers, scalers
-from tokenflex.training import STAGES, ChatDataset, FlexCollator, FlexTrainer, FlexTrainingArguments, Stage
+from tokenflex.training import (
+    STAGES,
+    ChatDataset,
+    FeedbackStore,
+    FlexCollator,
+    FlexTrainer,
+    FlexTrainingArguments,
+    RGLFTrainer,
+    Stage,
+    score,
+)
 from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
 
 RESOLUTION = "resolution"
-TOWER = "stage 0: vision tower"
-BESIDES = {"images": 5.0, TOWER: 15.0, "calibration": 20.0, "evaluation": 45.0}
+TOWER, FEEDBACK, ABLATIONS = "stage 0: vision tower", "feedback for stage 4", "routers that see less"
+BESIDES = {"images": 5.0, TOWER: 15.0, FEEDBACK: 35.0, ABLATIONS: 40.0, "calibration": 20.0, "evaluation": 50.0}
 """Expected seconds on two CPU cores of what isn't a `Phase`, by name."""
+SEEING_LESS = {"router_without_image": "question", "router_without_question": "image"}
+"""What routers of the ablation see, by their names in the report."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class QuickstartPlan:
         Phase(
             STAGES[3].with_rates(vision_tower=2.5e-4, projector=2e-3, language_model=2e-3, scaler=0.0), 16, 450, 105.0
         ),
-        Phase(STAGES[4].with_rates(router=2e-3), 32, 300, 50.0),
+        Phase(STAGES[4].with_rates(router=2e-3), 32, 300, 20.0),
     )
 
     @property
@@ -91,6 +104,23 @@ class QuickstartPlan:
         return {**BESIDES, **{phase.name: phase.seconds for phase in self.phases}}
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What the recipe makes.
+
+    Attributes:
+        flex: the host with its parts.
+        ablations: the same host and scaler with a router that sees less, trained as the other, by name.
+    """
+
+    flex: FlexModel
+    ablations: Mapping[str, FlexModel]
+
+    def state(self) -> nn.Module:
+        """All that is trained, as one module."""
+        return nn.ModuleDict({"flex": self.flex, **{name: each.compressor for name, each in self.ablations.items()}})
+
+
 def trained(
     small: SmallHost,
     stock: Sequence[Scene],
@@ -101,7 +131,7 @@ def trained(
     levels: str,
     router_rows: str,
     unfinished: Unfinished,
-) -> FlexModel:
+) -> Trained:
     """The host with its parts, through all stages.
 
     Args:
@@ -109,33 +139,74 @@ def trained(
         levels, router_rows: as of `tokenflex.quickstart.run.run`.
         unfinished: what an earlier run of the same settings did, and where this one keeps what it did.
     """
-    sized, before = levels == RESOLUTION, unfinished.seconds()
+    before = unfinished.seconds()
     progress.skip(before, plan.expected)
     steps = plan.pretrain_steps * (1 if len(small.shares) == 1 else 2)
     if not before:
         with progress.phase(TOWER, BESIDES[TOWER], steps) as tick:
             pretrain(small, stock, steps=steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
-    reads = adapter_for(small.model, {"scope": "prompt"})  # the template has no words that open a turn
-    scaler = sizes(plan.shares) if sized else "average-pool"
-    flex = fresh(small.model, scaler=scaler, router=_router(plan, router_rows), adapter=reads)
-    done = dict(before)
+    made, done = _fresh(small, plan, levels, router_rows), dict(before)
 
-    def keep(name: str) -> None:
-        done[name] = progress.seconds[name]
-        unfinished.keep(flex, done)
+    def keep(*names: str) -> None:
+        done.update({name: progress.seconds[name] for name in names})
+        unfinished.keep(made.state(), done)
 
     if before:
-        unfinished.load(flex)
+        unfinished.load(made.state())
     else:
         keep(TOWER)
-    for phase in plan.phases:
-        if phase.name in before:
-            continue
-        with progress.phase(phase.name, phase.seconds, phase.steps) as tick, tempfile.TemporaryDirectory() as scratch:
-            prepared = _rows(phase, stock, seed), _objective(phase.stage, plan, "all" if sized else levels)
-            train(flex, small.processor, phase, *prepared, scratch, seed, tick)
-        keep(phase.name)
-    return flex.eval()
+    *stages, last = plan.phases
+    for phase in stages:
+        if phase.name not in before:
+            with progress.phase(phase.name, phase.seconds, phase.steps) as tick:
+                objective = _objective(phase.stage, "all" if levels == RESOLUTION else levels)
+                train(made.flex, small.processor, phase, _rows(phase, stock, seed), seed, tick, objective=objective)
+            keep(phase.name)
+    if not {last.name, ABLATIONS} <= before.keys():
+        _train_routers(made, small.processor, last, plan, progress, seed, before.keys(), keep)
+    made.flex.eval()
+    return made
+
+
+def _fresh(small: SmallHost, plan: QuickstartPlan, levels: str, router_rows: str) -> Trained:
+    reads = adapter_for(small.model, {"scope": "prompt"})  # the template has no words that open a turn
+    scaler = sizes(plan.shares) if levels == RESOLUTION else "average-pool"
+
+    def seeing(what: str) -> FlexModel:
+        return fresh(small.model, scaler=scaler, router=_router(plan, router_rows, what), adapter=reads)
+
+    return Trained(seeing("both"), {name: seeing(what) for name, what in SEEING_LESS.items()})
+
+
+def _train_routers(
+    made: Trained,
+    processor: ProcessorMixin,
+    phase: Phase,
+    plan: QuickstartPlan,
+    progress: Overall,
+    seed: int,
+    before: Collection[str],
+    keep: Callable[..., None],
+) -> None:
+    """Score the questions of stage 4 once, and train every router that isn't trained yet on what was found."""
+    rows, objective = _rows(phase, (), seed), RGLFObjective(tolerance=plan.tolerance)
+    with tempfile.TemporaryDirectory() as scratch:
+        with progress.phase(FEEDBACK, BESIDES[FEEDBACK], 1):
+            store = score(
+                made.flex, ChatDataset(rows), FlexCollator(processor), scratch, batch_size=phase.rows, progress=False
+            )
+
+        def router(flex: FlexModel, tick: Callable[[], None]) -> None:
+            train(flex, processor, phase, rows, seed, tick, objective=objective, feedback=store)
+
+        if phase.name not in before:
+            with progress.phase(phase.name, phase.seconds, phase.steps) as tick:
+                router(made.flex, tick)
+            keep(FEEDBACK, phase.name)
+        with progress.phase(ABLATIONS, BESIDES[ABLATIONS], phase.steps * len(made.ablations)) as tick:
+            for flex in made.ablations.values():
+                router(flex, tick)
+        keep(ABLATIONS)
 
 
 def train(
@@ -143,42 +214,49 @@ def train(
     processor: ProcessorMixin,
     phase: Phase,
     rows: list[Row],
-    objective: Any,
-    scratch: str,
     seed: int,
     tick: Callable[[], None],
+    *,
+    objective: Any,
+    feedback: FeedbackStore | None = None,
 ) -> None:
-    """One stage with the library's own trainer."""
-    arguments = FlexTrainingArguments(
-        output_dir=scratch,
-        per_device_train_batch_size=phase.rows,
-        max_steps=phase.steps,
-        adam_beta2=0.98,
-        warmup_steps=0.05,
-        seed=seed,
-        use_cpu=flex.device.type == "cpu",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-    trainer = FlexTrainer(
-        flex,
-        arguments,
-        stage=phase.stage,
-        objective=objective,
-        train_dataset=ChatDataset(rows),
-        data_collator=FlexCollator(processor),
-        callbacks=[_Tick(tick)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    """One stage with the library's own trainer.
+
+    Args:
+        objective: what it minimises; None for what the stage names itself.
+        feedback: of stage 4.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = FlexTrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=phase.rows,
+            max_steps=phase.steps,
+            adam_beta2=0.98,
+            warmup_steps=0.05,
+            seed=seed,
+            use_cpu=flex.device.type == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        given: dict[str, Any] = {
+            "stage": phase.stage,
+            "objective": objective,
+            "train_dataset": ChatDataset(rows),
+            "data_collator": FlexCollator(processor),
+            "callbacks": [_Tick(tick)],
+        }
+        if feedback is None:
+            trainer = FlexTrainer(flex, arguments, **given)
+        else:
+            trainer = RGLFTrainer(flex, arguments, feedback=feedback, **given)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
 
 
-def _objective(stage: Stage, plan: QuickstartPlan, levels: str) -> Any:
-    """What a stage minimises; None for what it names itself."""
-    if stage.loss == "rglf":
-        return RGLFObjective(tolerance=plan.tolerance)
+def _objective(stage: Stage, levels: str) -> Any:
+    """What a stage before the router's minimises; None for what it names itself."""
     return MultiGranularityObjective(levels=levels) if stage.loss == "multi-granularity" else None
 
 
@@ -190,10 +268,11 @@ def _rows(phase: Phase, stock: Any, seed: int) -> list[Row]:
     return practice(seed + number, stock, count, 16 if number == 1 else 12, coarse=number > 1)
 
 
-def _router(plan: QuickstartPlan, rows: str) -> Any:
+def _router(plan: QuickstartPlan, rows: str, sees: str) -> Any:
     """The published router; few words are enough for these short questions, and so short a run needs no dropout."""
     served: type[Component] = routers.get("avg")
-    return served.Config.from_dict({"text_tokens": plan.router_text_tokens, "dropout": 0.0, "rows": rows})
+    settings = {"text_tokens": plan.router_text_tokens, "dropout": 0.0, "rows": rows, "sees": sees}
+    return served.Config.from_dict(settings)
 
 
 def sizes(shares: Sequence[float]) -> Any:

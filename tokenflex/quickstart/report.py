@@ -33,11 +33,17 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
         " Reconstruction: a router without training, which looks at the image only; random reconstr.: its own "
         "choices at random."
     )
+    less = (
+        " No image, no question: routers trained alike that see less. Level per kind: the best fixed level of each "
+        "kind of question, chosen on these questions."
+        if "level_per_kind" in result
+        else ""
+    )
     console.print(
         f"{result['questions']} held-out questions, answered with generate; {100 * result['fine_share']:.0f} % of them "
         f"need fine detail ({', '.join(FINE_KINDS)}). Tokens: visual tokens per image, mean, of all passes. Tower: "
         "work of the vision tower, of that at the finest level. Random router: the router's own choices, dealt out at "
-        f"random.{untrained if 'reconstruction_router' in result else ''}"
+        f"random.{less}{untrained if 'reconstruction_router' in result else ''}"
     )
     for line in promises(result):
         console.print(line)

@@ -94,14 +94,17 @@ def _run(
             questions, held_out = exam(seed, "test", plan.questions), exam(seed, "test", plan.calibration)
         small = build(host, seed, where)
         processor = small.processor
-        flex = trained(
+        outcome = trained(
             small, stock, plan, progress, seed=seed, levels=levels, router_rows=router_rows, unfinished=unfinished
         )
+        flex, ablations = outcome.flex, outcome.ablations
         with progress.phase("calibration", BESIDES["calibration"], 1):
             allowed = calibrated(flex, processor, held_out, plan)
-        ticks = -(-plan.questions // evaluate.BATCH) * (flex.compressor.num_levels + (1 if sized else 3) + len(allowed))
+        ticks = -(-plan.questions // evaluate.BATCH) * (
+            flex.compressor.num_levels + (1 if sized else 3) + len(allowed) + len(ablations)
+        )
         with progress.phase("evaluation", BESIDES["evaluation"], ticks) as tick:
-            found = answered(flex, processor, questions, allowed, tick)
+            found = answered(flex, ablations, processor, questions, allowed, tick)
         flex.escalate = allowed["escalate"]
         _save(flex, processor, folder / "model")
     result = {
@@ -163,12 +166,13 @@ def _grids(flex: FlexModel, processor: ProcessorMixin, questions: evaluate.Exam)
 
 def answered(
     flex: FlexModel,
+    ablations: Mapping[str, FlexModel],
     processor: ProcessorMixin,
     questions: evaluate.Exam,
     allowed: Mapping[str, Escalate],
     tick: Callable[[], None],
 ) -> Results:
-    """At every level; by the router; escalated. Where levels are made after the tower, a router without training too,
+    """At every level; by the router; by routers that see less; escalated. Where levels are made after the tower, a router without training too,
     and the smallest image that the host takes.
     """
 
@@ -185,7 +189,8 @@ def answered(
             sized = wrap(flex.host, scaler=ends, router="constant", voter="mean", adapter=flex.adapter).eval()
             smaller = answers_at(sized, 0)
     escalated = {name: (answers_at(flex, escalate=one), one) for name, one in allowed.items()}
-    return Results(levels, routers, escalated, smaller)
+    blind = {name: answers_at(model.eval()) for name, model in ablations.items()}
+    return Results(levels, routers, escalated, smaller, blind)
 
 
 def _device(name: str) -> torch.device:

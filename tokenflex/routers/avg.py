@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens
+from tokenflex.contracts import Ballots, ComponentConfig, Grid, Instruction, Router, ScaledTokens, one_of
 from tokenflex.errors import ConfigError, InputError
 from tokenflex.ops.assignment import at_every_level
 from tokenflex.ops.encoder_layer import EncoderLayer, attend, attend_alone, project
@@ -45,6 +45,9 @@ class AVGRouter(Router):
                 two.
             rows: which tokens vote: ``all``, as published; ``pooled``: those of all levels but the finest, for about
                 half of the work. A router is trained for one of the two.
+            sees: ``both``, as published; for ablations ``question``: visual tokens are zero vectors, or ``image``: prompt
+                tokens are. A router is trained for one of the three; what it saves beside ``both`` shows what image
+                and question tell.
         """
 
         text_tokens: int = 32
@@ -54,6 +57,7 @@ class AVGRouter(Router):
         spill: bool = False
         order: str = "relevance"
         rows: str = "all"
+        sees: Annotated[str, one_of("both", "image", "question")] = "both"
 
     def __init__(self, config: Config, *, dim: int, num_levels: int) -> None:
         super().__init__(config)
@@ -70,7 +74,7 @@ class AVGRouter(Router):
         if config.text_tokens < 0:
             raise ConfigError(f"text_tokens={config.text_tokens} must be 0 or more.")
         self.text_tokens, self.attend, self.spill = config.text_tokens, config.attend, config.spill
-        self.in_text_order = config.order == "text"
+        self.in_text_order, self.sees = config.order == "text", config.sees
         self.voting = slice(None) if config.rows == "all" else slice(-1)
         self.merger = EncoderLayer(dim, config.heads, dim_feedforward=dim, dropout=config.dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_levels))
@@ -95,7 +99,11 @@ class AVGRouter(Router):
                 f"the levels have {views} views, and the avg router compares views one by one. "
                 "Use windows without time for its scaler, or another router."
             )
-        scores = relevance(finest[..., 0, :, :], instruction.embeddings)
+        if self.sees == "question":
+            pyramid = [replace(level, features=torch.zeros_like(level.features)) for level in pyramid]
+        elif self.sees == "image":
+            instruction = replace(instruction, embeddings=torch.zeros_like(instruction.embeddings))
+        scores = relevance(pyramid[-1].features[..., 0, :, :], instruction.embeddings)
         prompt = most_relevant(
             instruction.embeddings,
             scores,
