@@ -172,6 +172,20 @@ def test_weights_of_another_encoder_are_refused(encoder, llama, tokenizer, tmp_p
             composed(llama, tokenizer, vision_weights=path)
 
 
+def test_weights_that_are_not_finite_are_refused(encoder, llama, tokenizer):
+    state = {name: value.clone() for name, value in encoder.state_dict().items()}
+    state["conv_stem.weight"][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ConfigError, match=r"hold NaN or infinity in conv_stem\.weight"):
+        composed(llama, tokenizer, vision_weights=state)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused(llama, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    for name in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ConfigError, match="no tokenizer can be loaded from"):
+            composed(llama, str(name))
+
+
 class Surprise:
     """Would run code where pickles are trusted."""
 

@@ -142,6 +142,21 @@ def _vision(vision: Vision, request: TowerRequest) -> tuple[VisionTower, dict[st
     return TransformersTower.create(dataclasses.replace(request, name=vision))
 
 
+def _tokenizer(name: str) -> Any:
+    """The tokenizer of a folder, a hub id or a GGUF file.
+
+    Raises:
+        ConfigError: there is none that can be read.
+    """
+    try:
+        return gguf.tokenizer(name) if gguf.is_gguf(name) else AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"no tokenizer can be loaded from {name!r}: {error!s:.500} Give tokenizer= another folder or hub id, or a "
+            "loaded one."
+        ) from error
+
+
 def _language(language: Language, tokenizer: Any, pretrained: bool, dtype: torch.dtype | None) -> tuple[Any, Any]:
     """The model and its tokenizer, the latter with a placeholder.
 
@@ -173,8 +188,7 @@ def _language(language: Language, tokenizer: Any, pretrained: bool, dtype: torch
             "tokenizer=..., an object or a name."
         )
     if tokenizer is None or isinstance(tokenizer, str):
-        name = tokenizer or named
-        tokenizer = gguf.tokenizer(name) if gguf.is_gguf(name) else AutoTokenizer.from_pretrained(name)
+        tokenizer = _tokenizer(tokenizer or named)
     return model, with_placeholder(tokenizer)
 
 

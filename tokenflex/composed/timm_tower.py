@@ -113,7 +113,7 @@ def _fill(trunk: Any, source: Any) -> None:
         source: tensors by name, or the file with them.
 
     Raises:
-        ConfigError: the file isn't one of weights, or they are of another encoder.
+        ConfigError: the file isn't one of weights, they are of another encoder, or a number isn't finite.
     """
     named = isinstance(source, Mapping)
     state, wanted = dict(source) if named else _weights(as_path(source)), trunk.state_dict()
@@ -127,11 +127,17 @@ def _fill(trunk: Any, source: Any) -> None:
         for name, value in state.items()
         if name in wanted and value.shape != wanted[name].shape
     ]
+    where = "" if named else f"={os.fspath(source)!r}"
     if missing or strange or unequal:
-        where = "" if named else f"={os.fspath(source)!r}"
         raise ConfigError(
             f"vision_weights{where} are of another encoder: {first([*unequal, *missing, *strange])}. Name the encoder "
             "that they belong to."
+        )
+    broken = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise ConfigError(
+            f"vision_weights{where} hold NaN or infinity in {first(broken)}; finite numbers are expected. Download or "
+            "save the file again."
         )
     trunk.load_state_dict(state, strict=False)
 
