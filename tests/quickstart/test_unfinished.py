@@ -30,17 +30,22 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, 
     plan = tiny(questions=24)
     run(tmp_path / "whole", seed=3, device="cpu", plan=plan)
     assert not (tmp_path / "whole" / NAME).exists()
-    train, done = recipe.train, list[int]()
+    done, own = list[int](), {name: getattr(recipe, name) for name in ("train", "train_router")}
 
     def until(stage, times):
-        def trained(flex, processor, phase, *given, **more):
-            if phase.stage.number == stage and done.count(stage) == times:
-                raise KeyboardInterrupt
-            done.append(phase.stage.number)
-            train(flex, processor, phase, *given, **more)
+        def stopping(name):
+            def trained(*given):
+                phase = next(one for one in given if isinstance(one, recipe.Phase))
+                if phase.stage.number == stage and done.count(stage) == times:
+                    raise KeyboardInterrupt
+                done.append(phase.stage.number)
+                own[name](*given)
+
+            return trained
 
         done.clear()
-        monkeypatch.setattr(recipe, "train", trained)
+        for name in own:
+            monkeypatch.setattr(recipe, name, stopping(name))
 
     for stage, times, expected in ((3, 0, [1, 2]), (4, 1, [3, 4]), (None, 0, [4, 4])):
         until(stage, times)

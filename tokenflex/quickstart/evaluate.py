@@ -12,7 +12,7 @@ from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
 from tokenflex.evaluation.summary import Column, Table
 from tokenflex.model import Escalate, FlexModel
-from tokenflex.quickstart.images import CELL, COARSE_KINDS, FINE_KINDS, SIZES, Scene, SceneQuestion, row
+from tokenflex.quickstart.images import CELL, COARSE_KINDS, FINE_KINDS, SPACINGS, Scene, SceneQuestion, row
 from tokenflex.quickstart.tower import tower_work
 
 BATCH, SHUFFLES, RESAMPLES = 96, 200, 2000
@@ -191,19 +191,19 @@ def best_per_kind(right: np.ndarray, exam: Exam) -> dict[str, int]:
 
 
 def choices(answers: GradedAnswers, exam: Exam, levels: int) -> dict[str, dict[str, list[int]]]:
-    """How many questions got each level: by kind and, of the fine ones, by the digits' height x width in pixels."""
+    """How many questions got each level: by kind and, of the fine ones, by how dense the digits are."""
     by_kind: dict[str, list[int]] = defaultdict(lambda: [0] * levels)
-    by_size: dict[str, list[int]] = {size_name(size): [0] * levels for size in SIZES}
+    by_spacing = {window_name(window): [0] * levels for window in SPACINGS}
     for level, (scene, question) in zip(answers.levels.tolist(), exam, strict=True):
         by_kind[question.kind][level] += 1
         if question.fine:
-            by_size[size_name(SIZES[scene.size])][level] += 1
-    return {"choices_by_kind": dict(sorted(by_kind.items())), "choices_by_size": by_size}
+            by_spacing[window_name(SPACINGS[scene.spacing])][level] += 1
+    return {"choices_by_kind": dict(sorted(by_kind.items())), "choices_by_spacing": by_spacing}
 
 
-def size_name(size: tuple[int, int]) -> str:
-    """Of a digit's cells, down and across: its height and width in pixels."""
-    return f"{size[0] * CELL} x {size[1] * CELL}"
+def window_name(window: tuple[int, int]) -> str:
+    """Of a window of cells, down and across: its height and width in pixels."""
+    return f"{window[0] * CELL} x {window[1] * CELL}"
 
 
 def intervals(

@@ -1,10 +1,10 @@
 """Images and questions of the embedded task, made from data that ships inside Python packages.
 
 Handwritten digits (scikit-learn) in coloured ink lie on a washed crop of a photograph (scikit-image). An image
-has no digit, one, or several, all of one size. Coarse questions (which photograph, which wash, how many digits)
-survive heavy pooling. Fine ones ask about one digit among as many as there is room for, and how much pooling they
-survive depends on the image: a digit fills a window of one of the levels of the published pyramid, so coarser levels
-mix it with its neighbours, and finer ones waste tokens on it.
+has no digit, one, or several, which stand densely or far apart. Coarse questions (which photograph, which wash, how
+many digits) survive heavy pooling. Fine ones ask about one digit among several, and how much pooling they survive
+depends on the image: every digit has a window of one of the levels of the published pyramid to itself, so coarser
+levels mix it with its neighbours, and finer ones waste tokens on it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,13 +48,13 @@ PHOTOS = {
     "cat": "chelsea",
     "galaxies": "hubble_deep_field",
 }
-SIZES = tuple(reversed(PYRAMID))
-"""Of digits, small to large: cells down and across, the windows of the levels."""
-SIZE_SHARES = (0.3, 0.25, 0.2, 0.15, 0.1)
+SPACINGS = tuple(reversed(PYRAMID))
+"""Dense to sparse: the window, in cells down and across, that a digit has to itself; those of the levels."""
+SPACING_SHARES = (0.3, 0.25, 0.2, 0.15, 0.1)
 CROWD = (2, 4, 8)
-"""Digits of an image that has several; large ones have room for four or two."""
-CONTRAST = (0.6, 1.0)
-"""The least and the most of an ink's brightness; one per image."""
+"""Digits of an image that has several; sparse ones have room for four or two."""
+CONTRAST = (0.7, 1.0)
+"""The least and the most of the inks' brightness; one per image."""
 COLOURS = np.array(list(INKS.values()), dtype=np.float32)
 NO_DIGIT = 10
 COUNTS = ("none", "one", "many")
@@ -95,9 +95,9 @@ class Scene:
     """An image, what can be asked about it, and what each 16-pixel cell shows.
 
     Attributes:
-        cells: ``(ROWS, COLS, 2)``, digit (10: none) and ink (8: none) per cell; a large digit has several cells.
+        cells: ``(ROWS, COLS, 2)``, digit (10: none) and ink (8: none) per cell.
         photo, wash: indices into ``PHOTOS`` and ``WASHES``.
-        size: of its digits, an index into ``SIZES``.
+        spacing: of its digits, an index into ``SPACINGS``.
     """
 
     image: Image.Image
@@ -105,21 +105,20 @@ class Scene:
     cells: np.ndarray
     photo: int
     wash: int
-    size: int
-
-    @property
-    def digits(self) -> int:
-        """How many digits there are; no two are the same."""
-        return len(set(self.cells[..., 0].ravel().tolist()) - {NO_DIGIT})
+    spacing: int
 
 
 @cache
 def _digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """(scans 0..255 at 8 x 8, labels): every fifth scan is a test scan."""
+    """(scans 0..1 at 14 x 14, labels): every fifth scan is a test scan."""
     bunch: Any = load_digits()
     test = np.arange(len(bunch.target)) % 5 == 0
     chosen = test if split == "test" else ~test
-    return (bunch.images[chosen] * 255 / 16).astype(np.uint8), bunch.target[chosen]
+    scans = [
+        np.asarray(Image.fromarray((scan * 255 / 16).astype(np.uint8)).resize((14, 14), Image.Resampling.BICUBIC))
+        for scan in bunch.images[chosen]
+    ]
+    return np.stack(scans).astype(np.float32) / 255, bunch.target[chosen]
 
 
 @cache
@@ -140,59 +139,46 @@ def _background(rng: np.random.Generator, photo: int, wash: int) -> np.ndarray:
     return 110 * crop + 0.55 * np.array(list(WASHES.values())[wash], dtype=np.float32)
 
 
-def _places(rng: np.random.Generator, count: str, size: tuple[int, int]) -> tuple[list[tuple[int, int]], int]:
-    """(First cells of the digits, how many there is room for): none, one anywhere, or a block in each half.
+def _places(rng: np.random.Generator, count: str, spacing: tuple[int, int]) -> tuple[list[tuple[int, int]], int]:
+    """(Cells of the digits, how many there is room for): none, one anywhere, or one in each of some windows.
 
-    A block has two digits down and two across, or as many as a half has room for.
+    Either half of the image has a block of two windows down and two across, or as many as it has room for.
 
     Args:
-        size: cells of a digit, down and across.
+        spacing: cells of a window, down and across.
     """
-    down, across = size
     if count == "none":
         return [], 0
     if count == "one":
-        return [(down * int(rng.integers(ROWS // down)), across * int(rng.integers(COLS // across)))], 1
-    half = COLS // 2
+        return [(int(rng.integers(ROWS)), int(rng.integers(COLS)))], 1
+    (down, across), half = spacing, COLS // 2
     high, wide = min(2 * down, ROWS), min(2 * across, half)
-    corners = [(high * int(rng.integers(ROWS // high)), left + wide * int(rng.integers(half // wide)))
-               for left in (0, half)]  # fmt: skip
-    full = [(r + i, c + j) for r, c in corners for i in range(0, high, down) for j in range(0, wide, across)]
-    fewer = [number for number in CROWD if number < len(full)]
-    number = int(rng.choice(fewer)) if fewer and rng.random() < 0.5 else len(full)
-    return [full[i] for i in rng.permutation(len(full))[:number]], len(full)
-
-
-@cache
-def _scans_of(split: Split, digit: int) -> np.ndarray:
-    """Numbers of the scans that show a digit."""
-    return np.flatnonzero(_digits(split)[1] == digit)
-
-
-@cache
-def _chip(split: Split, scan: int, size: tuple[int, int]) -> np.ndarray:
-    """How much ink a digit has where, 0..1, ``(height, width, 1)``; it fills ``size`` cells but for one pixel around."""
-    height, width = size[0] * CELL, size[1] * CELL
-    drawn = Image.fromarray(_digits(split)[0][scan]).resize((width - 2, height - 2), Image.Resampling.BICUBIC)
-    chip = np.zeros((height, width, 1), dtype=np.float32)
-    chip[1:-1, 1:-1, 0] = np.asarray(drawn, dtype=np.float32) / 255
-    return chip
+    corners = [
+        (high * int(rng.integers(ROWS // high)), left + wide * int(rng.integers(half // wide))) for left in (0, half)
+    ]
+    windows = [(r + i, c + j) for r, c in corners for i in range(0, high, down) for j in range(0, wide, across)]
+    fewer = [number for number in CROWD if number < len(windows)]
+    number = int(rng.choice(fewer)) if fewer and rng.random() < 0.5 else len(windows)
+    chosen = [windows[i] for i in rng.permutation(len(windows))[:number]]
+    return [(r + int(rng.integers(down)), c + int(rng.integers(across))) for r, c in chosen], len(windows)
 
 
 def draw(rng: np.random.Generator, split: Split) -> Scene:
     """One random image, 128 x 64 pixels, with everything that can be asked about it."""
     count = COUNTS[rng.choice(3, p=(0.2, 0.2, 0.6))]
     photo, wash = int(rng.integers(len(PHOTOS))), int(rng.integers(len(WASHES)))
-    kind, contrast = int(rng.choice(len(SIZES), p=SIZE_SHARES)), rng.uniform(*CONTRAST)
-    pixels, (down, across) = _background(rng, photo, wash), SIZES[kind]
-    places, room = _places(rng, count, SIZES[kind])
+    spacing, contrast = int(rng.choice(len(SPACINGS), p=SPACING_SHARES)), rng.uniform(*CONTRAST)
+    pixels = _background(rng, photo, wash)
+    places, room = _places(rng, count, SPACINGS[spacing])
+    scans, labels = _digits(split)
     values, inks = rng.permutation(10)[: len(places)], rng.permutation(len(INKS))[: len(places)]
     cells = np.stack([np.full((ROWS, COLS), NO_DIGIT), np.full((ROWS, COLS), len(INKS))], axis=-1)
     for (row, col), value, ink in zip(places, values, inks, strict=True):
-        alike, top, left = _scans_of(split, int(value)), row * CELL, col * CELL
-        chip = _chip(split, int(alike[rng.integers(len(alike))]), SIZES[kind])
-        pixels[top : top + down * CELL, left : left + across * CELL] = chip * (contrast * COLOURS[ink])
-        cells[row : row + down, col : col + across] = value, ink
+        scan = scans[rng.choice(np.flatnonzero(labels == value))]
+        chip = np.zeros((CELL, CELL, 3), dtype=np.float32)
+        chip[1:-1, 1:-1] = scan[..., None] * (contrast * COLOURS[ink])
+        pixels[row * CELL : (row + 1) * CELL, col * CELL : (col + 1) * CELL] = chip
+        cells[row, col] = value, ink
     asked = [
         SceneQuestion("photo", "which photo", list(PHOTOS)[photo]),
         SceneQuestion("wash", "which wash", list(WASHES)[wash]),
@@ -205,7 +191,7 @@ def draw(rng: np.random.Generator, split: Split) -> Scene:
             asked.append(SceneQuestion(f"digit{few}", f"digit {ink}", str(value)))
             asked.append(SceneQuestion(f"ink{few}", f"ink {value}", ink))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    return Scene(image, tuple(asked), cells, photo, wash, kind)
+    return Scene(image, tuple(asked), cells, photo, wash, spacing)
 
 
 def images(seed: int, split: Split, count: int) -> Iterator[Scene]:
@@ -264,8 +250,7 @@ def row(scene: Scene, questions: Sequence[SceneQuestion]) -> Row:
 def described(scene: Scene) -> str:
     """What a scene shows, for those who don't see it."""
     names = list(INKS)
-    cells = dict.fromkeys(map(tuple, scene.cells.reshape(-1, 2).tolist()))
-    shown = [f"{digit} in {names[ink]}" for digit, ink in cells if digit < NO_DIGIT]
+    shown = [f"{digit} in {names[ink]}" for digit, ink in scene.cells.reshape(-1, 2).tolist() if digit < NO_DIGIT]
     digits = f"the handwritten digit{'s' * (len(shown) > 1)} {', '.join(shown)}" if shown else "no digit"
     return f'photograph "{list(PHOTOS)[scene.photo]}" washed in {list(WASHES)[scene.wash]}, with {digits}'
 

@@ -42,8 +42,8 @@ MEANS = {
     "visual tokens": "per image, mean, of all passes of the language model",
     "of finest": "share of the finest level's visual tokens",
     "tower's work": "FLOPs of the vision tower, of those at the finest level",
-    "digit": "accuracy of 'Which digit is red?', among as many digits as there is room for",
-    "ink": "accuracy of 'Which colour is the digit 3?', among as many digits as there is room for",
+    "digit": "accuracy of 'Which digit is red?', among eight, four or two digits",
+    "ink": "accuracy of 'Which colour is the digit 3?', among eight, four or two digits",
     "photo": "accuracy of 'Which photograph is in the background?'",
     "wash": "accuracy of 'Which colour is the photograph washed in?'",
     "count": "accuracy of 'How many digits are there: none, one or many?'",
@@ -68,7 +68,7 @@ def html(result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: Grad
         fine_kinds=FINE_KINDS,
         accuracy=_accuracy(result),
         choices=_choices(result, "kind", "What the router chose"),
-        sizes=_choices(result, "size", "What the router chose for digits of each size"),
+        spacings=_choices(result, "spacing", "What the router chose, by the room around a digit"),
         promises=promises(result),
         gallery=Gallery(cards(exam, finest, routed, draw)),
         times=_times(result),
@@ -189,14 +189,14 @@ def _accuracy(result: dict[str, Any]) -> Table:
 
 
 def _choices(result: dict[str, Any], by: str, title: str) -> Table | None:
-    """Questions per level, by ``kind`` or ``size``; None where nothing was routed, or an older version wrote nothing."""
+    """Questions per level, by ``kind`` or ``spacing``; None where nothing was routed, or an older report has none."""
     counts: dict[str, list[int]] | None = result.get("router", {}).get(f"choices_by_{by}")
     if counts is None:
         return None
     shown = [kind for kind in KINDS if kind in counts] if by == "kind" else list(counts)
     names = numbered(shown)
     found = tuple(Row((names[i], *(Cell(str(n), n) for n in counts[one]))) for i, one in enumerate(shown))
-    head = "kind" if by == "kind" else "height x width"
+    head = "kind" if by == "kind" else "a window per digit"
     heads = (head, *(f"level {level}" for level in range(len(result["levels"]))))
     return Table(title, tuple(map(Column, heads)), found)
 

@@ -120,5 +120,5 @@ def _smaller(image: Scene, share: float) -> Image.Image:
 
 
 def _whole(chosen: Sequence[Scene]) -> Int[Tensor, "images three"]:
-    digits = [min(image.digits, len(COUNTS) - 1) for image in chosen]
+    digits = [min(int((image.cells[..., 0] < DIGITS).sum()), len(COUNTS) - 1) for image in chosen]
     return torch.tensor([(p.photo, p.wash, count) for p, count in zip(chosen, digits, strict=True)])

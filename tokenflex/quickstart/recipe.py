@@ -1,10 +1,12 @@
 """The recipe: what the embedded default trains, in which order, and how long."""
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PrinterCallback, ProcessorMixin, TrainerCallback
 
@@ -27,10 +29,12 @@ from tokenflex.training import (
     FlexTrainer,
     FlexTrainingArguments,
     RGLFTrainer,
+    RouterModel,
     Stage,
     score,
 )
 from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
+from tokenflex.training.router_only import stored_host_of
 
 RESOLUTION = "resolution"
 TOWER, FEEDBACK, ABLATIONS = "stage 0: vision tower", "feedback for stage 4", "routers that see less"
@@ -159,8 +163,8 @@ def trained(
     for phase in stages:
         if phase.name not in before:
             with progress.phase(phase.name, phase.seconds, phase.steps) as tick:
-                objective = _objective(phase.stage, "all" if levels == RESOLUTION else levels)
-                train(made.flex, small.processor, phase, _rows(phase, stock, seed), seed, tick, objective=objective)
+                per_step = "all" if levels == RESOLUTION else levels
+                train(made.flex, small.processor, phase, _rows(phase, stock, seed), per_step, seed, tick)
             keep(phase.name)
     if not {last.name, ABLATIONS} <= before.keys():
         _train_routers(made, small.processor, last, plan, progress, seed, before.keys(), keep)
@@ -188,16 +192,16 @@ def _train_routers(
     before: Collection[str],
     keep: Callable[..., None],
 ) -> None:
-    """Score the questions of stage 4 once, and train every router that isn't trained yet on what was found."""
-    rows, objective = _rows(phase, (), seed), RGLFObjective(tolerance=plan.tolerance)
+    """Score the questions of stage 4 once, and train every router that isn't trained yet on what was stored."""
+    data, collator = ChatDataset(_rows(phase, (), seed)), FlexCollator(processor)
+    inputs = {"router_inputs": "auto", "router_inputs_at": "projector"}
     with tempfile.TemporaryDirectory() as scratch:
         with progress.phase(FEEDBACK, BESIDES[FEEDBACK], 1):
-            store = score(
-                made.flex, ChatDataset(rows), FlexCollator(processor), scratch, batch_size=phase.rows, progress=False
-            )
+            store = score(made.flex, data, collator, scratch, batch_size=phase.rows, progress=False, **inputs)
 
         def router(flex: FlexModel, tick: Callable[[], None]) -> None:
-            train(flex, processor, phase, rows, seed, tick, objective=objective, feedback=store)
+            alone = RouterModel(flex.compressor, stored_host_of(store))
+            train_router(alone, store, phase, plan, seed, flex.device, tick)
 
         if phase.name not in before:
             with progress.phase(phase.name, phase.seconds, phase.steps) as tick:
@@ -214,50 +218,59 @@ def train(
     processor: ProcessorMixin,
     phase: Phase,
     rows: list[Row],
+    levels: str,
     seed: int,
     tick: Callable[[], None],
-    *,
-    objective: Any,
-    feedback: FeedbackStore | None = None,
 ) -> None:
-    """One stage with the library's own trainer.
+    """One stage before the router's, with the library's own trainer.
 
     Args:
-        objective: what it minimises; None for what the stage names itself.
-        feedback: of stage 4.
+        levels: of each step of stage 3.
     """
+    objective = MultiGranularityObjective(levels=levels) if phase.stage.loss == "multi-granularity" else None
+    with _arguments(phase, seed, flex.device) as arguments:
+        data: dict[str, Any] = {"train_dataset": ChatDataset(rows), "data_collator": FlexCollator(processor)}
+        _run(FlexTrainer(flex, arguments, stage=phase.stage, objective=objective, callbacks=[_Tick(tick)], **data))
+
+
+def train_router(
+    router: RouterModel,
+    store: FeedbackStore,
+    phase: Phase,
+    plan: QuickstartPlan,
+    seed: int,
+    device: torch.device,
+    tick: Callable[[], None],
+) -> None:
+    """Stage 4 from a store, without the host."""
+    objective = RGLFObjective(tolerance=plan.tolerance)
+    with _arguments(phase, seed, device) as arguments:
+        more: dict[str, Any] = {"objective": objective, "callbacks": [_Tick(tick)]}
+        _run(RGLFTrainer(router, arguments, stage=phase.stage, feedback=store, **more))
+    router.to(device)
+
+
+@contextmanager
+def _arguments(phase: Phase, seed: int, device: torch.device) -> Iterator[FlexTrainingArguments]:
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = FlexTrainingArguments(
+        yield FlexTrainingArguments(
             output_dir=scratch,
             per_device_train_batch_size=phase.rows,
             max_steps=phase.steps,
             adam_beta2=0.98,
             warmup_steps=0.05,
             seed=seed,
-            use_cpu=flex.device.type == "cpu",
+            use_cpu=device.type == "cpu",
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        given: dict[str, Any] = {
-            "stage": phase.stage,
-            "objective": objective,
-            "train_dataset": ChatDataset(rows),
-            "data_collator": FlexCollator(processor),
-            "callbacks": [_Tick(tick)],
-        }
-        if feedback is None:
-            trainer = FlexTrainer(flex, arguments, **given)
-        else:
-            trainer = RGLFTrainer(flex, arguments, feedback=feedback, **given)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
 
 
-def _objective(stage: Stage, levels: str) -> Any:
-    """What a stage before the router's minimises; None for what it names itself."""
-    return MultiGranularityObjective(levels=levels) if stage.loss == "multi-granularity" else None
+def _run(trainer: FlexTrainer) -> None:
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
 
 
 def _rows(phase: Phase, stock: Any, seed: int) -> list[Row]:

@@ -172,8 +172,10 @@ def answered(
     allowed: Mapping[str, Escalate],
     tick: Callable[[], None],
 ) -> Results:
-    """At every level; by the router; by routers that see less; escalated. Where levels are made after the tower, a router without training too,
-    and the smallest image that the host takes.
+    """At every level; by the router; by routers that see less; escalated.
+
+    Where levels are made after the tower, by a router without training too, and with the smallest image that the host
+    takes.
     """
 
     def answers_at(model: FlexModel, level: int | None = None, escalate: Escalate | None = None) -> GradedAnswers:

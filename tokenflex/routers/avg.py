@@ -45,9 +45,9 @@ class AVGRouter(Router):
                 two.
             rows: which tokens vote: ``all``, as published; ``pooled``: those of all levels but the finest, for about
                 half of the work. A router is trained for one of the two.
-            sees: ``both``, as published; for ablations ``question``: visual tokens are zero vectors, or ``image``: prompt
-                tokens are. A router is trained for one of the three; what it saves beside ``both`` shows what image
-                and question tell.
+            sees: ``both``, as published; for ablations ``question``: visual tokens are zero vectors, or ``image``:
+                prompt tokens are. A router is trained for one of the three; what it saves beside ``both`` shows what
+                image and question tell.
         """
 
         text_tokens: int = 32
