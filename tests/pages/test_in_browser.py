@@ -4,7 +4,7 @@ import pytest
 
 from tests.browser import BROWSER, MISSING, started
 from tests.measure.test_report import made as profiled
-from tests.test_pages import HOSTILE
+from tests.pages.test_hostile import HOSTILE
 from tokenflex.measure.page import html
 
 playwright = pytest.importorskip(

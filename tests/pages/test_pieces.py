@@ -8,7 +8,7 @@ import pytest
 from tests.evaluation.tables import made
 from tests.measure.test_report import made as profiled
 from tests.pages.conftest import SETTINGS
-from tests.test_pages import HOSTILE, only_own_script
+from tests.pages.test_hostile import HOSTILE, only_own_script
 from tokenflex.errors import DataError, InputError
 from tokenflex.evaluation.records import AnswerWriter, Evaluation
 from tokenflex.evaluation.report import report

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_pages import HOSTILE, only_own_script
+from tests.pages.test_hostile import HOSTILE, only_own_script
 from tokenflex.contracts import Grid
 from tokenflex.images import decode
 from tokenflex.markup import readable

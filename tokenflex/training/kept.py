@@ -21,7 +21,7 @@ from tokenflex.contracts import READ_OFF, Grid, Instruction, VisualTokens
 from tokenflex.errors import DataError
 from tokenflex.ops.digest import of_tensors
 from tokenflex.reading import Entry, json_text, own_file, tensor_names
-from tokenflex.training.sealed import AGAIN
+from tokenflex.run_folder.sealed import AGAIN
 
 LAYOUT, INPUTS = "layout", "inputs"
 """Keys of the metadata: of the safetensors file, and of the Parquet file that keeps the digests."""
@@ -99,7 +99,7 @@ class Expected:
     projected: bool
 
 
-class KeptPart:
+class KeptShard:
     """A part's safetensors file, open.
 
     Args:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.model.test_escalate import answers, model, words
+from tests.model.escalation.test_escalate import answers, model, words
 from tokenflex import Escalate
 from tokenflex.hosts.grouped import Options
 from tokenflex.model.escalation.watching import answered, padding, side_by_side
