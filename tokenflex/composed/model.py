@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tokenflex import cards, loadable
 from tokenflex.composed.config import ComposedConfig
 from tokenflex.composed.projector import CUSTOM, build_projector
-from tokenflex.composed.vision import rebuild
+from tokenflex.composed.vision import rebuild_tower
 from tokenflex.errors import ConfigError, InputError
 
 REMEDY = "Save the language model by itself, with language_model.save_pretrained, and compose it again from there."
@@ -51,7 +51,7 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config)
         text: Any = config.text_config
-        self.vision_tower: Any = rebuild(config.vision or {}) if vision_tower is None else vision_tower
+        self.vision_tower: Any = rebuild_tower(config.vision or {}) if vision_tower is None else vision_tower
         cells = getattr(self.vision_tower, "cells", None)
         if cells is not None and tuple(cells) != tuple(config.grid):
             raise ConfigError(f"grid={config.grid!r}, but the encoder makes {cells} visual tokens of an image.")

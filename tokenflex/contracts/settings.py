@@ -8,7 +8,7 @@ from collections.abc import Callable
 from inspect import get_annotations as annotations
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from tokenflex.contracts.numbers import real, truth, whole
+from tokenflex.contracts.numbers import integer, real, truth
 from tokenflex.contracts.rules import Rule
 from tokenflex.errors import ConfigError
 
@@ -153,7 +153,7 @@ def _item(value: Any, hint: Any, number: int) -> object:
 
 
 def _integer(value: Any) -> int | None:
-    number = whole(value)
+    number = integer(value)
     return number if number is not None and -LARGEST <= number < LARGEST else None
 
 

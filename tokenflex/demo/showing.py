@@ -11,7 +11,7 @@ from jinja2 import Environment, Template, select_autoescape
 from PIL import Image
 
 from tokenflex.demo.answering import Asked, Model, Reply, Timing
-from tokenflex.evaluation.drawing import drawn, embedded, thumbnail
+from tokenflex.evaluation.drawing import data_address, thumbnail, with_kept_tokens
 from tokenflex.markup import readable
 from tokenflex.measure.timing import Times
 
@@ -69,7 +69,7 @@ def conversation(model: Model, image: Image.Image | None, turns: Sequence[tuple[
 
 def grid(image: Image.Image, reply: Reply) -> str:
     """The image with the reply's grid, as a data address."""
-    return embedded(drawn(thumbnail(image), reply.cells))
+    return data_address(with_kept_tokens(thumbnail(image), reply.cells))
 
 
 def bars(scores: Sequence[float], chosen: Sequence[int]) -> tuple[Bar, ...]:

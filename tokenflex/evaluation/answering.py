@@ -50,9 +50,9 @@ class Batch:
         """Greedy answers, one per place."""
         found: list[Answer] = []
         for pictured in (True, False):
-            part = tuple(place for place in places if bool(self.samples[place].images) == pictured)
-            if part:
-                found += self._answers(setting, part, max_new_tokens)
+            some = tuple(place for place in places if bool(self.samples[place].images) == pictured)
+            if some:
+                found += self._answers(setting, some, max_new_tokens)
         return found
 
     @torch.no_grad()

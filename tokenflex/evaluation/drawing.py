@@ -86,7 +86,7 @@ def _encoded(image: Image.Image, longest: int, quality: int) -> bytes:
     return target.getvalue()
 
 
-def drawn(content: bytes, kept: Cells | None) -> Image.Image:
+def with_kept_tokens(content: bytes, kept: Cells | None) -> Image.Image:
     """The image, enlarged if it is small, with lines between kept tokens and what was dropped darkened."""
     image = decode(content)
     factor = max(1, WIDE // max(image.size))
@@ -118,7 +118,7 @@ def drawn(content: bytes, kept: Cells | None) -> Image.Image:
     return image
 
 
-def embedded(image: Image.Image) -> str:
+def data_address(image: Image.Image) -> str:
     """As a data address that a page can hold."""
     target = io.BytesIO()
     image.save(target, format="PNG", optimize=True)

@@ -1,6 +1,6 @@
 """An evaluation as data: every answer of every setting, in a folder that can be gone on with.
 
-``manifest.json``     what was asked of what (see `fingerprint`)
+``manifest.json``     what was asked of what (see `evaluation_fingerprint`)
 ``samples.parquet``   one row per question: ``place`` in the data set, ``id``, ``kind``, ``question``, ``references``,
                       and for some ``images`` for the report's gallery
 ``part-*.parquet``    one row per answer: ``place``, ``id``, ``setting``, ``answer``, ``score``, ``levels`` (one per
@@ -8,7 +8,7 @@
                       without TokenFlex; over all images), ``passes`` of the language model and ``wasted``, the tokens
                       of all but the last (null in files of older versions: 1 and 0), and for the gallery ``cells`` (see
                       `tokenflex.evaluation.drawing`); its metadata say under ``made`` how its answers were made (see
-                      `tokenflex.measure.surroundings.made`), which files of older versions don't
+                      `tokenflex.measure.surroundings.provenance`), which files of older versions don't
 
 How files appear, how runs go on with them and how they are checked: `tokenflex.run_folder.folder`.
 """
@@ -88,7 +88,9 @@ class Shown:
     images: tuple[bytes, ...] = ()
 
 
-def fingerprint(flex: FlexModel, processor: Any, questions: Questions, *, metric: str, max_new_tokens: int) -> Manifest:
+def evaluation_fingerprint(
+    flex: FlexModel, processor: Any, questions: Questions, *, metric: str, max_new_tokens: int
+) -> Manifest:
     """JSON-ready; equal exactly when model, processor, data, metric and prompt are.
 
     Images that a row names by their path count by that name, not by their pixels.

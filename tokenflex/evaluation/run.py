@@ -20,10 +20,10 @@ from tokenflex.evaluation.records import (
     Record,
     Shown,
     begin_evaluation,
-    fingerprint,
+    evaluation_fingerprint,
 )
 from tokenflex.evaluation.settings import Setting
-from tokenflex.measure.surroundings import made
+from tokenflex.measure.surroundings import provenance
 from tokenflex.model import FlexModel
 from tokenflex.run_folder import RunFolder
 
@@ -72,7 +72,9 @@ def evaluate(
         "model": names[0],
         "data": names[1],
         "levels": flex.compressor.num_levels,
-        "fingerprint": fingerprint(flex, processor, questions, metric=metric, max_new_tokens=max_new_tokens),
+        "fingerprint": evaluation_fingerprint(
+            flex, processor, questions, metric=metric, max_new_tokens=max_new_tokens
+        ),
     }
     with RunFolder(folder, EVALUATION).alone(f"rank {rank}", waiting=waiting):
         begin_evaluation(folder, manifest, lambda: _shown(questions, one.gallery))
@@ -84,7 +86,7 @@ def evaluate(
             sum(len(some) for batch in todo for some in batch.values()),
         )
         begun(total - left, total)
-        _answered(one, todo, AnswerWriter(folder, rank, made(flex.device, command)), tick)
+        _answered(one, todo, AnswerWriter(folder, rank, provenance(flex.device, command)), tick)
         found = Evaluation(folder)
     _require_own(found, own, settings)
     return found

@@ -219,7 +219,7 @@ def break_even(
     )
 
 
-def compare(setting: str, new_tokens: int, seconds: Sequence[float], vanilla: Sequence[float]) -> Comparison:
+def compare_times(setting: str, new_tokens: int, seconds: Sequence[float], vanilla: Sequence[float]) -> Comparison:
     """A routed setting beside the vanilla host.
 
     Args:

@@ -19,7 +19,7 @@ Kind = Literal["vanilla", "level", "routed", "budget", "mix", "escalate"]
 
 
 @dataclass(frozen=True)
-class Setting:
+class MeasuredSetting:
     """One way to run the model.
 
     Attributes:
@@ -46,7 +46,7 @@ class Setting:
         """Whether it is asked, before anything is answered, which levels are chosen."""
         return self.kind in ("routed", "budget", "mix")
 
-    def on(self, counts: Int[Tensor, "images levels"]) -> "Setting":
+    def on(self, counts: Int[Tensor, "images levels"]) -> "MeasuredSetting":
         """The setting before a batch whose levels cost so many tokens: a mix gets its levels, see `levels_for`."""
         if self.share is None:
             return self
@@ -61,7 +61,7 @@ class Setting:
         return {name: value for name, value in arguments.items() if value is not None}
 
 
-VANILLA = Setting("vanilla", "vanilla")
+VANILLA = MeasuredSetting("vanilla", "vanilla")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Plan:
         """Answer lengths, ascending, each once."""
         return tuple(sorted(set(self.answers)))
 
-    def settings(self, num_levels: int) -> tuple[Setting, ...]:
+    def settings(self, num_levels: int) -> tuple[MeasuredSetting, ...]:
         """The vanilla host first, then forced levels from the coarsest, routed, budgets, mixes, and escalations.
 
         Raises:
@@ -126,12 +126,12 @@ class Plan:
         levels = sorted({level % num_levels for level in wanted} | {0, num_levels - 1})
         return (
             VANILLA,
-            *(Setting(f"level {level}", "level", level=level) for level in levels),
-            Setting("routed", "routed"),
-            *(Setting(f"routed, {name}", "budget", budget=budget) for name, budget in (self.budgets or {}).items()),
-            *(Setting(f"mix {name}", "mix", share=share) for name, share in (self.mixes or {}).items()),
+            *(MeasuredSetting(f"level {level}", "level", level=level) for level in levels),
+            MeasuredSetting("routed", "routed"),
+            *(MeasuredSetting(f"routed, {name}", "budget", budget=budget) for name, budget in (self.budgets or {}).items()),
+            *(MeasuredSetting(f"mix {name}", "mix", share=share) for name, share in (self.mixes or {}).items()),
             *(
-                Setting(f"escalate {name}", "escalate", escalate=replace(allowed, calibrated=None))
+                MeasuredSetting(f"escalate {name}", "escalate", escalate=replace(allowed, calibrated=None))
                 for name, allowed in (self.escalations or {}).items()
             ),
         )

@@ -14,14 +14,15 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Answers of one length.
+class AnswerProfile:
+    """What answers of one length take, in one setting on one batch.
 
     Attributes:
+        new_tokens: length of every answer, in tokens.
         end_to_end: one call of ``generate``.
         per_token: what a further token takes: the end to end of a run less the time to first token of the same round,
             over the further tokens; None where there are none.
-        memory, work: of one call, untimed.
+        memory, work: of one such call, which isn't timed.
     """
 
     new_tokens: int
@@ -63,7 +64,7 @@ class SettingProfile:
     stages: dict[str, Times]
     prefill: Work
     first_token: Times
-    answers: tuple[Answer, ...]
+    answers: tuple[AnswerProfile, ...]
 
     @property
     def rest(self) -> float:

@@ -71,7 +71,7 @@ def of(flex: FlexModel) -> Surroundings:
     )
 
 
-def made(device: torch.device, command: str) -> dict[str, Any]:
+def provenance(device: torch.device, command: str) -> dict[str, Any]:
     """How results are made here and now, JSON-ready, for pages to say.
 
     Args:

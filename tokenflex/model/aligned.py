@@ -256,14 +256,14 @@ class Backbone(nn.Module):
         """At the caller's positions, in groups where that is cheaper and nothing but hidden states is wanted."""
         places = columns.of_positions(rows)
         _refuse_attentions(rows, rows.whole.inputs)
-        parts = grouped.backbone_parts(rows, self.__dict__["flex"].batching)
-        if not parts:
+        groups = grouped.backbone_parts(rows, self.__dict__["flex"].batching)
+        if not groups:
             output = self._run(rows.whole.inputs)
             _lay_out(output, places, rows)
             return output
         found, order = list[Tensor](), list[int]()
-        for group, part, before in parts:
-            state: Tensor = self._run(part).last_hidden_state
+        for group, inputs, before in groups:
+            state: Tensor = self._run(inputs).last_hidden_state
             own = torch.where(places[group] == columns.NONE, columns.NONE, places[group] - before)
             found.append(columns.laid_out(state, own.to(state.device)))
             order += group

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenflex.contracts import HostBatch
-from tokenflex.contracts.numbers import whole
+from tokenflex.contracts.numbers import integer
 from tokenflex.errors import ConfigError
 from tokenflex.model.tower import Encoded
 
@@ -66,7 +66,7 @@ class Pins:
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        if (whole(capacity) or 0) < 1:
+        if (integer(capacity) or 0) < 1:
             raise ConfigError(f"capacity={capacity!r:.200}; give how many prompts to remember, at least 1.")
         self.capacity = capacity
         self._levels: OrderedDict[tuple[Any, ...], Prompts] = OrderedDict()

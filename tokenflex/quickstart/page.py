@@ -28,7 +28,7 @@ from tokenflex.pages import (
     rendered,
 )
 from tokenflex.quickstart.evaluate import RESAMPLES, Exam, GradedAnswers
-from tokenflex.quickstart.images import CELL, FINE_KINDS, SENTENCES, described
+from tokenflex.quickstart.images import CELL, FINE_KINDS, SENTENCES, scene_in_words
 from tokenflex.quickstart.lines import KINDS, SETTINGS, promises, rows
 
 Draw = Callable[[Image.Image, int], tuple[Image.Image, Overlay]]
@@ -51,7 +51,7 @@ MEANS = {
 """What the columns of the main table say."""
 
 
-def html(result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw) -> str:
+def quickstart_html(result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw) -> str:
     """The page.
 
     Args:
@@ -127,7 +127,7 @@ def _card(exam: Exam, i: int, finest: GradedAnswers, routed: GradedAnswers, draw
     chosen = f"level {level}, {tokens} of {of} visual tokens"
     target = io.BytesIO()
     image.save(target, format="PNG", optimize=True)
-    seen = described(scene)
+    seen = scene_in_words(scene)
     alt = f"{seen[0].upper()}{seen[1:]}. Chosen: {chosen}; lines part them."
     told = [f"asked as: {question.question}"]
     if not right:
@@ -201,7 +201,7 @@ def _choices(result: dict[str, Any]) -> Table | None:
 def _times(result: dict[str, Any]) -> Table:
     names = numbered(list(result["seconds"]))
     found = tuple(Row((names[i], Cell(f"{s:.1f}", s))) for i, s in enumerate(result["seconds"].values()))
-    return Table("Time", (Column("part"), Column("seconds")), found)
+    return Table("Time", (Column("phase"), Column("seconds")), found)
 
 
 def _series(name: str, colour: str, marker: str, entries: Sequence[dict[str, Any]], line: str = "") -> Series:

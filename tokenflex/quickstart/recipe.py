@@ -116,7 +116,7 @@ def trained(
         with progress.phase(TOWER, BESIDES[TOWER], steps) as tick:
             pretrain(small, stock, steps=steps, rate=plan.pretrain_rate, seed=seed, tick=tick)
     reads = adapter_for(small.model, {"scope": "prompt"})  # the template has no words that open a turn
-    scaler = sizes(plan.shares) if sized else "average-pool"
+    scaler = levels_of_sizes(plan.shares) if sized else "average-pool"
     flex = fresh(small.model, scaler=scaler, router=_router(plan, router_rows), adapter=reads)
     done = dict(before)
 
@@ -196,7 +196,7 @@ def _router(plan: QuickstartPlan, rows: str) -> Any:
     return served.Config.from_dict({"text_tokens": plan.router_text_tokens, "dropout": 0.0, "rows": rows})
 
 
-def sizes(shares: Sequence[float]) -> Any:
+def levels_of_sizes(shares: Sequence[float]) -> Any:
     """Levels that are sizes of the image; settings of the scaler."""
     served: type[Component] = scalers.get("resolution")
     return served.Config.from_dict({"shares": tuple(shares)})

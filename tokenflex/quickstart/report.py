@@ -12,7 +12,7 @@ from tokenflex.files import locked, sweep, write_whole
 from tokenflex.quickstart.evaluate import Exam, GradedAnswers
 from tokenflex.quickstart.images import FINE_KINDS
 from tokenflex.quickstart.lines import KINDS, promises, rows
-from tokenflex.quickstart.page import Draw, html
+from tokenflex.quickstart.page import Draw, quickstart_html
 
 
 def show(console: Console, result: dict[str, Any], folder: Path) -> None:
@@ -49,7 +49,7 @@ def write(
     folder: Path, result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw
 ) -> None:
     """Write ``report.json`` and ``report.html``, each complete or not at all."""
-    page = html(result, exam, finest, routed, draw)
+    page = quickstart_html(result, exam, finest, routed, draw)
     with locked(folder):
         sweep(folder, "report.*")
         write_whole(folder / "report.json", json.dumps(result, indent=2) + "\n")

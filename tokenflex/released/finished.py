@@ -121,7 +121,7 @@ def _digests(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -
     found = {}
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
-        if path.is_file() and wanted(path) and not any(part.startswith(".") for part in place.parts):
+        if path.is_file() and wanted(path) and not any(name.startswith(".") for name in place.parts):
             with path.open("rb") as file:
                 found[place.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

@@ -69,4 +69,4 @@ class AveragePoolScaler(Scaler):
     def _nested(self, level: int) -> bool:
         """Whether each window of the level is made of whole windows of the next finer one."""
         finer = self.windows[min(level + 1, self.num_levels - 1)]
-        return all(side % part == 0 for side, part in zip(self.windows[level], finer, strict=True))
+        return all(side % inner == 0 for side, inner in zip(self.windows[level], finer, strict=True))

@@ -22,15 +22,15 @@ VIDEOS: Sequence[Row] = ((1, A_VIDEO, 2), (3, 4, A_VIDEO, 5, A_VIDEO, 8), (6, 7)
 
 
 def smaller_images_are_images(bench: HostBench) -> None:
-    """Every part of the law, for images and, where there are any, for videos."""
+    """Every claim of the law, for images and, where there are any, for videos."""
     refused = bench.adapter.resize_refusal
     if refused is not None:
         raise Skip(refused)
-    for part in PARTS:
-        part(bench, ROWS)
+    for claim in CLAIMS:
+        claim(bench, ROWS)
     if bench.tiny.videos is not None:
-        for part in PARTS:
-            part(bench, VIDEOS)
+        for claim in CLAIMS:
+            claim(bench, VIDEOS)
 
 
 def shares_for(batch: HostBatch, first: int = 0) -> list[float]:
@@ -181,7 +181,7 @@ def text_stays(bench: HostBench, rows: Sequence[Row]) -> None:
     assert bench.adapter.encode_resized(batch, [], []) == (), "text: a batch without images has tokens"
 
 
-PARTS = (
+CLAIMS = (
     full_size_is_untouched,
     counts_come_first,
     neighbours_change_nothing,

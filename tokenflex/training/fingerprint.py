@@ -21,7 +21,7 @@ from tokenflex.training.data import ChatDataset
 Fingerprint = dict[str, Any]
 
 
-def fingerprint(flex: FlexModel, dataset: Any, collator: Any, precision: str = "no") -> Fingerprint:
+def feedback_fingerprint(flex: FlexModel, dataset: Any, collator: Any, precision: str = "no") -> Fingerprint:
     """JSON-ready; equal exactly when host weights, adapter, scaler, processor, data set and precision are.
 
     Images that a row names by their path count by that name, not by their pixels; rows that can't be read count as

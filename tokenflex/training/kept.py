@@ -1,9 +1,9 @@
-"""What a router sees of a store's samples, as one safetensors file per part: ``part-*.safetensors``.
+"""What a router sees of a store's samples, as one safetensors file per shard: ``part-*.safetensors``.
 
 The file's metadata has a ``layout``: for every sample's id its images, each as rows and columns of its grid and whether
 it is a video (1) or not (0). Image ``n`` of sample ``i`` is the tensor ``i/n``, its attention and keys, where a scaler
-reads those, ``i/n/attention`` and ``i/n/keys``; ``i/words`` and ``i/mask`` are the instruction. The part's Parquet file
-keeps a digest of every sample, which is compared when a sample is first read.
+reads those, ``i/n/attention`` and ``i/n/keys``; ``i/words`` and ``i/mask`` are the instruction. The shard's Parquet
+file keeps a digest of every sample, which is compared when a sample is first read.
 """
 
 import hashlib
@@ -50,8 +50,8 @@ class KeptSample(Protocol):
         ...
 
 
-def laid_out(samples: Sequence[KeptSample]) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """Tensors and metadata of a part's safetensors file, and what its Parquet file is told.
+def shard_tensors(samples: Sequence[KeptSample]) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Tensors and metadata of a shard's safetensors file, and what its Parquet file is told.
 
     Raises:
         DataError: a value isn't finite, so it couldn't be learnt from.
@@ -86,7 +86,7 @@ def _digest(tensors: Mapping[str, Tensor], grids: Grids) -> str:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a part's tensors must be.
+    """What a shard's tensors must be.
 
     Attributes:
         dtype: of visual tokens and words, as torch names it.
@@ -100,12 +100,12 @@ class Expected:
 
 
 class KeptShard:
-    """A part's safetensors file, open.
+    """A shard's safetensors file, open.
 
     Args:
         folder, name: of the file.
-        ids: the part's samples.
-        digests: the text that the Parquet file kept; None in parts of older versions.
+        ids: the shard's samples.
+        digests: the text that the Parquet file kept; None in shards of older versions.
 
     Raises:
         DataError: it is missing or damaged, or holds something else than ``expected`` says.
@@ -172,7 +172,7 @@ class KeptShard:
         try:
             own = {name: self._held.get_tensor(name) for name in each if name in self.entries}
         except (OSError, SafetensorError) as error:
-            raise DataError(f"{self.path}: row {place} can't be read: {error}. Make the part again.") from error
+            raise DataError(f"{self.path}: row {place} can't be read: {error}. Make the shard again.") from error
         if place not in self._checked:
             self._require_written(place, own, grids)
 

@@ -30,7 +30,7 @@ from tokenflex.model import Encoded, FlexModel
 from tokenflex.ops.digest import of_tensors
 from tokenflex.run_folder import RunFolder
 from tokenflex.training.cutting import Batches, Cut
-from tokenflex.training.fingerprint import fingerprint
+from tokenflex.training.fingerprint import feedback_fingerprint
 from tokenflex.training.levels import at_level, level_feedback
 from tokenflex.training.store import (
     AT,
@@ -357,7 +357,7 @@ def _manifest(
     """
     made = {**before_projector.described(flex.adapter), "weights": of_tensors(projector)} if projector else None
     description = {
-        "fingerprint": fingerprint(flex, dataset, collator, precision),
+        "fingerprint": feedback_fingerprint(flex, dataset, collator, precision),
         "levels": flex.compressor.num_levels,
         "router_inputs": None if kept is None else str(kept).removeprefix("torch."),
         AT: at,

@@ -38,7 +38,7 @@ from tokenflex.reading import own_file
 from tokenflex.reading import tensors as read_tensors
 from tokenflex.run_folder import MANIFEST, Manifest, RunFolder, RunKind, Shard, sealed
 from tokenflex.training.fingerprint import Fingerprint
-from tokenflex.training.kept import DTYPES, INPUTS, Expected, KeptShard, laid_out
+from tokenflex.training.kept import DTYPES, INPUTS, Expected, KeptShard, shard_tensors
 
 FORMAT = 1
 SCALER, PROJECTOR = "scaler.safetensors", "projector.safetensors"
@@ -176,7 +176,7 @@ class FeedbackWriter:
         own_metadata: dict[str, str] = {}
         beside: dict[str, Callable[[Path], None]] = {}
         if any(sample.instruction is not None for sample in samples):
-            tensors, metadata, own_metadata = laid_out(samples)
+            tensors, metadata, own_metadata = shard_tensors(samples)
             beside[".safetensors"] = functools.partial(save_file, tensors, metadata=metadata)
         columns = [
             [sample.id for sample in samples],
@@ -389,7 +389,7 @@ class FeedbackStore:
         return self._weights(SCALER, self.manifest["fingerprint"]["scaler"]["weights"], "the scaler")
 
     def _weights(self, name: str, digest: str, what: str) -> dict[str, Tensor]:
-        """Of a part of the model, as it was when the store was made.
+        """Weights of the scaler or the projector, as they were when the store was made.
 
         Raises:
             ConfigError: they hold NaN or infinity.

@@ -18,7 +18,7 @@ from tokenflex.files import writing
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import FlexModel
 from tokenflex.training.accepted import as_ours, require_accepted, require_metric, whole_batches
-from tokenflex.training.fingerprint import fingerprint
+from tokenflex.training.fingerprint import feedback_fingerprint
 from tokenflex.training.flags import HostFlags
 from tokenflex.training.lost import told_of_lost_processes
 from tokenflex.training.objectives import FEEDBACK, LanguageObjective, MultiGranularityObjective, RGLFObjective
@@ -396,7 +396,7 @@ class RGLFTrainer(FlexTrainer):
             dataset, collator = keywords.get("train_dataset"), keywords.get("data_collator")
             if dataset is None or collator is None:
                 raise ConfigError("feedback= belongs to data; pass the train_dataset and data_collator it is of.")
-            feedback.require(fingerprint(model, dataset, collator, precision_of(args)))
+            feedback.require(feedback_fingerprint(model, dataset, collator, precision_of(args)))
             keywords |= {"train_dataset": WithFeedback(dataset, feedback), "data_collator": FeedbackCollator(collator)}
         super().__init__(model, args, stage=stage, objective=objective, **keywords)
 

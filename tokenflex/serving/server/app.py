@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tokenflex.serving.server import protocol
-from tokenflex.serving.server.asking import Ask, read
+from tokenflex.serving.server.asking import Ask, read_ask
 from tokenflex.serving.server.images import Images
 from tokenflex.serving.server.limits import Limits
 from tokenflex.serving.server.metrics import CONTENT_TYPE, Metrics
@@ -129,9 +129,9 @@ class Served:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        asked = protocol.read(await self._body(request))
+        asked = protocol.read_chat(await self._body(request))
         self._require(asked.model)
-        ask = await read(asked, self.images, self.limits, self.engine.num_levels, self.engine.placeholders)
+        ask = await read_ask(asked, self.images, self.limits, self.engine.num_levels, self.engine.placeholders)
         pieces = self.engine.answer(ask)
         if asked.stream:
             first = await _unless_gone(request, anext(pieces))

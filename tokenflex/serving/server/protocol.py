@@ -42,14 +42,14 @@ class ImageURL(Strict):
     detail: Literal["low", "auto", "high"] = "auto"
 
 
-class TextPart(Strict):
+class TextItem(Strict):
     """Words."""
 
     type: Literal["text"]
     text: str
 
 
-class ImagePart(Strict):
+class ImageItem(Strict):
     """An image."""
 
     type: Literal["image_url"]
@@ -57,14 +57,14 @@ class ImagePart(Strict):
 
 
 class Message(Strict):
-    """One turn; words alone are one part."""
+    """One turn; words alone are one content item."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] = Field(min_length=1)
+    content: list[Annotated[TextItem | ImageItem, Field(discriminator="type")]] = Field(min_length=1)
 
     @field_validator("content", mode="before")
     @classmethod
-    def _parts(cls, value: Any) -> Any:
+    def _items(cls, value: Any) -> Any:
         return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
@@ -104,7 +104,7 @@ class Chat(Strict):
         return [value] if isinstance(value, str) else value
 
 
-def read(body: bytes) -> Chat:
+def read_chat(body: bytes) -> Chat:
     """A request.
 
     Raises:
@@ -133,7 +133,7 @@ def read(body: bytes) -> Chat:
         return Chat.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:200]
+        where = ".".join(str(key) for key in first["loc"])[:200]
         raise RefusedError(f"{where}: {first['msg']:.500}.", "invalid_value", param=where) from error
 
 
