@@ -17,7 +17,7 @@ WAITING = "Another process is answering into {}; waiting for its end."
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "evaluate",
         help="accuracy and visual tokens on a data set, at every level, routed, and against baselines",

@@ -44,7 +44,7 @@ GO_ON = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with all commands."""
+    """The parser of the whole command line, with every command's own parser in it."""
     parser = argparse.ArgumentParser(prog="tokenflex", description=tokenflex.__doc__)
     parser.add_argument("--version", action="version", version=f"tokenflex {tokenflex.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -95,19 +95,19 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return made if asked else made[0]
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's."""
+        """The language model's table of word embeddings."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """The language model's."""
+        """Give the language model another table of word embeddings."""
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The language model's."""
+        """The language model's head, which makes logits of hidden states."""
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """The language model's."""
+        """Give the language model another head."""
         self.language_model.set_output_embeddings(new_embeddings)
 
     def get_image_features(

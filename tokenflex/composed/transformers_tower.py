@@ -55,7 +55,7 @@ class TransformersTower(VisionTower):
     def from_config(
         cls, config: PreTrainedConfig, request: TowerRequest
     ) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
-        """Random weights."""
+        """Build the tower of a configuration with random weights."""
         return cls.from_model(AutoModel.from_config(copy.deepcopy(vision_half(config))), request)
 
     @classmethod

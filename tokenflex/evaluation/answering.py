@@ -47,7 +47,7 @@ class Batch:
         self._inputs: dict[tuple[int, ...], dict[str, Any]] = {}
 
     def answers(self, setting: Setting, places: Sequence[int], max_new_tokens: int) -> list[Answer]:
-        """Greedy answers, one per place."""
+        """Greedy answers, one per place, those of questions with images first."""
         found: list[Answer] = []
         for pictured in (True, False):
             some = tuple(place for place in places if bool(self.samples[place].images) == pictured)

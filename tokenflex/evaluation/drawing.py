@@ -45,7 +45,7 @@ def cells(flex: FlexModel, inputs: HostInputs, levels: Sequence[int]) -> list[Ce
 
 
 def as_data(found: Sequence[Cells]) -> list[dict[str, object]]:
-    """JSON-ready."""
+    """The cells of images as JSON-ready data."""
     return [asdict(one) for one in found]
 
 

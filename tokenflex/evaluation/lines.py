@@ -41,7 +41,7 @@ def setting_lines(summary: Summary) -> list[Line]:
 
 
 def header(summary: Summary) -> tuple[str, ...]:
-    """Of the columns of `setting_lines`."""
+    """The heads of the columns that the cells of `setting_lines` stand in."""
     escalated = any("passes" in entry for entry in summary["settings"].values())
     return (*HEADER, *ESCALATED) if escalated else HEADER
 
@@ -92,5 +92,5 @@ ABOUT_PASSES = (
 
 
 def notes(summary: Summary) -> tuple[str, ...]:
-    """What the columns mean."""
+    """What the columns mean, as sentences."""
     return NOTES if header(summary) == HEADER else (*NOTES, ABOUT_PASSES)

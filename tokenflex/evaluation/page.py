@@ -193,7 +193,7 @@ def _further(name: str, columns: Sequence[Column], found: Sequence[tuple[Line, t
 
 
 def _entries(summary: Summary) -> list[dict[str, Any]]:
-    """As `tokenflex.evaluation.lines.setting_lines` goes through them."""
+    """Every setting's entry of the summary, in the order of `tokenflex.evaluation.lines.setting_lines`."""
     found = [*summary["settings"].values(), *summary["shuffled"].values()]
     return [*found, summary["oracle"]] if summary["oracle"] else found
 

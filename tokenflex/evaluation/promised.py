@@ -32,7 +32,7 @@ WIDEST = 4096
 
 
 class Answered(Protocol):
-    """An answer, as `tokenflex.evaluation.records.Record`."""
+    """What is read of an answer here; see `tokenflex.evaluation.records.Record`."""
 
     @property
     def place(self) -> int: ...  # noqa: D102 (as in Record)

@@ -221,7 +221,7 @@ class Evaluation:
 
 
 def _asked(samples: Sequence[Shown]) -> pa.Table:
-    """The rows of ``samples.parquet``."""
+    """The table of ``samples.parquet``, one row per question."""
     rows = [
         {
             "place": shown.question.place,

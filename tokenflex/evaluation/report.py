@@ -30,7 +30,7 @@ def report(folder: str | os.PathLike[str], *, resamples: int = 2000, seed: int =
 
 
 def evaluation_markdown(summary: Summary) -> str:
-    """The tables as Markdown."""
+    """The tables of a summary as Markdown."""
     shown, kinds = setting_lines(summary), list(summary["kinds"])
     blocks = [
         "# Evaluation",

@@ -44,7 +44,7 @@ MEANS = {
 
 
 def profile_html(profile: Profile) -> str:
-    """The page."""
+    """A profile as a whole HTML page."""
     batches = [
         {
             "title": title(batch),
@@ -119,7 +119,7 @@ def image(batch: BatchProfile, even: BreakEven) -> Plot:
 
 
 def made(profile: Profile) -> tuple[tuple[str, str], ...]:
-    """How it was measured."""
+    """How the profile was measured, as pairs of a name and a value."""
     where = profile.surroundings
     parts_dtype = f", parts {' and '.join(where.parts_dtype)}" if where.parts_dtype else ""
     known = {**where.to_dict(), "hardware": where.device_name, "command": profile.command}

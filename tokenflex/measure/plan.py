@@ -56,7 +56,7 @@ class MeasuredSetting:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For `FlexModel.generate` and `FlexModel.decide`."""
+        """Keyword arguments of this setting for `FlexModel.generate` and `FlexModel.decide`."""
         arguments = {"level": self.level, "budget": self.budget, "escalate": self.escalate}
         return {name: value for name, value in arguments.items() if value is not None}
 
@@ -110,7 +110,7 @@ class Plan:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Answer lengths, ascending, each once."""
+        """Lengths of answers in tokens, ascending, each once."""
         return tuple(sorted(set(self.answers)))
 
     def settings(self, num_levels: int) -> tuple[MeasuredSetting, ...]:

@@ -44,7 +44,7 @@ def write(folder: str | os.PathLike[str], profile: Profile) -> None:
 
 
 def profile_markdown(profile: Profile) -> str:
-    """The page."""
+    """A profile as a page of Markdown."""
     blocks = ["# Time and memory beside the vanilla host", escaped(protocol(profile)), LEGEND]
     blocks += [f"**{escaped(told)}**" for told in profile.warnings]
     for batch in profile.batches:

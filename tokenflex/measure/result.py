@@ -72,7 +72,7 @@ class SettingProfile:
         return self.first_token.median - sum(times.median for times in self.stages.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data."""
+        """All of it as JSON-ready data; times are seconds."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -108,7 +108,7 @@ class BatchProfile:
     comparisons: tuple[Comparison, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data."""
+        """All of it as JSON-ready data; times are seconds."""
         return {
             "rows": self.rows,
             "images": self.images,

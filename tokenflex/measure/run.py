@@ -25,7 +25,7 @@ BUSY = 1.5
 
 @dataclass(frozen=True)
 class _Bench:
-    """What all batches share."""
+    """What the measurements of all batches share."""
 
     flex: FlexModel
     plan: Plan

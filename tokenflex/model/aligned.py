@@ -194,7 +194,7 @@ class Backbone(nn.Module):
         self.of_host = getattr(base, "base_model", base)  # a host of the user's own may be any module
 
     def __getattr__(self, name: str) -> Any:
-        """The host's backbone's."""
+        """What else is asked of it is the attribute of the host's own model without head."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -288,7 +288,7 @@ class Headless:
         return Backbone(self) if self.__dict__.get("_modules", {}).get("host") is not None else self  # pyright: ignore[reportArgumentType]
 
     def get_decoder(self) -> Any:
-        """As `base_model`."""
+        """The same as `base_model`."""
         return self.base_model
 
     def get_encoder(self, modality: str | None = None) -> Any:

@@ -161,7 +161,7 @@ class FlexConfig(PreTrainedConfig):
         return list(dict.fromkeys([*own, *NO_PREDICTIONS]))
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The host's text configuration."""
+        """The configuration of the host's language model."""
         host: Any = self.host
         return host.get_text_config(*args, **kwargs)
 

@@ -44,7 +44,7 @@ class Pinned:
 
     @property
     def tokens(self) -> int:
-        """How many its row has."""
+        """How many ids the row has that the image stands in."""
         return len(self.ids) // WIDTH
 
 
@@ -76,7 +76,7 @@ class Pins:
         return self._size
 
     def clear(self) -> None:
-        """Forget all levels."""
+        """Forget the levels of all rows."""
         self._levels.clear()
         self._size = 0
 

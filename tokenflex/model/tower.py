@@ -173,7 +173,7 @@ class PerLevel(Tower):
         return torch.cat(counts, dim=-1), tuple(zip(*layouts, strict=True)), tuple(zip(*sizes, strict=True))
 
     def look(self, batch: HostBatch, looked_at: bool) -> tuple[VisualTokens, ...]:
-        """The coarsest images."""
+        """The images at the coarsest level's size, encoded."""
         images = len(batch.spans) if looked_at else 0
         return self._encoded(batch, self.parts.scaler.shares[:1] * len(batch.spans), range(images))
 

@@ -76,7 +76,7 @@ class SceneQuestion:
 
     @property
     def fine(self) -> bool:
-        """Whether answering needs detail."""
+        """Whether the question needs fine detail of the image."""
         return self.kind in FINE_KINDS
 
 
@@ -214,7 +214,7 @@ def exam(seed: int, split: Split, count: int) -> list[tuple[Scene, SceneQuestion
 
 
 def row(scene: Scene, questions: Sequence[SceneQuestion]) -> Row:
-    """A row in chat format."""
+    """A row in chat format: the image, and the questions with their answers."""
     messages = []
     for i, question in enumerate(questions):
         content = [{"type": "image"}] * (i == 0) + [{"type": "text", "text": question.question}]

@@ -90,7 +90,7 @@ def sentence(result: dict[str, Any]) -> str:
 
 
 def made(result: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """How it was made."""
+    """How the results were made, as pairs of a name and a value."""
     seed = result["seed"]
     drawn = (
         f"; also of the {RESAMPLES} bootstrap draws of the intervals" if _ends(result["levels"][-1], "accuracy") else ""
@@ -103,7 +103,7 @@ def made(result: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def plot(result: dict[str, Any]) -> Plot:
-    """Accuracy against visual tokens."""
+    """The plot of accuracy against visual tokens."""
     found = [_series("fixed levels", "grey", "o", result["levels"], "-")]
     found += [_series(name, colour, marker, [result[key]]) for key, name, marker, colour in SETTINGS if key in result]
     label = "Accuracy against visual tokens per image; the table of settings has the numbers."

@@ -45,7 +45,7 @@ class Phase:
 
     @property
     def name(self) -> str:
-        """As the screen shows it."""
+        """The phase's name, as the screen shows it."""
         return f"stage {self.stage.number}: {self.stage.summary}"
 
 
@@ -82,7 +82,7 @@ class QuickstartPlan:
 
     @property
     def seconds(self) -> float:
-        """Expected of everything."""
+        """How long all phases are expected to take, in seconds."""
         return sum(self.expected.values())
 
     @property

@@ -16,7 +16,7 @@ from tokenflex.quickstart.page import Draw, quickstart_html
 
 
 def show(console: Console, result: dict[str, Any], folder: Path) -> None:
-    """Print the table."""
+    """Print the table of results, and where the report lies."""
     finest = result["levels"][-1]["tokens_mean"]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("setting", no_wrap=True)

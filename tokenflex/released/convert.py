@@ -110,7 +110,7 @@ def convert(
 
 
 def _write(folder: Path, tensors: Shards, model: ReleasedModel, scratch: Path) -> None:
-    """Everything of a converted folder."""
+    """Write all files of a converted folder into ``scratch``."""
     _write_host(tensors, model, scratch)
     state = dict(part_tensors(tensors))
     loadable.require_sound(state, str(folder))

@@ -26,7 +26,7 @@ class ConstantRouter(Router):
         self.level, self.num_levels = config.level % num_levels, num_levels
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
-        """One voter."""
+        """One voter, as a grid of one place."""
         return (Grid(1, 1),)
 
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:

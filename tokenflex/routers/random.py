@@ -34,7 +34,7 @@ class RandomRouter(Router):
         self.weights, self.seed, self.num_levels = weights, config.seed, num_levels
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
-        """One voter."""
+        """One voter, as a grid of one place."""
         return (Grid(1, 1),)
 
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:

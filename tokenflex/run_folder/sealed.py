@@ -34,7 +34,7 @@ def counted(least: int, below: int = LARGEST_COUNT) -> Rule:
 
 
 def one_of(*known: Any) -> Rule:
-    """One of these values."""
+    """One of these values, of the same type."""
     return lambda value: any(value is one or (value == one and type(value) is type(one)) for one in known), (
         f"one of {', '.join(map(repr, known))}"
     )

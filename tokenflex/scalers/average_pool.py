@@ -53,7 +53,7 @@ class AveragePoolScaler(Scaler):
         return -(-views // self.times[level])
 
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Average each window of ``level``."""
+        """Average the tokens in each window of ``level``; a window makes one token."""
         window = self.windows[level]
         features = pool_windows(tokens.features, tokens.grid, window)
         features, frames = pool_frames(features, self.times[level]) if tokens.video else (features, None)

@@ -23,7 +23,7 @@ class Embedding(Protocol):
     """What embeds the prompt's words: a `FlexModel` or a `Front`."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's table."""
+        """The language model's table of word embeddings."""
         ...
 
 

@@ -101,7 +101,7 @@ def probe_all(only: Sequence[str] = ()) -> Iterator[HostRow]:
 
 
 def markdown(rows: Sequence[HostRow]) -> str:
-    """A table, served architectures first."""
+    """The table of hosts in Markdown, served architectures first."""
     ordered = sorted(rows, key=lambda row: (row.refused is not None, row.family or "", row.model_type))
     return markdown_table(HEADER, [row.cells() for row in ordered])
 

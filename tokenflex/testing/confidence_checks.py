@@ -26,7 +26,7 @@ def _mask() -> Tensor:
 
 
 def _judged(part: Confidence, scores: list[Tensor], mask: Tensor) -> Tensor:
-    """As `tokenflex.model.escalation.watching` calls it."""
+    """A confidence's values for answers of several steps, got as `tokenflex.model.escalation.watching` gets them."""
     steps = 1 if part.first_only else len(scores)
     values = [part.of_tokens(one, one.argmax(-1)) for one in scores[:steps]]
     return part.of_answer(torch.stack(values, dim=1), mask[:, :steps])
@@ -87,7 +87,7 @@ def what_follows_the_end_is_inert(bench: Bench) -> None:
 
 
 def repeats_itself(bench: Bench) -> None:
-    """Whatever the global random state."""
+    """The same answers get the same values, whatever the global random state is."""
     part = bench.build()
     same(_judged(part, _scores(), _mask()), _judged(part, _scores(), _mask()), "two readings of one answer", 0.0)
 

@@ -49,7 +49,7 @@ def resized(bench: HostBench, inputs: Mapping[str, Any], first: int = 0, side: A
 
 
 def spliced(bench: HostBench, batch: HostBatch, shares: Sequence[float], side: Any = None) -> Spliced:
-    """The same for any shares."""
+    """The batch with its images at any shares of their sizes, for the host."""
     images = bench.adapter.encode_resized(batch, shares, range(len(shares))) if shares else ()
     scaled = [SCALER.scale(image, FINEST) for image in images]
     return bench.adapter.splice(bench.adapter.resized(batch, shares), images, scaled, side)
@@ -119,7 +119,7 @@ def padding_changes_nothing(bench: HostBench, rows: Sequence[Row]) -> None:
 
 
 def answers_stay(bench: HostBench, rows: Sequence[Row]) -> None:
-    """The same words carry loss."""
+    """The same words carry loss, whatever size the images have."""
     inputs = bench.batch(rows, side="right")
     labels = labels_of(inputs)
     found = resized(bench, {**inputs, "labels": labels}).inputs["labels"]

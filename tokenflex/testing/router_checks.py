@@ -28,7 +28,7 @@ def shapes_fit(bench: Bench) -> None:
 
 
 def segments_known_in_advance(bench: Bench) -> None:
-    """``segments`` against what voting gives."""
+    """``segments`` names as many voters as voting gives."""
     router = bench.build()
     for grid in GRIDS:
         pyramid = bench.pyramid(bench.image(grid))
@@ -83,7 +83,7 @@ def input_is_left_alone(bench: Bench) -> None:
 
 
 def stays_finite(bench: Bench) -> None:
-    """Also on zeros."""
+    """Ballots are finite, also where all tokens are zeros."""
     image = bench.image()
     blank = replace(image, features=torch.zeros_like(image.features))
     instruction = Instruction(torch.zeros(PROMPT, bench.dim), torch.ones(PROMPT, dtype=torch.bool))
@@ -92,7 +92,7 @@ def stays_finite(bench: Bench) -> None:
 
 
 def gradients_reach_parameters(bench: Bench) -> None:
-    """Every parameter gets one."""
+    """Every parameter gets a gradient."""
     router = bench.build()
     if not list(router.parameters()):
         raise Skip("the router has no parameters")

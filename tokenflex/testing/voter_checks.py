@@ -42,13 +42,13 @@ def order_of_views_is_nothing(bench: Bench) -> None:
 
 
 def repeats_itself(bench: Bench) -> None:
-    """Whatever the global random state."""
+    """The same ballots get the same scores, whatever the global random state is."""
     voter = bench.build()
     same(voter(bench.ballots()), voter(bench.ballots()), "two counts of the same ballots", 0.0)
 
 
 def stays_finite(bench: Bench) -> None:
-    """Also where nobody votes."""
+    """Scores are finite, also where nobody votes."""
     voter, ballots = bench.build(), bench.ballots()
     silent = replace(ballots, mask=torch.zeros_like(ballots.mask))
     assert bool(voter(silent).isfinite().all()), "ballots that are all masked give NaN or infinity"

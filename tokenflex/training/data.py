@@ -50,11 +50,11 @@ class Rows(Protocol):
     """Anything with a length and rows that are mappings: a list, or a ``datasets.Dataset``."""
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """How many rows there are."""
         ...
 
     def __getitem__(self, index: int, /) -> Any:
-        """One row."""
+        """The row at a place, a mapping."""
         ...
 
 

@@ -41,12 +41,12 @@ class KeptSample(Protocol):
 
     @property
     def images(self) -> tuple[VisualTokens, ...]:
-        """What a router sees."""
+        """Its images, as a router sees them."""
         ...
 
     @property
     def instruction(self) -> Instruction | None:
-        """The words."""
+        """The prompt tokens, as a router sees them; None where they aren't kept."""
         ...
 
 

@@ -183,7 +183,7 @@ class _Pass:
 
     @torch.no_grad()
     def __call__(self, places: Sequence[int], batch: dict[str, Tensor]) -> list[ScoredSample]:
-        """One entry per sample."""
+        """Score a batch; gives one entry per sample, in the order of ``places``."""
         inputs = {key: value.to(self.device) for key, value in batch.items()}
         with self._autocast():
             encoded = self.flex.encode(inputs)

@@ -117,7 +117,7 @@ class StoredProjector:
 
     @torch.no_grad()
     def __call__(self, tokens: Float[Tensor, "views tokens width"]) -> Float[Tensor, "views tokens dim"]:
-        """The tokens after the projector."""
+        """What the projector makes of tokens from before it."""
         weight = next(self.projector.parameters())
         if weight.device != tokens.device:
             self.projector.to(tokens.device)

@@ -132,7 +132,7 @@ class Escalate:
 
     @property
     def config(self) -> ComponentConfig:
-        """Settings of the measure."""
+        """Settings of the confidence that measures how sure an answer is."""
         if isinstance(self.measure, ComponentConfig):
             owner = getattr(type(self.measure), "owner", None)
             if owner is None or not issubclass(owner, Confidence):

@@ -61,7 +61,7 @@ class AfterOne(StoppingCriteria):
     """Every answer ends with its first token."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """True for every row."""
+        """True for every row: each stops after its first token."""
         return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 

@@ -43,14 +43,14 @@ class ImageURL(Strict):
 
 
 class TextItem(Strict):
-    """Words."""
+    """A content item that is a text."""
 
     type: Literal["text"]
     text: str
 
 
 class ImageItem(Strict):
-    """An image."""
+    """A content item that is an image."""
 
     type: Literal["image_url"]
     image_url: ImageURL
@@ -83,7 +83,7 @@ class StreamOptions(Strict):
 
 
 class Chat(Strict):
-    """A request for an answer."""
+    """A request for an answer; its fields are OpenAI's."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -169,7 +169,7 @@ class Usage:
     levels: tuple[int, ...] = ()
 
     def written(self) -> dict[str, int]:
-        """As it is sent."""
+        """The numbers of tokens, as they are sent."""
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
@@ -192,7 +192,7 @@ class Writer:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, text: str, reason: str, usage: Usage) -> dict[str, Any]:
-        """The answer in one."""
+        """The whole answer as one JSON-ready object."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
         return {**self._head("chat.completion"), "choices": [choice], **_told(usage)}
@@ -211,7 +211,7 @@ class Writer:
 
 
 def event(data: Mapping[str, Any]) -> str:
-    """A server-sent event."""
+    """Data as the text of one server-sent event."""
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 

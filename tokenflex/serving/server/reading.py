@@ -88,7 +88,7 @@ class Reader:
         return choice
 
     def by_row(self, inputs: dict[str, Any], decisions: Sequence[Decision], rows: int) -> list[list[Decision]]:
-        """Decisions of every row."""
+        """The decisions on each row's images, row by row."""
         found: list[list[Decision]] = [[] for _ in range(rows)]
         if decisions:
             for row, decision in zip(self.flex.adapter.read(inputs).rows, decisions, strict=True):
@@ -108,7 +108,7 @@ class Reader:
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids."""
+        """The text that generated ids stand for."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 

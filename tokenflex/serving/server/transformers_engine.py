@@ -36,7 +36,7 @@ class TransformersEngine:
         self.batcher = Batcher(self._run, limits.batch, limits.wait, seen)
 
     async def serve(self) -> None:
-        """Answer for ever."""
+        """Answer requests until it is cancelled."""
         await self.batcher.serve()
 
     async def refusal(self) -> str | None:

@@ -76,7 +76,7 @@ class VllmEngine:
         self.model, self._warned = model, False
 
     async def serve(self) -> None:
-        """Work for ever."""
+        """Answer requests until it is cancelled."""
         try:
             await self.batcher.serve()
         finally:
