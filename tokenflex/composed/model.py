@@ -27,8 +27,8 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
     comes out is the language model's own output.
 
     Args:
-        config: sizes, and how each part is built.
-        vision_tower, multi_modal_projector, language_model: parts that are loaded already; what is left out is built
+        config: sizes, and how tower, projector and language model are built.
+        vision_tower, multi_modal_projector, language_model: those that are loaded already; what is left out is built
             from the configuration.
     """
 
@@ -70,14 +70,14 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Nothing: the parts initialised themselves when they were built, and may have been trained since."""
+        """Do nothing: tower, projector and language model initialised themselves when they were built, and may have been trained since."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing, for the same reason; `from_pretrained` refuses files that lack tensors."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own, except that a model is loaded as it was saved or not at all.
+        """Load a model as transformers does, except that it is loaded as it was saved or not at all.
 
         Raises:
             ConfigError: a file of the folder is damaged, or tensors are missing, have no place, another kind of number

@@ -120,7 +120,7 @@ def _ruled(value: Any, hint: Any, *marks: Any) -> object:
 
 
 def _first(value: Any, hints: tuple[Any, ...]) -> object:
-    """By the member that is the value's own type, else by the first that takes it."""
+    """The value as the member of a union takes it that is of the value's own type, else as the first that takes it."""
     reason = _MisfitError()
     for hint in sorted(hints, key=lambda one: one is not type(value)):
         try:

@@ -166,7 +166,7 @@ def ask(model: Model, image: Image.Image | None, question: str, before: Sequence
 
 
 def answer(model: Model, asked: Asked, share: float = 1.0) -> Reply:
-    """As the router decides within a budget.
+    """Answer at the level that the router chooses within a budget.
 
     Args:
         share: of the finest level's tokens that may be used; 1: as the model decides by itself.

@@ -36,7 +36,7 @@ class Cells:
 
 @torch.no_grad()
 def cells(flex: FlexModel, inputs: HostInputs, levels: Sequence[int]) -> list[Cells]:
-    """Of every image of a batch, its first view at its level."""
+    """Which tokens are kept of every image of a batch: of its first view, at its level."""
     made = chosen(flex, inputs, flex.encode(inputs, look=False), levels)
     return [
         Cells(image.grid.rows, image.grid.cols, kept.assignment[0].tolist())
@@ -119,7 +119,7 @@ def with_kept_tokens(content: bytes, kept: Cells | None) -> Image.Image:
 
 
 def data_address(image: Image.Image) -> str:
-    """As a data address that a page can hold."""
+    """An image as a data address, which a page can hold."""
     target = io.BytesIO()
     image.save(target, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode("ascii")

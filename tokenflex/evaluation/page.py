@@ -203,7 +203,7 @@ def _number(value: Any) -> float | None:
 
 
 def _interval(ends: Sequence[float], summary: Summary) -> tuple[float, float] | None:
-    """None where one question can't tell."""
+    """The ends of a confidence interval; None where one question can't tell."""
     return (ends[0], ends[1]) if summary["samples"] > 1 else None
 
 

@@ -97,7 +97,7 @@ class Questions:
 
 
 def read(path: str | Path, **settings: Any) -> Questions:
-    """From a ``.json``, ``.jsonl`` or ``.parquet`` file, or a saved ``datasets`` folder.
+    """Read questions from a ``.json``, ``.jsonl`` or ``.parquet`` file, or a saved ``datasets`` folder.
 
     Args:
         settings: see `Questions`.

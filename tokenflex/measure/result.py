@@ -32,7 +32,7 @@ class AnswerProfile:
     work: Work
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data; seconds and bytes."""
+        """All of it as JSON-ready data; times are seconds, and memory is bytes."""
         return {
             "new_tokens": self.new_tokens,
             "end_to_end": self.end_to_end.to_dict(),
@@ -140,7 +140,7 @@ class Profile:
     command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data; times are seconds."""
+        """All of it as JSON-ready data; times are seconds."""
         return {
             "format": FORMAT,
             "surroundings": self.surroundings.to_dict(),

@@ -253,7 +253,7 @@ class Backbone(nn.Module):
         return BaseModelOutputWithPast(last_hidden_state=states[-1], **_cache(output))
 
     def _in_groups(self, rows: Rows) -> Any:
-        """At the caller's positions, in groups where that is cheaper and nothing but hidden states is wanted."""
+        """Hidden states at the caller's positions, in groups where that is cheaper and nothing else is wanted."""
         places = columns.of_positions(rows)
         _refuse_attentions(rows, rows.whole.inputs)
         groups = grouped.backbone_parts(rows, self.__dict__["flex"].batching)

@@ -142,7 +142,7 @@ def pinned(pins: Pins | None = None) -> Iterator[Pins]:
 
 
 def current() -> Pins | None:
-    """Of the innermost `pinned`; None outside."""
+    """The pins of the innermost `pinned`; None outside."""
     return _CURRENT.get()
 
 

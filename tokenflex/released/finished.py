@@ -117,7 +117,7 @@ def complete(target: Path, source: Callable[[], Record], done: Mapping[str, Any]
 
 
 def _digests(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> dict[str, str]:
-    """Of the files below a folder, hidden ones left out, by their path in it."""
+    """Digests of the files below a folder, hidden ones left out, by their path in it."""
     found = {}
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)

@@ -30,7 +30,7 @@ class ConstantRouter(Router):
         return (Grid(1, 1),)
 
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
-        """One for the level, zero for the others."""
+        """Ballots with one for the level and zero for the others."""
         finest = pyramid[-1].features
         logits = finest.new_zeros(*finest.shape[:-2], self.num_levels, dtype=torch.float32)
         logits[..., self.level] = 1.0

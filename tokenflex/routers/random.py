@@ -38,7 +38,7 @@ class RandomRouter(Router):
         return (Grid(1, 1),)
 
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
-        """One for the drawn level, zero for the others, the same in all views."""
+        """Ballots with one for the drawn level and zero for the others, the same in all views."""
         finest = pyramid[-1].features
         leading = finest.shape[:-3]
         images = finest.reshape(-1, *finest.shape[-3:])

@@ -49,7 +49,7 @@ class AveragePoolScaler(Scaler):
         return tuple(pooled_grid(grid, window) for window in self.windows)
 
     def kept_views(self, views: int, level: int) -> int:
-        """One per window of frames, the last one partial."""
+        """How many views are left of so many frames: one per window of frames, the last one partial."""
         return -(-views // self.times[level])
 
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:

@@ -127,7 +127,7 @@ def _alone(image: ExportedImage) -> str:
 
 
 def _base64(tensor: Tensor) -> str:
-    """As vLLM's server reads tensors: a file of ``torch.save``."""
+    """A tensor as vLLM's server reads it: a file of ``torch.save``, in base64."""
     written = io.BytesIO()
     torch.save(tensor.contiguous().clone(), written)
     return base64.b64encode(written.getvalue()).decode("ascii")

@@ -120,7 +120,7 @@ class Partition:
 
 
 def partitions(source: str | os.PathLike[str]) -> list[Partition]:
-    """Those of a Parquet file, or of all such files in a folder, without empty ones.
+    """The partitions of a Parquet file, or of all such files in a folder, without empty ones.
 
     Raises:
         DataError: there are none, or a file can't be read.

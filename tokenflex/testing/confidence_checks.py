@@ -33,7 +33,7 @@ def _judged(part: Confidence, scores: list[Tensor], mask: Tensor) -> Tensor:
 
 
 def one_number_per_row(bench: Bench) -> None:
-    """Of a step, and of an answer."""
+    """A step, and an answer, have one number per row."""
     part, scores = bench.build(), _scores()
     kept = tuple(part.of_tokens(scores[0], scores[0].argmax(-1)).shape)
     assert kept == (ROWS,), f"of_tokens() gives the shape {kept} for {ROWS} rows"
@@ -49,7 +49,7 @@ def says_what_it_reads(bench: Bench) -> None:
 
 
 def stays_finite(bench: Bench) -> None:
-    """Also where one token has all the probability, where all are alike, and where a single one isn't ruled out."""
+    """Values are finite, also where one token has all the probability, all are alike, or all but one are ruled out."""
     part = bench.build()
     certain = torch.full((ROWS, VOCABULARY), -1e4)
     certain[:, 2] = 1e4

@@ -139,7 +139,7 @@ def labels_stay_on_their_words(bench: HostBench) -> None:
 
 
 def host_is_untouched(bench: HostBench) -> None:
-    """Its tensors, classes, hooks and settings."""
+    """The host's tensors, classes, hooks and settings are as they were."""
     bench.host(**bench.batch())  # transformers installs its own recording hooks on first use
     before = snapshot(bench.host)
     spliced = bench.shortened(bench.batch(), LEVELS)

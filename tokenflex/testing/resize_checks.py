@@ -34,7 +34,7 @@ def smaller_images_are_images(bench: HostBench) -> None:
 
 
 def shares_for(batch: HostBatch, first: int = 0) -> list[float]:
-    """Of every image, as they come from the ``first`` on."""
+    """A share for every image of a batch, as they come in turn from the ``first`` on."""
     return [SHARES[(first + i) % len(SHARES)] for i in range(len(batch.spans))]
 
 
@@ -148,7 +148,7 @@ def origins_are_told(bench: HostBench, rows: Sequence[Row]) -> None:
 
 
 def host_stays(bench: HostBench, rows: Sequence[Row]) -> None:
-    """Its tensors, classes, hooks and settings; and what it was given."""
+    """The host's tensors, classes, hooks and settings are as they were, and so is what it was given."""
     inputs = bench.batch(rows)
     copies = {name: value.clone() for name, value in inputs.items()}
     bench.plainly(lambda: bench.host(**inputs))

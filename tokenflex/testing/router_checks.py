@@ -15,7 +15,7 @@ def _vote(bench: Bench, seed: int = 0, instruction: Instruction | None = None, g
 
 
 def shapes_fit(bench: Bench) -> None:
-    """For several grids and numbers of views."""
+    """Ballots have the right shape, for several grids and numbers of views."""
     router = bench.build()
     for grid in GRIDS:
         for views in (1, 3):
@@ -66,7 +66,7 @@ def batch_equals_singles(bench: Bench) -> None:
 
 
 def repeats_itself(bench: Bench) -> None:
-    """In evaluation mode, whatever the global random state."""
+    """The same tokens get the same ballots in evaluation mode, whatever the global random state is."""
     same(_vote(bench).logits, _vote(bench).logits, "two votes on one image", 0.0)
     router = bench.build()
     first, second = (router(bench.pyramid(bench.image()), bench.instruction()).logits for _ in range(2))
@@ -102,7 +102,7 @@ def gradients_reach_parameters(bench: Bench) -> None:
 
 
 def votes_about_every_level(bench: Bench) -> None:
-    """Also where it is shown fewer, as of an image that was made smaller."""
+    """Every level gets votes, also where fewer are shown, as of an image that was made smaller."""
     router = bench.build()
     if router.compares_levels:
         raise Skip("the router declares compares_levels = True, so it is shown all of them")

@@ -30,7 +30,7 @@ def one_count_per_level(bench: Bench) -> None:
 
 
 def coarse_to_fine(bench: Bench) -> None:
-    """On every grid, between 1 and all tokens."""
+    """Counts go from coarse to fine, on every grid, between 1 and all tokens."""
     scaler = bench.build()
     for grid in GRIDS:
         counts = list(scaler.granularities(grid))
@@ -71,7 +71,7 @@ def assignment_is_valid(bench: Bench) -> None:
 
 
 def averages_are_means(bench: Bench) -> None:
-    """Where the scaler claims them, of crops and of frames."""
+    """Tokens are means where the scaler claims it, of crops and of frames."""
     scaler = bench.build()
     claimed = False
     for grid, video in itertools.product(GRIDS, (False, True)):

@@ -8,7 +8,7 @@ from tokenflex.testing.bench import Bench, Check, Skip, same, stacked
 
 
 def one_score_per_level(bench: Bench) -> None:
-    """For one view and for several."""
+    """Every image gets one score per level, for one view and for several."""
     voter = bench.build()
     for views in (1, 3):
         shape = tuple(voter(bench.ballots(views)).shape)
@@ -55,7 +55,7 @@ def stays_finite(bench: Bench) -> None:
 
 
 def gradients_flow(bench: Bench) -> None:
-    """To the ballots and to every parameter."""
+    """Gradients reach the ballots and every parameter."""
     voter, ballots = bench.build(), bench.ballots()
     ballots.logits.requires_grad_()
     scores = voter(ballots)

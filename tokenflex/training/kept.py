@@ -36,7 +36,7 @@ class KeptSample(Protocol):
 
     @property
     def id(self) -> int:
-        """Its place in the data set."""
+        """The sample's place in the data set."""
         ...
 
     @property

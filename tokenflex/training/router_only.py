@@ -195,7 +195,7 @@ class FeedbackCollator:
         self.collator = collator
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
-        """As the collator it was given."""
+        """Make a batch as the collator does that it was given, with the stored feedback."""
         if not isinstance(samples[0], tuple):
             return self.collator(samples)
         rows, feedback = zip(*samples, strict=True)

@@ -303,7 +303,7 @@ class FeedbackStore:
         RunFolder(self.folder, FEEDBACK).require_same(self.manifest, {"fingerprint": now})
 
     def feedback(self, place: int) -> Float[Tensor, " levels"]:
-        """Of the sample at ``place`` in the data set.
+        """The stored feedback of the sample at ``place`` in the data set: its nll per level, in nats per answer token.
 
         Raises:
             DataError: it wasn't scored.
@@ -381,7 +381,7 @@ class FeedbackStore:
         return self._open[shard].sample(place)
 
     def scaler_weights(self) -> dict[str, Tensor]:
-        """Of the scaler that it was scored with.
+        """The weights of the scaler that it was scored with.
 
         Raises:
             ConfigError: they hold NaN or infinity.

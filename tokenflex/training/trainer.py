@@ -112,7 +112,7 @@ class FlexTrainer(Trainer):
         return found
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As ``Trainer``; a host that the stage doesn't train has its flags back at the end.
+        """Train as ``Trainer`` does; a host that the stage doesn't train has its flags back at the end.
 
         Args:
             resume_from_checkpoint: a folder; True for the newest whole checkpoint in ``output_dir``, passing over one
@@ -234,7 +234,7 @@ class FlexTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As ``Trainer``; of a router also what it spends, how often it is right, and its regret."""
+        """Evaluate as ``Trainer`` does; of a router also what it spends, how often it is right, and its regret."""
         self._judged = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         judged = evaluated(self._judged, self._watch.levels, self._watch.tolerance)
@@ -244,7 +244,7 @@ class FlexTrainer(Trainer):
         return output
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As ``Trainer``, with what was spent and chosen since the last time, and samples without answers if any."""
+        """Log as ``Trainer`` does, with what was spent and chosen since the last time, and samples without answers."""
         if "loss" in logs:
             logs.update(self._watch.figures(self._summed))
         if self.samples_without_answers:
@@ -290,7 +290,7 @@ class FlexTrainer(Trainer):
                 torch.save(self.args, folder / "training_args.bin")
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
-        """As `FlexModel.save_parts`; call it in all processes, as sharded parameters are gathered from all of them."""
+        """Write the parts as `FlexModel.save_parts` does; call it in all processes, which may hold pieces of them."""
         state: Any = None
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             state = self.accelerator.get_state_dict(self.model_wrapped)
@@ -423,7 +423,7 @@ def _of_stores(feedback: FeedbackStore | None, keywords: Mapping[str, Any]) -> d
 
 
 def precision_of(args: TrainingArguments) -> str:
-    """Of autocast: ``no``, ``bf16`` or ``fp16``."""
+    """The precision of autocast: ``no``, ``bf16`` or ``fp16``."""
     return "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
 
 

@@ -51,7 +51,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Of one row, in one pass.
+    """What one row answers in one pass.
 
     Attributes:
         new: ``(steps,)``, up to the token that ends it; one token where no more were asked for.
@@ -63,7 +63,7 @@ class Attempt:
 
 
 class Passes:
-    """Of one batch.
+    """The passes of one batch.
 
     Args:
         batch: with an attention mask.

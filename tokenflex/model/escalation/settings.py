@@ -63,7 +63,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, data: Any) -> "Calibration":
-        """From what a file holds.
+        """Read what a file holds.
 
         Raises:
             ConfigError: a key is missing, or there is one too many, or a value can't be what calibration found.
@@ -155,7 +155,7 @@ class Escalate:
         return tuple(sorted({*listed, num_levels - 1}))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data.
+        """All of it as JSON-ready data.
 
         Raises:
             ConfigError: the measure isn't registered, so its name couldn't be found again.
@@ -174,7 +174,7 @@ class Escalate:
 
     @classmethod
     def from_dict(cls, data: Any) -> "Escalate":
-        """From `to_dict`'s data.
+        """Read `to_dict`'s data.
 
         Raises:
             ConfigError: a key or a value isn't known, or the measure isn't installed.
