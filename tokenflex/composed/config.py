@@ -68,7 +68,7 @@ class ComposedConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Read a configuration's dictionary; keys in files that could name code are passed over, the caller's aren't."""
+        """Read a configuration's dictionary; keys of files that could name code are passed over."""
         return super().from_dict(without_code(config_dict), **kwargs)
 
     @classmethod

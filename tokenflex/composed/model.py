@@ -70,7 +70,7 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Do nothing: tower, projector and language model initialised themselves when they were built, and may have been trained since."""
+        """Do nothing: what is in it initialised itself when it was built, and may have been trained since."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing, for the same reason; `from_pretrained` refuses files that lack tensors."""

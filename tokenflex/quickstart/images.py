@@ -170,7 +170,7 @@ def draw(rng: np.random.Generator, split: Split) -> Scene:
     return Scene(image, tuple(asked), cells, photo, wash)
 
 
-def images(seed: int, split: Split, count: int) -> Iterator[Scene]:
+def scenes(seed: int, split: Split, count: int) -> Iterator[Scene]:
     """``count`` images; the splits share no scan of a digit and no random numbers."""
     rng = np.random.default_rng((seed, ("train", "test").index(split)))
     for _ in range(count):

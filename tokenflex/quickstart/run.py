@@ -20,7 +20,7 @@ from tokenflex.ops.pooling import PYRAMID
 from tokenflex.quickstart import evaluate, page, report
 from tokenflex.quickstart.evaluate import GradedAnswers, Results
 from tokenflex.quickstart.hosts import build_small_host, require_known
-from tokenflex.quickstart.images import exam, images
+from tokenflex.quickstart.images import exam, scenes
 from tokenflex.quickstart.progress import shown
 from tokenflex.quickstart.recipe import BESIDES, RESOLUTION, QuickstartPlan, levels_of_sizes, trained
 from tokenflex.quickstart.unfinished import Unfinished
@@ -90,7 +90,7 @@ def _run(
     unfinished = Unfinished(folder, asked)
     with _quiet(), shown(console, plan.seconds) as progress:
         with progress.phase("images", BESIDES["images"], 1):
-            stock = list(images(seed, "train", plan.stock))
+            stock = list(scenes(seed, "train", plan.stock))
             questions, held_out = exam(seed, "test", plan.questions), exam(seed, "test", plan.calibration)
         small = build_small_host(host, seed, where)
         processor = small.processor
