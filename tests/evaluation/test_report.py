@@ -194,5 +194,8 @@ def test_thumbnails_are_small_and_small_ones_exact():
     assert len(drawing.thumbnail(large)) < 200_000
     tiny = image(0)
     factor = 480 // max(tiny.size)
-    assert drawing.with_kept_tokens(drawing.thumbnail(tiny), None).resize(tiny.size, Image.Resampling.NEAREST).size == tiny.size
+    assert (
+        drawing.with_kept_tokens(drawing.thumbnail(tiny), None).resize(tiny.size, Image.Resampling.NEAREST).size
+        == tiny.size
+    )
     assert drawing.with_kept_tokens(drawing.thumbnail(tiny), None).size == (factor * tiny.width, factor * tiny.height)

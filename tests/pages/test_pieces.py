@@ -147,7 +147,9 @@ def test_a_profile_of_hostile_strings_runs_only_our_own_script():
     (batch,) = found.batches
     vanilla, every = batch.settings[0], " ".join(HOSTILE)
     named = replace(batch, settings=(*batch.settings, *(replace(vanilla, name=string) for string in HOSTILE)))
-    page = only_own_script(profile_html(replace(found, request=every, command=every, warnings=(*HOSTILE,), batches=(named,))))
+    page = only_own_script(
+        profile_html(replace(found, request=every, command=every, warnings=(*HOSTILE,), batches=(named,)))
+    )
     flat = " ".join(page.text.split())
     for string in HOSTILE:
         assert flat.count(" ".join(readable(string).split())) >= 5, string  # two tables, command, request, warning

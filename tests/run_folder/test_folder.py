@@ -42,7 +42,10 @@ def run(tmp_path):
 
 
 def read(run, sure=True):
-    return [(shard.path.name, shard.table["place"].to_pylist()) for shard in run.shards(SCHEMA, sure=sure)]
+    return [
+        (shard.path.name, shard.table["place"].to_pylist())
+        for shard in run.shards(SCHEMA, sure=sure, metadata=("made",))
+    ]
 
 
 def test_it_is_begun_once(run):
@@ -54,8 +57,10 @@ def test_it_is_begun_once(run):
 
 
 def test_another_run_is_refused_and_told_what_differs(run):
-    with pytest.raises(ConfigError, match=r"/s holds a study of something else: host\.dim: 8 stored, 16 now\. Go back "
-                       "to that, or choose another folder"):  # fmt: skip
+    message = (
+        r"something else: host\.dim: 8 stored, 16 now\. Go back to that, or choose another folder"
+    )
+    with pytest.raises(ConfigError, match=message):
         run.begin(OTHER, notes)
 
 

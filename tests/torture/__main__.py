@@ -53,7 +53,8 @@ def page(outcomes: list[Outcome], scale: float, seed: int, seconds: float) -> st
     """The tables, a heading per area, and how they were made."""
     areas = dict.fromkeys(outcome.area for outcome in outcomes)
     tables = [
-        f"### {area}\n\n" + markdown_table(HEADER, [_cells(one) for one in outcomes if one.area == area]) for area in areas
+        f"### {area}\n\n" + markdown_table(HEADER, [_cells(one) for one in outcomes if one.area == area])
+        for area in areas
     ]
     tried = sum(outcome.times for outcome in outcomes)
     made = (

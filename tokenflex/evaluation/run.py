@@ -72,9 +72,7 @@ def evaluate(
         "model": names[0],
         "data": names[1],
         "levels": flex.compressor.num_levels,
-        "fingerprint": evaluation_fingerprint(
-            flex, processor, questions, metric=metric, max_new_tokens=max_new_tokens
-        ),
+        "fingerprint": evaluation_fingerprint(flex, processor, questions, metric=metric, max_new_tokens=max_new_tokens),
     }
     with RunFolder(folder, EVALUATION).alone(f"rank {rank}", waiting=waiting):
         begin_evaluation(folder, manifest, lambda: _shown(questions, one.gallery))

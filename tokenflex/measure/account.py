@@ -33,7 +33,9 @@ class Account:
     ids: Tensor
 
 
-def account(flex: FlexModel, inputs: HostInputs, setting: MeasuredSetting, lengths: Sequence[int], tick: Call) -> Account:
+def account(
+    flex: FlexModel, inputs: HostInputs, setting: MeasuredSetting, lengths: Sequence[int], tick: Call
+) -> Account:
     """Run every answer length for memory, and again for work; neither is timed.
 
     That all settings are asked the same and write equally much is asserted. One call goes before, so that what is

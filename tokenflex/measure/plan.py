@@ -128,7 +128,10 @@ class Plan:
             VANILLA,
             *(MeasuredSetting(f"level {level}", "level", level=level) for level in levels),
             MeasuredSetting("routed", "routed"),
-            *(MeasuredSetting(f"routed, {name}", "budget", budget=budget) for name, budget in (self.budgets or {}).items()),
+            *(
+                MeasuredSetting(f"routed, {name}", "budget", budget=budget)
+                for name, budget in (self.budgets or {}).items()
+            ),
             *(MeasuredSetting(f"mix {name}", "mix", share=share) for name, share in (self.mixes or {}).items()),
             *(
                 MeasuredSetting(f"escalate {name}", "escalate", escalate=replace(allowed, calibrated=None))

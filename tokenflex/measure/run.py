@@ -189,7 +189,10 @@ def _unrest(batch: BatchProfile) -> list[str]:
 
 
 def _doubts(
-    flex: FlexModel, inputs: HostInputs, accounts: Mapping[MeasuredSetting, Account], prefills: Mapping[MeasuredSetting, Work]
+    flex: FlexModel,
+    inputs: HostInputs,
+    accounts: Mapping[MeasuredSetting, Account],
+    prefills: Mapping[MeasuredSetting, Work],
 ) -> list[str]:
     """What makes the comparison less than it seems, as sentences."""
     at, notes = f"With a batch of {len(inputs['input_ids'])}", list[str]()

@@ -98,7 +98,7 @@ def read_budget(budget: Budgets) -> ComponentConfig:
     hint = "a whole number could mean tokens or a ratio: write Budget(tokens=...) or Budget(ratio=...)"
     raise InputError(
         f"budget={budget!r:.200} ({type(budget).__name__}) is no budget; "
-        f"{hint if integer(budget) is not None else 'use the settings of a policy, e.g. Budget(ratio=0.3), or a ratio'}."
+        f"{hint if integer(budget) is not None else 'use the settings of a policy, as Budget(ratio=0.3), or a ratio'}."
     )
 
 

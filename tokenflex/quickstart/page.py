@@ -51,7 +51,9 @@ MEANS = {
 """What the columns of the main table say."""
 
 
-def quickstart_html(result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw) -> str:
+def quickstart_html(
+    result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw
+) -> str:
     """The page.
 
     Args:

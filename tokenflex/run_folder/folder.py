@@ -155,9 +155,7 @@ class RunFolder:
                 f"{self.kind.instead}."
             )
 
-    def alone(
-        self, share: str = "", *, waiting: Callable[[], None] = lambda: None
-    ) -> AbstractContextManager[None]:
+    def alone(self, share: str = "", *, waiting: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
         """Keep other runs on this machine out of the folder; they wait, each in its own `alone`.
 
         Args:
@@ -182,7 +180,7 @@ class RunFolder:
             sure: whether they must have digests: those beside a manifest with a digest do.
             optional: columns that may be missing; they are null then.
             nullable: columns that may hold nulls.
-            metadata: keys of the metadata that are read.
+            metadata: keys of the metadata that were written, all of them, since the digest covers them.
 
         Raises:
             DataError: a file is damaged, was changed, leads out of the folder, or has other columns.

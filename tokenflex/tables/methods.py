@@ -65,7 +65,9 @@ def tables(tick: Callable[[str], None]) -> Iterator[str]:
     scalers, routers = [_rows(kind, tick) for kind in (registry.scalers, registry.routers)]
     yield marked_page.markdown_table(SCALERS, scalers)
     yield marked_page.markdown_table(ROUTERS, routers)
-    yield marked_page.markdown_table(OTHERS, [row for kind in (registry.voters, registry.policies) for row in _plain(kind)])
+    yield marked_page.markdown_table(
+        OTHERS, [row for kind in (registry.voters, registry.policies) for row in _plain(kind)]
+    )
 
 
 def renew(page: Path, tick: Callable[[str], None]) -> None:

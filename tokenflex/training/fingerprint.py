@@ -53,8 +53,6 @@ def feedback_fingerprint(flex: FlexModel, dataset: Any, collator: Any, precision
     return json.loads(json.dumps(found))
 
 
-
-
 def of_processor(processor: Any) -> str:
     """Digest of the files it saves itself as; how its tokenizer padded and cut last isn't in it."""
     digest = hashlib.blake2b(digest_size=16)
