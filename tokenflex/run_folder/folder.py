@@ -199,13 +199,17 @@ class RunFolder:
 
 
 class ShardWriter:
-    """Adds shards to a run's folder; one writer per process (see `RunFolder.writer`)."""
+    """Adds shards to a run's folder; one writer per process (see `RunFolder.writer`).
+
+    Attributes:
+        number: of the next shard; part of its files' names.
+    """
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._folder, self._own = folder, f"part-{rank:05d}-"
         sweep(folder, f"{self._own}*")
         done = [int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"{self._own}*.parquet")]
-        self._next = max(done, default=-1) + 1
+        self.number = max(done, default=-1) + 1
 
     def write(
         self, table: pa.Table, metadata: Mapping[str, str] | None = None, beside: Mapping[str, Write] | None = None
@@ -220,13 +224,13 @@ class ShardWriter:
         Raises:
             WriteError: a file can't be written, as on a full disk.
         """
-        stem = f"{self._own}{self._next:05d}"
+        stem = f"{self._own}{self.number:05d}"
         for suffix, write in (beside or {}).items():
             with whole(self._folder / f"{stem}{suffix}") as scratch:
                 write(scratch)
         with whole(self._folder / f"{stem}.parquet") as scratch:
             sealed.write_table(table, scratch, metadata)
-        self._next += 1
+        self.number += 1
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[str]:
