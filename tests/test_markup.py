@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tokenflex.evaluation.report import markdown
+from tokenflex.evaluation.report import evaluation_markdown
 from tokenflex.markup import code, escaped
 
 READ = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -57,7 +57,7 @@ def test_names_and_kinds_of_an_evaluation_stay_text():
     summary = {"settings": dict.fromkeys(HOSTILE, entry), "shuffled": {}, "oracle": None, "samples": 2, "levels": 1,
                "kinds": dict.fromkeys(HOSTILE, 2), "model": "![x](http://evil)", "host": "<b>", "data": "a|b",
                "metric": "vqa", "max_new_tokens": 4}  # fmt: skip
-    found = [token for token in READ.parse(markdown(summary)) if token.type == "inline"]
+    found = [token for token in READ.parse(evaluation_markdown(summary)) if token.type == "inline"]
     assert {child.type for token in found for child in token.children} <= {"text", "softbreak"}
     said = ["".join(child.content for child in token.children) for token in found]
     for text in HOSTILE:

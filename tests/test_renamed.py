@@ -41,6 +41,20 @@ def test_logits_at_targets():
         assert tokenflex.training.answer_logits is tokenflex.training.target_logits
 
 
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("tokenflex.measure", "Answer", "AnswerProfile"),
+        ("tokenflex.measure", "Setting", "MeasuredSetting"),
+        ("tokenflex.serving", "chat_parts", "chat_items"),
+    ],
+)
+def test_names_that_say_what_they_are(module, old, new):
+    found = importlib.import_module(module)
+    with pytest.warns(DeprecationWarning, match=rf"{module}\.{old} is now called {module}\.{new}"):
+        assert getattr(found, old) is getattr(found, new)
+
+
 def test_what_never_was_is_an_error():
     with pytest.raises(AttributeError, match=r"module 'tokenflex\.hosts\.words' has no attribute 'nothing'"):
         importlib.import_module("tokenflex.hosts.words").nothing  # noqa: B018 (asked for on purpose)

@@ -42,10 +42,10 @@ class Lines(tqdm):
         return True
 
     def clear(self, nolock: bool = False) -> None:
-        """Nothing: lines stay."""
+        """Do nothing: lines that were written stay."""
 
     def close(self) -> None:
-        """Write the last state."""
+        """Write the last state as a line."""
         if not self.disable:
             self.display()
             self.disable = True

@@ -116,7 +116,7 @@ class Compressor(nn.Module):
 
     @property
     def num_levels(self) -> int:
-        """Number of granularities."""
+        """How many granularities there are."""
         return self.scaler.num_levels
 
     @property

@@ -119,7 +119,7 @@ def _source(source: bytes | bytearray | str | Path, folder: Path | None) -> io.B
 
 
 def _known() -> list[str]:
-    """Those of `FORMATS` that are installed."""
+    """The names of `FORMATS` that are installed."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
@@ -153,7 +153,7 @@ def _require_size(image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """As EXIF says; EXIF that can't be read says nothing."""
+    """The number by which EXIF tells how the image is turned; None where EXIF tells nothing or can't be read."""
     try:
         found = image.getexif().get(ORIENTATION)
         return found if isinstance(found, int) else None

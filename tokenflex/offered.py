@@ -37,7 +37,7 @@ class Provider:
 
     @property
     def path(self) -> str | None:
-        """``module:Class``; None for an object."""
+        """Where it is, as ``module:Class``; None for an object that was registered itself."""
         return self.target if isinstance(self.target, str) else getattr(self.target, "value", None)
 
 
@@ -47,7 +47,7 @@ def group(kind: str) -> str:
 
 
 def providers(kind: str) -> dict[str, list[Provider]]:
-    """Name -> who offers it."""
+    """Who offers parts of a kind: name -> the providers of that name."""
     found: dict[str, list[Provider]] = {}
     for name, provider in _installed(_places())[kind]:
         found.setdefault(name, []).append(provider)
@@ -154,7 +154,7 @@ def summary(provider: Provider) -> str | None:
 
 @cache
 def _documented(file: Path) -> dict[str, str]:
-    """Class -> its documentation."""
+    """The docstrings of a file's classes: class -> docstring."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):

@@ -178,7 +178,7 @@ def yaml_text(content: str, where: str, error: Kind = ConfigError) -> Any:
 
 
 def _require_plain(found: Any, where: str, error: Kind) -> None:
-    """Without recursion: what is too deep for it must be found, too."""
+    """Refuse what isn't plain data, without recursion: what is too deep for that must be found, too."""
     todo: list[tuple[Any, int]] = [(found, 0)]
     while todo:
         value, depth = todo.pop()

@@ -25,7 +25,7 @@ def described() -> str:
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """The parsers by the names of their commands."""
-    actions = main.build()._actions
+    actions = main.build_parser()._actions
     return next(dict(action.choices) for action in actions if isinstance(action, argparse._SubParsersAction))
 
 

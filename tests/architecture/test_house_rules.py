@@ -87,7 +87,7 @@ def test_importing_is_light():
 
 def test_help_is_light():
     script = (
-        "import sys\nfrom tokenflex.cli.main import build\nbuild().format_help()\n"
+        "import sys\nfrom tokenflex.cli.main import build_parser\nbuild_parser().format_help()\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -194,8 +194,8 @@ def test_the_exam_s_name_is_checked(call, small, monkeypatch, data):
 
 def test_help_imports_nothing_heavy():
     script = (
-        "import sys\nfrom tokenflex.cli.main import build\n"
-        "try:\n    build().parse_args(['evaluate', '--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom tokenflex.cli.main import build_parser\n"
+        "try:\n    build_parser().parse_args(['evaluate', '--help'])\nexcept SystemExit:\n    pass\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

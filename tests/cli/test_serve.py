@@ -86,8 +86,8 @@ def test_without_the_extra(call, monkeypatch):
 
 
 def test_limits_are_passed_on():
-    parsed = main.build().parse_args(["serve", "x", "--max-pixels", "2", "--batch-wait", "3", "--max-body", "0.5",
-                                      "--allow-images-from", "A.example", "b.example:81"])  # fmt: skip
+    words = "serve x --max-pixels 2 --batch-wait 3 --max-body 0.5 --allow-images-from A.example b.example:81"
+    parsed = main.build_parser().parse_args(words.split())
     limits = serve.limits(parsed)
     assert (limits.pixels, limits.wait, limits.body) == (2_000_000, 0.003, 2**19)
     assert limits.hosts == {"a.example", "b.example:81"}

@@ -346,7 +346,7 @@ def test_an_unknown_source_in_a_saved_model_is_refused():
     with pytest.raises(
         ConfigError, match="vision source 'magic' isn't known; use one of timm, open_clip, transformers"
     ):
-        vision.rebuild({"source": "magic"})
+        vision.rebuild_tower({"source": "magic"})
 
 
 def test_weights_without_image_settings_are_refused(tmp_path):

@@ -215,7 +215,7 @@ def test_a_host_saved_with_its_parts_names_no_kernels(tmp_path):
 @pytest.mark.parametrize("given", ["timm", 3, None, []])
 def test_a_vision_part_of_another_form_is_refused(given):
     with pytest.raises(ConfigError, match="vision source 'None' isn't known"):
-        vision.rebuild(given)
+        vision.rebuild_tower(given)
 
 
 TINY = "timm/vit_tiny_patch16_224"

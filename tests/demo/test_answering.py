@@ -11,8 +11,8 @@ from tokenflex.demo import answering
 from tokenflex.demo.answering import Model, Reply, Turn
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation.drawing import Cells
-from tokenflex.quickstart.hosts import build
-from tokenflex.quickstart.recipe import sizes
+from tokenflex.quickstart.hosts import build_small_host
+from tokenflex.quickstart.recipe import levels_of_sizes
 
 PROMPT = "user : <image> w1 w2 assistant :"
 
@@ -134,8 +134,8 @@ def test_more_refusals(model, image, asked):
 
 
 def test_levels_that_are_sizes_of_the_image_have_the_grid_of_the_smaller_image(image):
-    small = build("qwen2.5-vl", 0, torch.device("cpu"))
-    flex = tokenflex.wrap(small.model, scaler=sizes((1 / 16, 1 / 4, 1.0)), processor=small.processor).eval()
+    small = build_small_host("qwen2.5-vl", 0, torch.device("cpu"))
+    flex = tokenflex.wrap(small.model, scaler=levels_of_sizes((1 / 16, 1 / 4, 1.0)), processor=small.processor).eval()
     model = Model(flex, small.processor, "sizes", 2)
     replies = answering.at_every_level(model, answering.ask(model, image, "which photo"))
     grids = [(reply.cells.rows, reply.cells.cols) for reply in replies]

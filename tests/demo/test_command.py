@@ -53,7 +53,7 @@ def test_without_the_extra(call, monkeypatch):
 
 
 def test_nothing_leaves_this_machine_unless_asked():
-    options = main.build().parse_args(["demo"])
+    options = main.build_parser().parse_args(["demo"])
     assert (options.host, options.share, options.model) == ("127.0.0.1", False, None)
 
 

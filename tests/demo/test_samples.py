@@ -4,7 +4,7 @@ import tokenflex
 from tokenflex.demo import answering, samples
 from tokenflex.demo.answering import Model
 from tokenflex.quickstart.host import build_processor, seeded
-from tokenflex.quickstart.images import SENTENCES, images, words
+from tokenflex.quickstart.images import SENTENCES, scenes, words
 
 
 def test_the_quickstart_s_model_gets_held_out_images_it_can_be_asked_about():
@@ -28,7 +28,7 @@ def test_sentences_become_what_the_quickstart_s_model_was_trained_on(processor):
     assert samples.as_asked(own, "digit blue") == "digit blue"
     assert samples.as_asked(own, "What is this?") == "What is this?"
     assert samples.as_asked(processor, "Which digit is blue?") == "Which digit is blue?"
-    assert {asked for image in images(0, "train", 40) for asked in (one.question for one in image.questions)} <= set(
+    assert {asked for image in scenes(0, "train", 40) for asked in (one.question for one in image.questions)} <= set(
         SENTENCES
     )
 

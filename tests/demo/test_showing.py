@@ -7,7 +7,7 @@ import torch
 
 from tests.conftest import image
 from tests.demo.pieces import numbers, words
-from tests.test_pages import HOSTILE, asks_nobody
+from tests.pages.test_hostile import HOSTILE, asks_nobody
 from tokenflex.contracts import Decision
 from tokenflex.demo import answering, showing
 from tokenflex.demo.answering import Asked, Reply, Side, Timing

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from tests.docs.fences import PAGES, blocks, without_blocks
-from tokenflex.cli.main import build
+from tokenflex.cli.main import build_parser
 
 SHELL = ("", "bash", "sh", "console", "shell")
 STARTS = re.compile(r"(?:^|&& |\$ |-m )(?:tokenflex|tokenflex\.cli\.main) (?=\w)")
@@ -35,7 +35,7 @@ def complaint(words: str) -> str | None:
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         try:
-            options, rest = build().parse_known_args(shlex.split(re.sub(r"(?<= )N$", "1", words)))
+            options, rest = build_parser().parse_known_args(shlex.split(re.sub(r"(?<= )N$", "1", words)))
         except SystemExit as left:
             return None if left.code == 0 else said.getvalue().strip()
     if rest and not options.takes_overrides:
@@ -63,7 +63,7 @@ def test_commands_parse(page):
 
 @pytest.mark.parametrize("page", FOUND)
 def test_commands_that_are_only_mentioned_exist(page):
-    commands = next(a.choices for a in build()._actions if isinstance(a, argparse._SubParsersAction))
+    commands = next(a.choices for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     for where, words in FOUND[page]:
         name, *rest = words.replace("...", "").split()
         assert name == "COMMAND" or name in commands, where

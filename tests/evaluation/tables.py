@@ -3,7 +3,7 @@
 import json
 
 from tokenflex.evaluation.questions import Question
-from tokenflex.evaluation.records import AnswerWriter, Record, Shown, begin
+from tokenflex.evaluation.records import AnswerWriter, Record, Shown, begin_evaluation
 
 
 def made(folder, settings, kinds=None, of=8, levels=None, images=None):
@@ -21,7 +21,7 @@ def made(folder, settings, kinds=None, of=8, levels=None, images=None):
     finger = {"host": {"model_type": "tiny"}, "metric": "exact-match", "max_new_tokens": 4}
     manifest = {"model": "a model", "data": "some data", "levels": known, "fingerprint": finger}
     shown = [Shown(question, (images or {}).get(question.place, ())) for question in questions]
-    begin(folder, manifest, lambda: shown)
+    begin_evaluation(folder, manifest, lambda: shown)
     records = []
     for name, (scores, tokens, *chosen) in settings.items():
         for i in range(count):

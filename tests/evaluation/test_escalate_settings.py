@@ -120,5 +120,5 @@ def test_files_of_older_versions(tmp_path):
     old = pq.read_table(path).drop_columns(["passes", "wasted"]).replace_schema_metadata(None)
     pq.write_table(old, path)
     assert [row.passes for row in Evaluation(folder).records["level:0"].values()] == [None, None]
-    assert records.PART.get_field_index("passes") > 0
+    assert records.ANSWERS.get_field_index("passes") > 0
     report(folder, resamples=10)

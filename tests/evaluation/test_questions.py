@@ -165,7 +165,7 @@ def test_odd_rows_are_questions_or_data_errors(row):
         ({"messages": "w1"}, "'messages' is a str; expected a list of turns"),
         ({"messages": ["w1"]}, "the turn 'w1' is no mapping"),
         ({"messages": [{"role": "user", "content": None}]}, "content is None; expected text or a list"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "neither an image nor a text part"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "neither an image nor a text"),
         ({"question": "\ud800"}, "is no Unicode text"),
         ({"answer": "\ud800"}, "is no Unicode text"),
         ({"answers": [["w2"]]}, "are no reference answers"),

@@ -15,7 +15,7 @@ from tests.evaluation.tables import made
 from tokenflex.errors import DataError
 from tokenflex.evaluation import drawing
 from tokenflex.evaluation.questions import Questions
-from tokenflex.evaluation.report import lines, markdown, report
+from tokenflex.evaluation.report import evaluation_markdown, report, setting_lines
 from tokenflex.evaluation.run import evaluate
 from tokenflex.evaluation.settings import parse
 from tokenflex.images import decode
@@ -83,7 +83,7 @@ def test_the_page_shows_settings_and_images_and_escapes_what_it_is_given(evaluat
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "<b>even</b>" not in text
     assert "&lt;b&gt;even&lt;/b&gt;" in text
-    for line in lines(summary):
+    for line in setting_lines(summary):
         assert re.search(rf'<th scope="row" data-value="\d+.0">{re.escape(line.name)}</th>', text)
     assert text.count('class="card"') == len(ROWS)
     assert text.count("data:image/png;base64,") == len(ROWS)
@@ -101,7 +101,7 @@ def test_summary_and_markdown_say_the_same(evaluated):
     folder, summary = evaluated
     assert json.loads((folder / "summary.json").read_text()) == summary
     text = (folder / "report.md").read_text()
-    assert text == markdown(summary)
+    assert text == evaluation_markdown(summary)
     for name, entry in summary["settings"].items():
         assert re.search(rf"\| {re.escape(name)} \| {entry['score']:.3f} \| .* \| {entry['tokens']:.1f} \|", text)
     assert "| oracle |" in text
@@ -117,7 +117,7 @@ def test_writing_it_again_changes_nothing(evaluated):
 
 def test_no_kinds_no_images_no_router(tmp_path):
     summary = report(made(tmp_path, {"level:0": ([1, 0], [1, 1])}, levels=3), resamples=5)
-    assert [line.name for line in lines(summary)] == ["level:0"]
+    assert [line.name for line in setting_lines(summary)] == ["level:0"]
     text = (tmp_path / "report.html").read_text()
     assert "Score by kind" not in text
     assert "Some questions" not in text
@@ -127,11 +127,11 @@ def test_no_kinds_no_images_no_router(tmp_path):
 
 def test_every_kind_of_line_is_there(tmp_path):
     summary = report(made(tmp_path, TABLE, kinds=["fine", ""]), resamples=5)
-    assert [line.name for line in lines(summary)] == [
+    assert [line.name for line in setting_lines(summary)] == [
         "level:0", "level:1", "level:2", "router", "router@ratio=0.3", "random", "scaler:stride:0",
         "router, shuffled", "router@ratio=0.3, shuffled", "oracle",
     ]  # fmt: skip
-    by_name = {line.name: line for line in lines(summary)}
+    by_name = {line.name: line for line in setting_lines(summary)}
     assert by_name["router"].cells == (
         "router", "0.500", by_name["router"].cells[2], "1.5", "19 %", "-0.500", "0.000", "0.0"
     )  # fmt: skip
@@ -163,7 +163,7 @@ def test_cells_are_what_the_scaler_does(still, processor):
 def test_lines_part_what_was_kept_and_shade_what_was_dropped():
     white = drawing.thumbnail(Image.new("RGB", (8, 8), (200, 100, 50)))
     kept = drawing.Cells(2, 2, [0, 0, -1, 1])
-    image = np.asarray(drawing.drawn(white, kept))
+    image = np.asarray(drawing.with_kept_tokens(white, kept))
     assert image.shape == (480, 480, 3)
     plain, lit = (200, 100, 50), (255, 255, 255)
     assert tuple(image[100, 240]) == plain  # the upper two went into one token: no line between them
@@ -171,7 +171,7 @@ def test_lines_part_what_was_kept_and_shade_what_was_dropped():
     assert tuple(image[240, 100]) == lit
     assert image[360, 100].sum() < 200  # dropped
     assert tuple(image[360, 400]) == plain
-    assert tuple(np.asarray(drawing.drawn(white, None))[360, 240]) == plain
+    assert tuple(np.asarray(drawing.with_kept_tokens(white, None))[360, 240]) == plain
 
 
 def test_images_of_the_gallery_keep_their_own_resolution():
@@ -189,10 +189,13 @@ def test_images_of_the_gallery_keep_their_own_resolution():
 
 def test_thumbnails_are_small_and_small_ones_exact():
     large = Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 1200, 3), dtype=np.uint8))
-    small = drawing.drawn(drawing.thumbnail(large), None)
+    small = drawing.with_kept_tokens(drawing.thumbnail(large), None)
     assert small.size == (480, 360)
     assert len(drawing.thumbnail(large)) < 200_000
     tiny = image(0)
     factor = 480 // max(tiny.size)
-    assert drawing.drawn(drawing.thumbnail(tiny), None).resize(tiny.size, Image.Resampling.NEAREST).size == tiny.size
-    assert drawing.drawn(drawing.thumbnail(tiny), None).size == (factor * tiny.width, factor * tiny.height)
+    assert (
+        drawing.with_kept_tokens(drawing.thumbnail(tiny), None).resize(tiny.size, Image.Resampling.NEAREST).size
+        == tiny.size
+    )
+    assert drawing.with_kept_tokens(drawing.thumbnail(tiny), None).size == (factor * tiny.width, factor * tiny.height)

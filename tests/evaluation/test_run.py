@@ -78,7 +78,7 @@ def test_stopped_in_the_middle_it_goes_on_and_ends_the_same(still, processor, tm
             raise RuntimeError("the power failed")
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr("tokenflex.evaluation.run.PART_SIZE", 10)
+    monkeypatch.setattr("tokenflex.evaluation.run.SHARD_SIZE", 10)
     monkeypatch.setattr(type(still), "generate", failing)
     with pytest.raises(RuntimeError, match="the power failed"):
         answered(still, processor, tmp_path / "s", settings=FEW)
@@ -109,7 +109,7 @@ def test_killed_at_a_file_s_renaming_nothing_is_lost_or_doubled(still, processor
         try:
             torch.set_num_threads(1)
             os.replace = deadly
-            monkeypatch.setattr("tokenflex.evaluation.run.PART_SIZE", 6)
+            monkeypatch.setattr("tokenflex.evaluation.run.SHARD_SIZE", 6)
             answered(still, processor, tmp_path / "s", settings=["level:0", "router", "level:4"])
         finally:
             os._exit(1)

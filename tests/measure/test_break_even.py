@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tokenflex.measure.break_even import break_even, compare, fit
+from tokenflex.measure.break_even import break_even, compare_times, fit
 from tokenflex.measure.interval import ninety_five, resampled_medians
 
 TOKENS = (10, 40, 100)
@@ -147,13 +147,13 @@ def test_units_do_not_matter(slope, decision, factor):
 
 
 def test_comparisons_by_hand():
-    slow = compare("routed", 64, [2.0, 3.0, 2.5], [1.0, 2.0, 2.0])
+    slow = compare_times("routed", 64, [2.0, 3.0, 2.5], [1.0, 2.0, 2.0])
     assert slow.ratio == 1.5
     assert slow.verdict == "slower"
     assert slow.in_words.startswith("routed is SLOWER than the vanilla host: 1.50 times its time")
-    fast = compare("routed", 64, [1.0] * 4, [2.0, 2.0, 4.0, 4.0])
+    fast = compare_times("routed", 64, [1.0] * 4, [2.0, 2.0, 4.0, 4.0])
     assert fast.in_words.startswith("routed is faster than the vanilla host")
-    open_ = compare("routed", 1, [1.0, 1.2, 0.8], [1.0, 1.0, 1.0])
+    open_ = compare_times("routed", 1, [1.0, 1.2, 0.8], [1.0, 1.0, 1.0])
     assert open_.verdict == "not settled"
     assert "routed takes 1.00 times the vanilla host's time" in open_.in_words
     assert "whether it is slower the runs don't settle" in open_.in_words
@@ -162,6 +162,6 @@ def test_comparisons_by_hand():
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=25), st.floats(0.2, 5))
 def test_a_setting_that_always_takes_a_factor_more(vanilla, factor):
-    found = compare("routed", 1, [factor * seconds for seconds in vanilla], vanilla)
+    found = compare_times("routed", 1, [factor * seconds for seconds in vanilla], vanilla)
     assert found.ratio == pytest.approx(factor)
     assert (found.p5, found.p95, found.low, found.high) == pytest.approx((factor,) * 4)

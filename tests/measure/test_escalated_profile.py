@@ -35,7 +35,7 @@ def test_all_passes_are_counted(found):
 
 
 def test_the_page_says_what_is_not_told(found):
-    text = report.markdown(found)
+    text = report.profile_markdown(found)
     assert "| escalate all |" in text
     assert "Escalation goes through all stages once per pass" in text
     assert found.to_dict()["batches"][0]["settings"][-1]["kind"] == "escalate"

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from tokenflex.measure import lines, report
-from tokenflex.measure.break_even import break_even, compare
+from tokenflex.measure.break_even import break_even, compare_times
 from tokenflex.measure.flops import Work
 from tokenflex.measure.memory import Memory
-from tokenflex.measure.result import Answer, BatchProfile, Profile, SettingProfile
+from tokenflex.measure.result import AnswerProfile, BatchProfile, Profile, SettingProfile
 from tokenflex.measure.surroundings import Surroundings
 from tokenflex.measure.timing import Times
 
@@ -26,7 +26,7 @@ WHERE = Surroundings(
 def setting(name, kind, levels, tokens, seconds, stages):
     both = Times((seconds,) * 20)
     answers = tuple(
-        Answer(
+        AnswerProfile(
             n, Times((seconds * n,) * 20), both if n > 1 else None, Memory(3 * 2**20, 2**20, 2**19), Work(10**12, ())
         )
         for n in (1, 64)
@@ -45,7 +45,7 @@ def made(slower=1.0):
     )
     level = [[0.04] * 20, [0.1] * 20]
     evens = tuple(break_even(n, [36, 576], level, 0.001, 0.1) for n in (1, 64))
-    pairs = tuple(compare("routed", n, [0.08 * slower] * 20, [0.1] * 20) for n in (1, 64))
+    pairs = tuple(compare_times("routed", n, [0.08 * slower] * 20, [0.1] * 20) for n in (1, 64))
     batch = BatchProfile(2, 2, 620, settings, evens, pairs)
     return Profile(WHERE, "a cat; 'what?'", 20, 3, (batch,), ("Mind the gap.",))
 
@@ -93,7 +93,7 @@ def test_gains_losses_and_warnings_are_said():
     assert "n = 20 runs per setting after 3 for warming up" in text
     assert "bfloat16 (parts float32), attention sdpa" in text
     assert "Asked: a cat; 'what?'." in text
-    assert "routed is SLOWER than the vanilla host: 1.60 times its time" in report.markdown(made(slower=2.0))
+    assert "routed is SLOWER than the vanilla host: 1.60 times its time" in report.profile_markdown(made(slower=2.0))
 
 
 def test_both_files_are_written_and_agree(tmp_path):

@@ -6,7 +6,7 @@ from tests.model.smaller import LEVELS, assembled, batch_of, watched
 from tokenflex.evaluation.drawing import cells
 from tokenflex.evaluation.settings import parse
 from tokenflex.measure import Plan, profile
-from tokenflex.measure.plan import Setting
+from tokenflex.measure.plan import MeasuredSetting
 from tokenflex.measure.stages import STAGES, stages
 
 
@@ -34,7 +34,7 @@ def test_the_towers_stage_is_what_the_setting_encodes():
             for name in STAGES[1:]:
                 found.get(name, int)()
         assert calls.patches == []
-    assert isinstance(setting, Setting)
+    assert isinstance(setting, MeasuredSetting)
 
 
 def test_a_profile_has_every_stage():

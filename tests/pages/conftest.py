@@ -4,7 +4,7 @@ import pytest
 
 from tests.conftest import image
 from tests.evaluation.tables import made
-from tests.test_pages import HOSTILE
+from tests.pages.test_hostile import HOSTILE
 from tokenflex.evaluation import drawing
 from tokenflex.evaluation.report import report
 

@@ -4,8 +4,8 @@ import pytest
 
 from tests.browser import BROWSER, MISSING, started
 from tests.measure.test_report import made as profiled
-from tests.test_pages import HOSTILE
-from tokenflex.measure.page import html
+from tests.pages.test_hostile import HOSTILE
+from tokenflex.measure.page import profile_html
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="a browser is driven by playwright: pip install playwright"
@@ -87,7 +87,7 @@ def test_the_gallery_filters(reported, visit):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_pages_fit_their_screens(reported, tmp_path, visit, width, scheme):
-    (tmp_path / "profile.html").write_text(html(profiled()), encoding="utf-8")
+    (tmp_path / "profile.html").write_text(profile_html(profiled()), encoding="utf-8")
     for path in (reported / "report.html", tmp_path / "profile.html"):
         page = visit(path, viewport={"width": width, "height": 800}, color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") == width

@@ -8,12 +8,12 @@ import pytest
 from tests.evaluation.tables import made
 from tests.measure.test_report import made as profiled
 from tests.pages.conftest import SETTINGS
-from tests.test_pages import HOSTILE, only_own_script
+from tests.pages.test_hostile import HOSTILE, only_own_script
 from tokenflex.errors import DataError, InputError
 from tokenflex.evaluation.records import AnswerWriter, Evaluation
 from tokenflex.evaluation.report import report
 from tokenflex.markup import readable
-from tokenflex.measure.page import html, sentence
+from tokenflex.measure.page import profile_html, sentence
 from tokenflex.pages import Cell, Column, Gallery, Overlay, Row, Table, how_made, rendering
 from tokenflex.pages.gallery import Card
 
@@ -132,7 +132,7 @@ def test_filters_are_offered_where_they_tell_cards_apart():
 
 
 def test_the_profile_s_page_has_a_image_of_every_case_and_asks_nobody():
-    page = only_own_script(html(profiled()))
+    page = only_own_script(profile_html(profiled()))
     assert "Routing pays in both cases measured, where it drops more than 2 % of the visual tokens." in page.text
     assert page.text.count("pays from 9 of 576 tokens dropped on") == 2
     assert "Mind the gap." in page.text
@@ -147,7 +147,9 @@ def test_a_profile_of_hostile_strings_runs_only_our_own_script():
     (batch,) = found.batches
     vanilla, every = batch.settings[0], " ".join(HOSTILE)
     named = replace(batch, settings=(*batch.settings, *(replace(vanilla, name=string) for string in HOSTILE)))
-    page = only_own_script(html(replace(found, request=every, command=every, warnings=(*HOSTILE,), batches=(named,))))
+    page = only_own_script(
+        profile_html(replace(found, request=every, command=every, warnings=(*HOSTILE,), batches=(named,)))
+    )
     flat = " ".join(page.text.split())
     for string in HOSTILE:
         assert flat.count(" ".join(readable(string).split())) >= 5, string  # two tables, command, request, warning

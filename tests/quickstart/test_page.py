@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_pages import HOSTILE, only_own_script
+from tests.pages.test_hostile import HOSTILE, only_own_script
 from tokenflex.contracts import Grid
 from tokenflex.images import decode
 from tokenflex.markup import readable
 from tokenflex.ops.pooling import PYRAMID
 from tokenflex.quickstart import evaluate, page
 from tokenflex.quickstart.evaluate import GradedAnswers, Results
-from tokenflex.quickstart.images import SENTENCES, described, exam
+from tokenflex.quickstart.images import SENTENCES, exam, scene_in_words
 
 COUNT = 90
 TOKENS = (4, 8, 14, 28, 52)
@@ -57,7 +57,7 @@ def result(questions, results):
 
 
 def text_of(result, questions, results):
-    return page.html(result, questions, results.levels[-1], results.routers["router"], page.pooled(PYRAMID))
+    return page.quickstart_html(result, questions, results.levels[-1], results.routers["router"], page.pooled(PYRAMID))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_images_are_as_large_as_they_are_and_described(questions, results):
     (image,) = cards[0].images
     assert decode(image.content).tobytes() == drawn.image.tobytes()
     assert (image.width, image.height) == drawn.image.size == (128, 64)
-    assert image.alt.casefold().startswith(described(drawn).casefold())
+    assert image.alt.casefold().startswith(scene_in_words(drawn).casefold())
     assert "Chosen: level 4, 52 of 52 visual tokens" in image.alt
     assert (image.overlay.rows, image.overlay.cols) == (4, 8)
     coarse = next(card for card in cards if card.levels == (0,))
@@ -142,7 +142,7 @@ def test_images_are_as_large_as_they_are_and_described(questions, results):
 
 def test_a_description_names_what_there_is(questions):
     for drawn, question in questions:
-        told = described(drawn)
+        told = scene_in_words(drawn)
         if question.kind in ("photo", "wash", "digit", "ink"):
             assert question.answer in told
         assert ("no digit" in told) == (not (drawn.cells[..., 0] < 10).any())

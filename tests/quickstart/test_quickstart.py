@@ -19,7 +19,7 @@ from tokenflex.errors import ConfigError
 from tokenflex.quickstart import evaluate
 from tokenflex.quickstart.evaluate import GradedAnswers, Results
 from tokenflex.quickstart.host import seeded
-from tokenflex.quickstart.images import COARSE_KINDS, COLS, FINE_KINDS, INKS, ROWS, SPACINGS, exam, images, words
+from tokenflex.quickstart.images import COARSE_KINDS, COLS, FINE_KINDS, INKS, ROWS, SPACINGS, exam, scenes, words
 from tokenflex.quickstart.recipe import QuickstartPlan
 from tokenflex.quickstart.run import run
 from tokenflex.quickstart.tower import TowerWork
@@ -98,7 +98,7 @@ def test_unknown_hosts_are_refused(tmp_path):
 
 
 def test_images_repeat_with_their_seed():
-    one, same, other = (next(images(seed, "train", 1)) for seed in (5, 5, 6))
+    one, same, other = (next(scenes(seed, "train", 1)) for seed in (5, 5, 6))
     assert one.image.tobytes() == same.image.tobytes() != other.image.tobytes()
     assert one.image.size == (128, 64)
 
@@ -115,7 +115,7 @@ def test_splits_share_no_scan():
 def test_every_digit_has_a_window_of_one_level_to_itself():
     """At that level no token sees two digits; at the next coarser one all tokens that see a digit see two or more."""
     seen = set()
-    for scene in images(4, "train", 80):
+    for scene in scenes(4, "train", 80):
         shown = scene.cells[..., 0] < 10
         fine = [question for question in scene.questions if question.fine]
         if not fine:
@@ -131,7 +131,7 @@ def test_every_digit_has_a_window_of_one_level_to_itself():
 
 
 def test_answers_are_what_the_cells_show():
-    for image in images(3, "train", 30):
+    for image in scenes(3, "train", 30):
         shown = {int(digit): list(INKS)[ink] for digit, ink in image.cells.reshape(-1, 2) if digit < 10}
         for question in image.questions:
             if question.kind == "count":
@@ -155,7 +155,7 @@ def test_the_host_is_stock_and_seeded():
     (one, processor), (same, _) = seeded(3), seeded(3)
     assert type(one).__name__ == "LlavaNextForConditionalGeneration"
     assert all((p == q).all() for p, q in zip(one.parameters(), same.parameters(), strict=True))
-    shape = processor.image_processor([next(images(0, "train", 1)).image], return_tensors="pt").pixel_values.shape
+    shape = processor.image_processor([next(scenes(0, "train", 1)).image], return_tensors="pt").pixel_values.shape
     assert tuple(shape) == (1, 3, 3, 64, 64)
 
 

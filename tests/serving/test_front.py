@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tokenflex
-from tests.serving.test_requests import LEVELS, model
+from tests.serving.test_converting import LEVELS, model
 from tokenflex.errors import ConfigError
 from tokenflex.serving import Front, prompt_embeds
 from tokenflex.testing.tiny_hosts import tiny_llava_next_processor

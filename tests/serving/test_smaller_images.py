@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import tokenflex
+from tests.serving.test_converting import LEVELS, NEW, answers, model
 from tests.serving.test_front import same
-from tests.serving.test_requests import LEVELS, NEW, answers, model
 from tokenflex.serving import Front, prompt_embeds
 
 

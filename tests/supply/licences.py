@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tokenflex.tables.marked_page import renew, table
+from tokenflex.tables.marked_page import markdown_table, renew_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "dependencies.md"
 MARKS = "<!-- licences: begin, made by python -m tests.supply.licences -->", "<!-- licences: end -->"
@@ -101,7 +101,7 @@ def rows() -> list[tuple[str, str, str, str]]:
 def main() -> int:
     """Renew the page; the status tells whether a licence must be read by a person first."""
     found = rows()
-    renew(PAGE, *MARKS, table(("Distribution", "Licence, as it says itself", "Kind", "Needed by"), found))
+    renew_page(PAGE, *MARKS, markdown_table(("Distribution", "Licence, as it says itself", "Kind", "Needed by"), found))
     unread = [f"{name}: {said}" for name, said, sort, _ in found if sort == "look"]
     sys.stderr.write("".join(f"to be read by a person: {line}\n" for line in unread))
     return 1 if unread else 0

@@ -13,10 +13,10 @@ PAGE = "one\n<a>\nold\n</a>\ntwo\n<b>\nold\n</b>\nthree\n"
 def test_what_stands_between_two_marks_is_renewed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(PAGE)
-    marked_page.renew(page, "<b>", "</b>", "new")
+    marked_page.renew_page(page, "<b>", "</b>", "new")
     assert page.read_text() == "one\n<a>\nold\n</a>\ntwo\n<b>\n\nnew\n</b>\nthree\n"
     with pytest.raises(ConfigError, match="has no lines '<c>' and '</c>'"):
-        marked_page.renew(page, "<c>", "</c>", "new")
+        marked_page.renew_page(page, "<c>", "</c>", "new")
 
 
 def test_two_tables_renewed_at_once_both_stay(tmp_path, monkeypatch):
@@ -28,12 +28,12 @@ def test_two_tables_renewed_at_once_both_stay(tmp_path, monkeypatch):
 
     def slow(path, text):
         if not threads:
-            threads.append(threading.Thread(target=marked_page.renew, args=(page, "<b>", "</b>", "second")))
+            threads.append(threading.Thread(target=marked_page.renew_page, args=(page, "<b>", "</b>", "second")))
             threads[0].start()
             assert waits.wait(60)
         write(path, text)
 
     monkeypatch.setattr(marked_page, "write_whole", slow)
-    marked_page.renew(page, "<a>", "</a>", "first")
+    marked_page.renew_page(page, "<a>", "</a>", "first")
     threads[0].join()
     assert page.read_text() == "one\n<a>\n\nfirst\n</a>\ntwo\n<b>\n\nsecond\n</b>\nthree\n"

@@ -10,7 +10,7 @@ from tokenflex.hosts.grid import GridAdapter
 from tokenflex.testing import resize_checks
 from tokenflex.testing.bench import Skip
 from tokenflex.testing.host_bench import ROWS, HostBench
-from tokenflex.testing.resize_checks import PARTS
+from tokenflex.testing.resize_checks import CLAIMS
 
 
 class Copying(GridAdapter):
@@ -142,7 +142,7 @@ BROKEN = (
 
 
 def test_no_part_lacks_a_broken_adapter():
-    assert {name for name, _, _ in BROKEN} == {part.__name__ for part in PARTS}
+    assert {name for name, _, _ in BROKEN} == {claim.__name__ for claim in CLAIMS}
 
 
 @pytest.mark.parametrize(("name", "broken", "told"), BROKEN, ids=[kind.__name__ for _, kind, _ in BROKEN])

@@ -19,7 +19,7 @@ import transformers
 
 import tokenflex
 from tests.torture.outcome import Outcome
-from tokenflex.tables.marked_page import renew, table
+from tokenflex.tables.marked_page import markdown_table, renew_page
 
 SECTIONS = ("model_files", "data_files", "requests", "faults", "concurrency", "numerics")
 """Modules of this package with a function ``run(scale, seed)``."""
@@ -56,7 +56,8 @@ def page(outcomes: list[Outcome], scale: float, seed: int, seconds: float) -> st
     """The tables, a heading per area, and how they were made."""
     areas = dict.fromkeys(outcome.area for outcome in outcomes)
     tables = [
-        f"### {area}\n\n" + table(HEADER, [_cells(one) for one in outcomes if one.area == area]) for area in areas
+        f"### {area}\n\n" + markdown_table(HEADER, [_cells(one) for one in outcomes if one.area == area])
+        for area in areas
     ]
     tried = sum(outcome.times for outcome in outcomes)
     made = (
@@ -96,7 +97,7 @@ def main() -> int:
     body = page(outcomes, given.scale, given.seed, time.monotonic() - began)
     sys.stdout.write(body)
     if given.write:
-        renew(PAGE, *MARKS, body)
+        renew_page(PAGE, *MARKS, body)
     return 0 if all(outcome.fine for outcome in outcomes) else 1
 
 

@@ -30,7 +30,7 @@ from tests.torture.outcome import Outcome
 from tests.torture.tables import lines_structure, parquet_structure
 from tokenflex.evaluation.questions import read
 from tokenflex.evaluation.records import Evaluation
-from tokenflex.evaluation.report import html, markdown
+from tokenflex.evaluation.report import evaluation_html, evaluation_markdown
 from tokenflex.evaluation.summary import summarise
 from tokenflex.images import decode
 from tokenflex.ops.digest import of_tensors
@@ -132,8 +132,8 @@ def seen_evaluation(folder: Path) -> Any:
     """All that reports are made of, which are made."""
     found = Evaluation(folder)
     summary = summarise(found, resamples=9)
-    assert markdown(summary)
-    assert html(summary, found)
+    assert evaluation_markdown(summary)
+    assert evaluation_html(summary, found)
     samples = [[*dataclasses.asdict(one.question).values(), *map(digest, one.images)] for one in found.samples]
     records = {name: [vars(rows[place]) for place in sorted(rows)] for name, rows in found.records.items()}
     return {"manifest": found.manifest, "samples": samples, "records": records}

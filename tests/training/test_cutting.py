@@ -60,12 +60,12 @@ def whole(tmp_path_factory, flex, processor):
     return scored(flex, FlexCollator(processor), tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("parts", [0, 1, 3, 4])
-def test_stopped_after_any_number_of_parts(flex, collator, whole, tmp_path, monkeypatch, parts):
+@pytest.mark.parametrize("shards", [0, 1, 3, 4])
+def test_stopped_after_any_number_of_shards(flex, collator, whole, tmp_path, monkeypatch, shards):
     write = FeedbackWriter.write
 
     def failing(self, samples):
-        if self._next == parts:
+        if self._shards.number == shards:
             raise StoppedError
         write(self, samples)
 
@@ -73,7 +73,7 @@ def test_stopped_after_any_number_of_parts(flex, collator, whole, tmp_path, monk
         patch.setattr(FeedbackWriter, "write", failing)
         with pytest.raises(StoppedError):
             scored(flex, collator, tmp_path)
-    assert len(FeedbackStore(tmp_path)) == 3 * parts
+    assert len(FeedbackStore(tmp_path)) == 3 * shards
     same_bits(scored(flex, collator, tmp_path, part_size=7), whole)
 
 

@@ -12,7 +12,7 @@ from tokenflex.cli.device import device
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "advise",
         help="how large an image has to be for a question, as settings for another server",
@@ -35,7 +35,7 @@ def register(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Decide and print."""
+    """Decide the level of an image and a question, and print the size it needs; gives the exit status."""
     early.sources(options.model, options.host, options.parts)
     from transformers.utils import logging
 

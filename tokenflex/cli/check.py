@@ -14,7 +14,7 @@ from tokenflex.errors import ConfigError, nearest
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "check",
         help="run the conformance checks on a part",

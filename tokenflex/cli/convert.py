@@ -8,7 +8,7 @@ from typing import Any
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "convert",
         help="turn a released AVG-LLaVA or M3 checkpoint into a stock host with parts",

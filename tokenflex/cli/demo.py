@@ -13,7 +13,7 @@ EXTRA = ("gradio", "skimage", "sklearn")
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "demo",
         help="a page in the browser: ask about an image, see the chosen grid, move the budget",
@@ -41,7 +41,7 @@ def register(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Serve until interrupted."""
+    """Serve the page until Ctrl-C; gives the exit status."""
     early.sources(options.model)
     _require_numbers(options)
     early.packages(EXTRA, 'pip install "tokenflex[demo]"')
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def wait() -> None:
-    """Until Ctrl-C."""
+    """Return when the user presses Ctrl-C."""
     import threading
 
     threading.Event().wait()

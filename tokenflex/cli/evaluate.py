@@ -17,7 +17,7 @@ WAITING = "Another process is answering into {}; waiting for its end."
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "evaluate",
         help="accuracy and visual tokens on a data set, at every level, routed, and against baselines",
@@ -199,7 +199,7 @@ def _show(summary: Any, folder: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tokenflex.evaluation.lines import HEADER, NARROW, facts, header, lines, notes
+    from tokenflex.evaluation.lines import HEADER, NARROW, facts, header, notes, setting_lines
 
     console = Console()
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -207,7 +207,7 @@ def _show(summary: Any, folder: str) -> None:
     shown = (*NARROW, *range(len(HEADER), len(heads)))
     for i in shown:
         table.add_column(heads[i], justify="right" if i else "left", no_wrap=True)
-    for line in lines(summary):
+    for line in setting_lines(summary):
         table.add_row(*(line.cells[i] for i in shown))
     console.print(table)
     console.print(f"{facts(summary)} {' '.join(notes(summary))}")

@@ -9,7 +9,7 @@ from tokenflex.cli import early
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "feedback",
         help="score a data set once with the frozen LMM, at every level",

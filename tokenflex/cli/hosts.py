@@ -11,7 +11,7 @@ from tokenflex import bars
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "hosts",
         help="try every architecture and show which are served",

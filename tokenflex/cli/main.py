@@ -46,8 +46,8 @@ MOMENT = 0.01
 """Seconds after which Ctrl-C is raised again where it couldn't be raised."""
 
 
-def build() -> argparse.ArgumentParser:
-    """The parser with all commands."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line, with every command's own parser in it."""
     parser = argparse.ArgumentParser(prog="tokenflex", description=tokenflex.__doc__)
     parser.add_argument("--version", action="version", version=f"tokenflex {tokenflex.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -111,12 +111,12 @@ def _run(arguments: Sequence[str]) -> int:
     """A command, with what it refuses told in one line; Ctrl-C gets out."""
     known = [command.__name__.rpartition(".")[2] for command in COMMANDS]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
-        build().error(
+        build_parser().error(
             f"there is no command {arguments[0]!r}.{nearest(arguments[0], known)} There are {', '.join(known)}."
         )
-    options, rest = build().parse_known_args(arguments)
+    options, rest = build_parser().parse_known_args(arguments)
     if rest and not options.takes_overrides:
-        build().error(f"unrecognized arguments: {' '.join(rest)}")
+        build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
     options.typed = shlex.join(["tokenflex", *arguments])  # for reports, which say how they were made
     try:
         done = options.run(options, rest)

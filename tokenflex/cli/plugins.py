@@ -16,7 +16,7 @@ MISSING = "not installed"
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "plugins",
         help="list scalers, routers, voters, policies, confidences and hosts, built in and installed",

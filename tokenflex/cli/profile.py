@@ -17,7 +17,7 @@ UNTRAINED = "The parts are untrained: what is chosen means nothing, so see the f
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "profile",
         help="time, memory and FLOPs at every level and routed, beside the vanilla host",
@@ -149,7 +149,7 @@ def _opened(path: Path) -> Any:
 
 
 def _budget(text: str) -> Any:
-    """``ratio=0.3,floor=1`` as a budget."""
+    """The settings of a budget from a text such as ``ratio=0.3,floor=1``."""
     import yaml
 
     from tokenflex.model import Budget

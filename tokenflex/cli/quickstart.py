@@ -6,7 +6,7 @@ from typing import Any
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "quickstart",
         help="train a small AVG-LLaVA end to end and show what it saves",

@@ -12,7 +12,7 @@ TRAINED = ("quickstart/model", "runs/quickstart/model")
 
 
 def quickstart_model() -> str:
-    """Its folder; trained now if there is none yet, or waited for if another process trains it.
+    """The folder of the quickstart's model: trained now if there is none, or waited for if another process trains it.
 
     Raises:
         ConfigError: there is none, and several processes would train it.

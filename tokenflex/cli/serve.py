@@ -16,7 +16,7 @@ EXTRA = ("starlette", "uvicorn", "prometheus_client", "httpx", "pydantic")
 
 
 def register(commands: Any) -> None:
-    """Add the command."""
+    """Add the command, with its options, to the parsers of ``tokenflex``."""
     parser = commands.add_parser(
         "serve",
         help="answer OpenAI's chat completions, with as many visual tokens as an image needs",
@@ -67,7 +67,7 @@ def _add_limits(group: Any) -> None:
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Serve until interrupted."""
+    """Serve the model until interrupted; gives the exit status."""
     early.sources(options.model, options.host, options.parts)
     early.packages(EXTRA, "pip install 'tokenflex[serve]'")
     import uvicorn

@@ -1,4 +1,4 @@
-"""``compose``: parts from three libraries put together as one model with its processor."""
+"""``compose``: models from three libraries put together as one model with its processor."""
 
 import dataclasses
 import inspect
@@ -75,7 +75,7 @@ def compose(
         ``(model, processor)``. A new projector is untrained: train it first (stage 1).
 
     Raises:
-        ConfigError: a part is missing, unknown, or doesn't fit the others; the message says what to do.
+        ConfigError: one of the three is missing, unknown, or doesn't fit the others; the message says what to do.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     request = TowerRequest("", layer, size, vision_options, pretrained, vision_weights)

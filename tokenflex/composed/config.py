@@ -68,7 +68,7 @@ class ComposedConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """From what a file holds; keys by which it could name code are passed over, the caller's own are not."""
+        """Read a configuration's dictionary; keys of files that could name code are passed over."""
         return super().from_dict(without_code(config_dict), **kwargs)
 
     @classmethod

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from tokenflex import cards, loadable
 from tokenflex.composed.config import ComposedConfig
 from tokenflex.composed.projector import CUSTOM, build_projector
-from tokenflex.composed.vision import rebuild
+from tokenflex.composed.vision import rebuild_tower
 from tokenflex.errors import ConfigError, InputError
 
 REMEDY = "Save the language model by itself, with language_model.save_pretrained, and compose it again from there."
@@ -27,8 +27,8 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
     comes out is the language model's own output.
 
     Args:
-        config: sizes, and how each part is built.
-        vision_tower, multi_modal_projector, language_model: parts that are loaded already; what is left out is built
+        config: sizes, and how tower, projector and language model are built.
+        vision_tower, multi_modal_projector, language_model: those that are loaded already; what is left out is built
             from the configuration.
     """
 
@@ -51,7 +51,7 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config)
         text: Any = config.text_config
-        self.vision_tower: Any = rebuild(config.vision or {}) if vision_tower is None else vision_tower
+        self.vision_tower: Any = rebuild_tower(config.vision or {}) if vision_tower is None else vision_tower
         cells = getattr(self.vision_tower, "cells", None)
         if cells is not None and tuple(cells) != tuple(config.grid):
             raise ConfigError(f"grid={config.grid!r}, but the encoder makes {cells} visual tokens of an image.")
@@ -70,14 +70,14 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Nothing: the parts initialised themselves when they were built, and may have been trained since."""
+        """Do nothing: what is in it initialised itself when it was built, and may have been trained since."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing, for the same reason; `from_pretrained` refuses files that lack tensors."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own, except that a model is loaded as it was saved or not at all.
+        """Load a model as transformers does, except that it is loaded as it was saved or not at all.
 
         Raises:
             ConfigError: a file of the folder is damaged, or tensors are missing, have no place, another kind of number
@@ -95,19 +95,19 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return made if asked else made[0]
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's."""
+        """The language model's table of word embeddings."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """The language model's."""
+        """Give the language model another table of word embeddings."""
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The language model's."""
+        """The language model's head, which makes logits of hidden states."""
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """The language model's."""
+        """Give the language model another head."""
         self.language_model.set_output_embeddings(new_embeddings)
 
     def get_image_features(

@@ -42,7 +42,7 @@ class OpenClipTower(VisionTower):
 
     @classmethod
     def create(cls, request: TowerRequest) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
-        """By name and tag, e.g. ``ViT-B-16@laion2b_s34b_b88k``; ``hf-hub:org/model`` needs no tag."""
+        """Load the tower of a name and tag, e.g. ``ViT-B-16@laion2b_s34b_b88k``; ``hf-hub:org/model`` needs no tag."""
         open_clip = required("open_clip")
         name, _, tag = request.name.partition("@")
         settings = open_clip.get_model_config(name)
@@ -67,7 +67,7 @@ class OpenClipTower(VisionTower):
 
     @classmethod
     def rebuild(cls, spec: Mapping[str, Any]) -> VisionTower:
-        """From the settings alone, on the CPU even while transformers loads."""
+        """Build the tower from its settings alone, on the CPU even while transformers loads."""
         where = "vision of a composed model's config.json"
         plain.expect(spec, ("source", "name", "embed_dim", "vision_cfg", "quick_gelu", "layer"), where)
         _require_plain(spec, where, "Remove them, if you trust the rest of the file.")

@@ -47,7 +47,7 @@ class TimmTower(VisionTower):
 
     @classmethod
     def create(cls, request: TowerRequest) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
-        """By name, e.g. ``vit_base_patch16_siglip_224.webli``."""
+        """Load the tower that a name means, e.g. ``vit_base_patch16_siglip_224.webli``."""
         timm = required("timm")
         requested = dict(request.options or {})
         loading = {key: requested.pop(key) for key in TIMM_LOADS.intersection(requested)}

@@ -33,7 +33,7 @@ class TransformersTower(VisionTower):
 
     @classmethod
     def create(cls, request: TowerRequest) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
-        """By folder or id on the hub."""
+        """Load the tower that lies in a folder, or under an id on the hub."""
         try:
             config = AutoConfig.from_pretrained(request.name)
         except (OSError, ValueError) as error:
@@ -55,7 +55,7 @@ class TransformersTower(VisionTower):
     def from_config(
         cls, config: PreTrainedConfig, request: TowerRequest
     ) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
-        """Random weights."""
+        """Build the tower of a configuration with random weights."""
         return cls.from_model(AutoModel.from_config(copy.deepcopy(vision_half(config))), request)
 
     @classmethod
@@ -87,7 +87,7 @@ class TransformersTower(VisionTower):
 
     @classmethod
     def rebuild(cls, spec: Mapping[str, Any]) -> VisionTower:
-        """From the configuration alone, with classes of transformers or registered there."""
+        """Build the tower from its configuration alone, with classes of transformers or registered there."""
         where = "vision of a composed model's config.json"
         plain.expect(spec, ("source", "name", "config", "layer"), where)
         settings = _settings(spec["config"], where)

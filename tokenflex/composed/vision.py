@@ -109,7 +109,7 @@ def keep_buffers(trunk: nn.Module) -> nn.Module:
     return trunk
 
 
-def rebuild(spec: Mapping[str, Any]) -> VisionTower:
+def rebuild_tower(spec: Mapping[str, Any]) -> VisionTower:
     """The tower a config describes.
 
     Raises:

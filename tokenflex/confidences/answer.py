@@ -14,23 +14,23 @@ class MeanLogProbability(Confidence):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """No settings."""
+        """It has no settings."""
 
     @property
     def first_only(self) -> bool:
-        """No."""
+        """False: every token of the answer counts."""
         return False
 
     def of_tokens(
         self, scores: Float[Tensor, "rows vocabulary"], chosen: Int[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
-        """Of the chosen token."""
+        """Logarithm of each row's probability of the token that was chosen, in nats."""
         return log_probability(scores, chosen)
 
     def of_answer(
         self, values: Float[Tensor, "rows steps"], mask: Bool[Tensor, "rows steps"]
     ) -> Float[Tensor, " rows"]:
-        """Over the tokens of each."""
+        """Mean over the tokens of each row's answer, which ``mask`` tells."""
         return values.masked_fill(~mask, 0).sum(-1) / mask.sum(-1)
 
 
@@ -39,21 +39,21 @@ class MinMargin(Confidence):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """No settings."""
+        """It has no settings."""
 
     @property
     def first_only(self) -> bool:
-        """No."""
+        """False: every token of the answer counts."""
         return False
 
     def of_tokens(
         self, scores: Float[Tensor, "rows vocabulary"], chosen: Int[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
-        """Of the two likeliest tokens."""
+        """Difference between each row's two highest probabilities, 0 to 1."""
         return margin(scores)
 
     def of_answer(
         self, values: Float[Tensor, "rows steps"], mask: Bool[Tensor, "rows steps"]
     ) -> Float[Tensor, " rows"]:
-        """Over the tokens of each."""
+        """Least value over the tokens of each row's answer, which ``mask`` tells."""
         return values.masked_fill(~mask, float("inf")).amin(-1)

@@ -17,23 +17,23 @@ class FirstMargin(Confidence):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """No settings."""
+        """It has no settings."""
 
     @property
     def first_only(self) -> bool:
-        """Yes."""
+        """True: only the answer's first token counts."""
         return True
 
     def of_tokens(
         self, scores: Float[Tensor, "rows vocabulary"], chosen: Int[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
-        """Of the two likeliest tokens."""
+        """Difference between each row's two highest probabilities, 0 to 1."""
         return margin(scores)
 
     def of_answer(
         self, values: Float[Tensor, "rows steps"], mask: Bool[Tensor, "rows steps"]
     ) -> Float[Tensor, " rows"]:
-        """Of the first step."""
+        """Each row's value at the first step."""
         return values[:, 0]
 
 
@@ -42,23 +42,23 @@ class FirstProbability(Confidence):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """No settings."""
+        """It has no settings."""
 
     @property
     def first_only(self) -> bool:
-        """Yes."""
+        """True: only the answer's first token counts."""
         return True
 
     def of_tokens(
         self, scores: Float[Tensor, "rows vocabulary"], chosen: Int[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
-        """Of the chosen token."""
+        """Each row's probability of the token that was chosen, 0 to 1."""
         return log_probability(scores, chosen).exp()
 
     def of_answer(
         self, values: Float[Tensor, "rows steps"], mask: Bool[Tensor, "rows steps"]
     ) -> Float[Tensor, " rows"]:
-        """Of the first step."""
+        """Each row's value at the first step."""
         return values[:, 0]
 
 
@@ -67,21 +67,21 @@ class FirstEntropy(Confidence):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """No settings."""
+        """It has no settings."""
 
     @property
     def first_only(self) -> bool:
-        """Yes."""
+        """True: only the answer's first token counts."""
         return True
 
     def of_tokens(
         self, scores: Float[Tensor, "rows vocabulary"], chosen: Int[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
-        """Of all tokens."""
+        """Minus the entropy of each row's distribution over the vocabulary, in nats."""
         return negative_entropy(scores)
 
     def of_answer(
         self, values: Float[Tensor, "rows steps"], mask: Bool[Tensor, "rows steps"]
     ) -> Float[Tensor, " rows"]:
-        """Of the first step."""
+        """Each row's value at the first step."""
         return values[:, 0]

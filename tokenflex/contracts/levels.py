@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tokenflex.contracts.numbers import ARRAYS, whole
+from tokenflex.contracts.numbers import ARRAYS, integer
 from tokenflex.errors import InputError
 
 NAMED = {"coarsest": 0, "finest": -1}
@@ -43,7 +43,7 @@ def spread(levels: int | tuple[int, ...], images: int) -> list[int]:
 
 
 def _index(level: Any, num_levels: int) -> int:
-    number = NAMED.get(level) if isinstance(level, str) else whole(level)
+    number = NAMED.get(level) if isinstance(level, str) else integer(level)
     if number is None:
         raise InputError(
             f"level={level!r:.200} ({type(level).__name__}) is no level; use an integer from 0 (fewest tokens) "

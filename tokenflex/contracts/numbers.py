@@ -13,7 +13,7 @@ LARGEST = 2**1023
 """Integers up to here have a float of finite size."""
 
 
-def whole(value: Any) -> int | None:
+def integer(value: Any) -> int | None:
     """The integer ``value`` stands for; None where it is something else, as booleans and floats are."""
     held = _held(value)
     return int(held) if isinstance(held, INTEGERS) and not isinstance(held, bool) else None
@@ -21,9 +21,9 @@ def whole(value: Any) -> int | None:
 
 def real(value: Any) -> float | None:
     """The number ``value`` stands for, integers included; None where it is something else, as booleans are."""
-    integer, held = whole(value), _held(value)
-    if integer is not None:
-        return float(integer) if abs(integer) <= LARGEST else None
+    found, held = integer(value), _held(value)
+    if found is not None:
+        return float(found) if abs(found) <= LARGEST else None
     return float(held) if isinstance(held, FLOATS) else None
 
 

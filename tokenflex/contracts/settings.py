@@ -8,7 +8,7 @@ from collections.abc import Callable
 from inspect import get_annotations as annotations
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from tokenflex.contracts.numbers import real, truth, whole
+from tokenflex.contracts.numbers import integer, real, truth
 from tokenflex.contracts.rules import Rule
 from tokenflex.errors import ConfigError
 
@@ -120,7 +120,7 @@ def _ruled(value: Any, hint: Any, *marks: Any) -> object:
 
 
 def _first(value: Any, hints: tuple[Any, ...]) -> object:
-    """By the member that is the value's own type, else by the first that takes it."""
+    """The value as the member of a union takes it that is of the value's own type, else as the first that takes it."""
     reason = _MisfitError()
     for hint in sorted(hints, key=lambda one: one is not type(value)):
         try:
@@ -153,7 +153,7 @@ def _item(value: Any, hint: Any, number: int) -> object:
 
 
 def _integer(value: Any) -> int | None:
-    number = whole(value)
+    number = integer(value)
     return number if number is not None and -LARGEST <= number < LARGEST else None
 
 

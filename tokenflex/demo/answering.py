@@ -41,7 +41,7 @@ class Model:
 
     @property
     def levels(self) -> int:
-        """How many there are."""
+        """How many levels the model has."""
         return self.flex.compressor.num_levels
 
     @property
@@ -166,7 +166,7 @@ def ask(model: Model, image: Image.Image | None, question: str, before: Sequence
 
 
 def answer(model: Model, asked: Asked, share: float = 1.0) -> Reply:
-    """As the router decides within a budget.
+    """Answer at the level that the router chooses within a budget.
 
     Args:
         share: of the finest level's tokens that may be used; 1: as the model decides by itself.
@@ -244,7 +244,7 @@ def _reply(model: Model, asked: Asked, batch: Batch, setting: Setting) -> Reply:
 
 
 def _cells(found: Answer) -> Cells | None:
-    """Of the only image."""
+    """Which tokens of the answer's only image were kept; None where that isn't told."""
     return None if found.cells is None else Cells(**json.loads(found.cells)[0])
 
 

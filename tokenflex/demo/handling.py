@@ -36,7 +36,7 @@ def answered(model: Model, image: Image.Image | None, question: str, share: floa
 
 
 def at_every_level(model: Model, image: Image.Image | None, question: str) -> str:
-    """All levels side by side."""
+    """The answers at all levels, side by side, as HTML."""
     try:
         asked = answering.ask(model, image, question)
         return showing.levels(asked, answering.at_every_level(model, asked))

@@ -40,7 +40,7 @@ class OwnHostOnly:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request."""
+        """Answer one request: with `HEADERS`, and pages without `CARDS`."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

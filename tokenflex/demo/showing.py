@@ -11,7 +11,7 @@ from jinja2 import Environment, Template, select_autoescape
 from PIL import Image
 
 from tokenflex.demo.answering import Asked, Model, Reply, Timing
-from tokenflex.evaluation.drawing import drawn, embedded, thumbnail
+from tokenflex.evaluation.drawing import data_address, thumbnail, with_kept_tokens
 from tokenflex.markup import readable
 from tokenflex.measure.timing import Times
 
@@ -36,7 +36,7 @@ class Bar:
 
 
 def message(error: BaseException) -> str:
-    """An error for its reader."""
+    """What an error says to who reads the page, as HTML."""
     return _piece("message", str(error))
 
 
@@ -56,7 +56,7 @@ def answer(model: Model, asked: Asked, reply: Reply, share: float, runs: int, ti
 
 
 def levels(asked: Asked, replies: Sequence[Reply]) -> str:
-    """All levels side by side."""
+    """The answers at all levels, side by side, as HTML."""
     return _piece("levels", replies, [grid(asked.image, reply) for reply in replies], asked.question)
 
 
@@ -69,7 +69,7 @@ def conversation(model: Model, image: Image.Image | None, turns: Sequence[tuple[
 
 def grid(image: Image.Image, reply: Reply) -> str:
     """The image with the reply's grid, as a data address."""
-    return embedded(drawn(thumbnail(image), reply.cells))
+    return data_address(with_kept_tokens(thumbnail(image), reply.cells))
 
 
 def bars(scores: Sequence[float], chosen: Sequence[int]) -> tuple[Bar, ...]:
@@ -99,7 +99,7 @@ def bars(scores: Sequence[float], chosen: Sequence[int]) -> tuple[Bar, ...]:
 
 
 def percent(share: float) -> str:
-    """As the page writes shares."""
+    """A share, 0 to 1, in percent as the page writes it."""
     return f"{100 * share:.0f}\u00a0%"
 
 

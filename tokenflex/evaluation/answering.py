@@ -47,12 +47,12 @@ class Batch:
         self._inputs: dict[tuple[int, ...], dict[str, Any]] = {}
 
     def answers(self, setting: Setting, places: Sequence[int], max_new_tokens: int) -> list[Answer]:
-        """Greedy answers, one per place."""
+        """Greedy answers, one per place, those of questions with images first."""
         found: list[Answer] = []
         for pictured in (True, False):
-            part = tuple(place for place in places if bool(self.samples[place].images) == pictured)
-            if part:
-                found += self._answers(setting, part, max_new_tokens)
+            some = tuple(place for place in places if bool(self.samples[place].images) == pictured)
+            if some:
+                found += self._answers(setting, some, max_new_tokens)
         return found
 
     @torch.no_grad()

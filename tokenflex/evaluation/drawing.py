@@ -36,7 +36,7 @@ class Cells:
 
 @torch.no_grad()
 def cells(flex: FlexModel, inputs: HostInputs, levels: Sequence[int]) -> list[Cells]:
-    """Of every image of a batch, its first view at its level."""
+    """Which tokens are kept of every image of a batch: of its first view, at its level."""
     made = chosen(flex, inputs, flex.encode(inputs, look=False), levels)
     return [
         Cells(image.grid.rows, image.grid.cols, kept.assignment[0].tolist())
@@ -45,7 +45,7 @@ def cells(flex: FlexModel, inputs: HostInputs, levels: Sequence[int]) -> list[Ce
 
 
 def as_data(found: Sequence[Cells]) -> list[dict[str, object]]:
-    """JSON-ready."""
+    """The cells of images as JSON-ready data."""
     return [asdict(one) for one in found]
 
 
@@ -86,7 +86,7 @@ def _encoded(image: Image.Image, longest: int, quality: int) -> bytes:
     return target.getvalue()
 
 
-def drawn(content: bytes, kept: Cells | None) -> Image.Image:
+def with_kept_tokens(content: bytes, kept: Cells | None) -> Image.Image:
     """The image, enlarged if it is small, with lines between kept tokens and what was dropped darkened."""
     image = decode(content)
     factor = max(1, WIDE // max(image.size))
@@ -118,8 +118,8 @@ def drawn(content: bytes, kept: Cells | None) -> Image.Image:
     return image
 
 
-def embedded(image: Image.Image) -> str:
-    """As a data address that a page can hold."""
+def data_address(image: Image.Image) -> str:
+    """An image as a data address, which a page can hold."""
     target = io.BytesIO()
     image.save(target, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode("ascii")

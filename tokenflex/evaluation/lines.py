@@ -30,7 +30,7 @@ class Line:
     chosen: tuple[int, ...]
 
 
-def lines(summary: Summary) -> list[Line]:
+def setting_lines(summary: Summary) -> list[Line]:
     """Settings, then what follows from them."""
     entries = dict(summary["settings"])
     entries |= {f"{name}, shuffled": entry for name, entry in summary["shuffled"].items()}
@@ -41,7 +41,7 @@ def lines(summary: Summary) -> list[Line]:
 
 
 def header(summary: Summary) -> tuple[str, ...]:
-    """Of the columns of `lines`."""
+    """The heads of the columns that the cells of `setting_lines` stand in."""
     escalated = any("passes" in entry for entry in summary["settings"].values())
     return (*HEADER, *ESCALATED) if escalated else HEADER
 
@@ -92,5 +92,5 @@ ABOUT_PASSES = (
 
 
 def notes(summary: Summary) -> tuple[str, ...]:
-    """What the columns mean."""
+    """What the columns mean, as sentences."""
     return NOTES if header(summary) == HEADER else (*NOTES, ABOUT_PASSES)

@@ -20,7 +20,7 @@ _LETTER_AFTER = re.compile(r"(?i:\b(?:answer|option|choice)(?: is)?:?) *\(?([A-Z
 
 
 def plain(text: str) -> str:
-    """Without differences of case and white space, and without a full stop at the end."""
+    """A text without differences of case and white space, and without a full stop at the end."""
     return " ".join(text.casefold().split()).removesuffix(".").rstrip()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from tokenflex.errors import DataError
 from tokenflex.evaluation import drawing
 from tokenflex.evaluation.drawing import Cells
-from tokenflex.evaluation.lines import Line, facts, header, lines
+from tokenflex.evaluation.lines import Line, facts, header, setting_lines
 from tokenflex.evaluation.plot import pareto
 from tokenflex.evaluation.promised import cells_of
 from tokenflex.evaluation.records import Evaluation, Record, Shown
@@ -48,7 +48,7 @@ SORTED = ("score", "score_ci95", "tokens", "share", "minus_finest", "regret", "r
 """Entries of a summary that the columns after the first are sorted by."""
 
 
-def html(summary: Summary, evaluation: Evaluation) -> str:
+def evaluation_html(summary: Summary, evaluation: Evaluation) -> str:
     """The page.
 
     Raises:
@@ -156,7 +156,7 @@ def _alt(shown: Shown, record: Record, place: int) -> str:
 
 
 def _settings(summary: Summary) -> Table:
-    heads, shown, entries = header(summary), lines(summary), _entries(summary)
+    heads, shown, entries = header(summary), setting_lines(summary), _entries(summary)
     names = numbered([line.name for line in shown])
     rows = []
     for place, (line, entry) in enumerate(zip(shown, entries, strict=True)):
@@ -170,11 +170,11 @@ def _kinds(summary: Summary) -> Table | None:
     if not summary["kinds"]:
         return None
     columns = [Column(f"{kind} ({count})") for kind, count in summary["kinds"].items()]
-    return _further("Score by kind", columns, [(line, line.kinds) for line in lines(summary)])
+    return _further("Score by kind", columns, [(line, line.kinds) for line in setting_lines(summary)])
 
 
 def _choices(summary: Summary) -> Table | None:
-    chosen = [line for line in lines(summary) if line.chosen]
+    chosen = [line for line in setting_lines(summary) if line.chosen]
     if not chosen:
         return None
     count = max(summary["levels"], *(len(line.chosen) for line in chosen))  # fewer were counted without fixed levels
@@ -193,7 +193,7 @@ def _further(name: str, columns: Sequence[Column], found: Sequence[tuple[Line, t
 
 
 def _entries(summary: Summary) -> list[dict[str, Any]]:
-    """As `tokenflex.evaluation.lines.lines` goes through them."""
+    """Every setting's entry of the summary, in the order of `tokenflex.evaluation.lines.setting_lines`."""
     found = [*summary["settings"].values(), *summary["shuffled"].values()]
     return [*found, summary["oracle"]] if summary["oracle"] else found
 
@@ -203,7 +203,7 @@ def _number(value: Any) -> float | None:
 
 
 def _interval(ends: Sequence[float], summary: Summary) -> tuple[float, float] | None:
-    """None where one question can't tell."""
+    """The ends of a confidence interval; None where one question can't tell."""
     return (ends[0], ends[1]) if summary["samples"] > 1 else None
 
 

@@ -7,8 +7,8 @@ from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation.drawing import Cells
 from tokenflex.evaluation.settings import GROUPS, group_of, rank
 from tokenflex.reading import json_text
-from tokenflex.training import sealed
-from tokenflex.training.sealed import AGAIN
+from tokenflex.run_folder import sealed
+from tokenflex.run_folder.sealed import AGAIN
 
 MANIFEST: dict[str, sealed.Rule] = {
     "format": sealed.counted(1),
@@ -32,7 +32,7 @@ WIDEST = 4096
 
 
 class Answered(Protocol):
-    """An answer, as `tokenflex.evaluation.records.Record`."""
+    """What is read of an answer here; see `tokenflex.evaluation.records.Record`."""
 
     @property
     def place(self) -> int: ...  # noqa: D102 (as in Record)

@@ -97,7 +97,7 @@ class Questions:
 
 
 def read(path: str | Path, **settings: Any) -> Questions:
-    """From a ``.json``, ``.jsonl`` or ``.parquet`` file, or a saved ``datasets`` folder.
+    """Read questions from a ``.json``, ``.jsonl`` or ``.parquet`` file, or a saved ``datasets`` folder.
 
     Args:
         settings: see `Questions`.
@@ -142,7 +142,7 @@ def _without_images(rows: Any) -> Any:
 def _question(row: Any, place: int) -> Question:
     name = row_name(row, place)
     asked = read_message("user", _prompt(row, name, "")[-1]["content"], name)
-    text = " ".join(part["text"] for part in asked["content"] if part["type"] == "text").strip()
+    text = " ".join(item["text"] for item in asked["content"] if item["type"] == "text").strip()
     kind = next((_word(row[key], key, name) for key in ("kind", "category") if row.get(key) is not None), "")
     number = next((_word(row[key], key, name) for key in ("id", "question_id") if row.get(key) is not None), str(place))
     references = tuple(read_text(reference, name) for reference in _references(row, name))
@@ -182,7 +182,7 @@ def _references(row: Row, name: str) -> tuple[str, ...]:
         last = read_message(*turns[-1], name) if turns else {"role": None, "content": []}
         if last["role"] != "assistant":
             raise DataError(f"{name} has no reference answer; give 'answer', 'answers', or an assistant's last turn.")
-        stored = " ".join(part["text"] for part in last["content"] if part["type"] == "text").strip()
+        stored = " ".join(item["text"] for item in last["content"] if item["type"] == "text").strip()
     if isinstance(stored, Mapping):
         stored = stored.get("answer", [])
     several = stored if isinstance(stored, list | tuple) else [stored]

@@ -1,6 +1,6 @@
 """An evaluation as data: every answer of every setting, in a folder that can be gone on with.
 
-``manifest.json``     what was asked of what (see `fingerprint`)
+``manifest.json``     what was asked of what (see `evaluation_fingerprint`)
 ``samples.parquet``   one row per question: ``place`` in the data set, ``id``, ``kind``, ``question``, ``references``,
                       and for some ``images`` for the report's gallery
 ``part-*.parquet``    one row per answer: ``place``, ``id``, ``setting``, ``answer``, ``score``, ``levels`` (one per
@@ -8,16 +8,16 @@
                       without TokenFlex; over all images), ``passes`` of the language model and ``wasted``, the tokens
                       of all but the last (null in files of older versions: 1 and 0), and for the gallery ``cells`` (see
                       `tokenflex.evaluation.drawing`); its metadata say under ``made`` how its answers were made (see
-                      `tokenflex.measure.surroundings.made`), which files of older versions don't
+                      `tokenflex.measure.surroundings.provenance`), which files of older versions don't
 
-Files appear as a whole or not at all; an evaluation that was killed loses what it hadn't written and nothing else.
-They are read as data that may come from anyone, and have digests (see `tokenflex.training.sealed`).
+How files appear, how runs go on with them and how they are checked: `tokenflex.run_folder.folder`.
 """
 
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,17 @@ import pyarrow as pa
 
 from tokenflex import checkpoint
 from tokenflex.checkpoint import KINDS
-from tokenflex.errors import ConfigError, DataError
+from tokenflex.errors import DataError
 from tokenflex.evaluation import metrics, promised
 from tokenflex.evaluation.questions import Question, Questions
 from tokenflex.evaluation.settings import rank
-from tokenflex.files import as_path, locked, sweep, write_whole
 from tokenflex.model import FlexModel
-from tokenflex.training import sealed
-from tokenflex.training.fingerprint import differences, of_data, of_processor, of_tensors
-from tokenflex.training.store import next_part
+from tokenflex.ops.digest import of_tensors
+from tokenflex.run_folder import Manifest, RunFolder, RunKind, sealed
+from tokenflex.training.fingerprint import of_data, of_processor
 
 FORMAT = 1
-MANIFEST, SAMPLES, MADE = "manifest.json", "samples.parquet", "made"
-Manifest = dict[str, Any]
+SAMPLES, MADE = "samples.parquet", "made"
 QUESTIONS = pa.schema(
     [
         ("place", pa.int64()),
@@ -48,7 +46,7 @@ QUESTIONS = pa.schema(
         ("images", pa.list_(pa.binary())),
     ]
 )
-PART = pa.schema(
+ANSWERS = pa.schema(
     [
         ("place", pa.int64()),
         ("id", pa.string()),
@@ -90,7 +88,9 @@ class Shown:
     images: tuple[bytes, ...] = ()
 
 
-def fingerprint(flex: FlexModel, processor: Any, questions: Questions, *, metric: str, max_new_tokens: int) -> Manifest:
+def evaluation_fingerprint(
+    flex: FlexModel, processor: Any, questions: Questions, *, metric: str, max_new_tokens: int
+) -> Manifest:
     """JSON-ready; equal exactly when model, processor, data, metric and prompt are.
 
     Images that a row names by their path count by that name, not by their pixels.
@@ -119,50 +119,46 @@ def fingerprint(flex: FlexModel, processor: Any, questions: Questions, *, metric
     return json.loads(json.dumps(found))
 
 
-def begin(folder: str | os.PathLike[str], manifest: Manifest, samples: Callable[[], Sequence[Shown]]) -> None:
+def begin_evaluation(
+    folder: str | os.PathLike[str], manifest: Manifest, samples: Callable[[], Sequence[Shown]]
+) -> None:
     """Start an evaluation, or make sure that the one in ``folder`` can be gone on with.
 
     Args:
+        folder: of the evaluation; made where there is none.
         manifest: with the key ``fingerprint``.
-        samples: gives what reports need; called once.
+        samples: gives what reports need; called where an evaluation is started.
 
     Raises:
         ConfigError: the folder holds answers of something else; the message says what differs.
     """
-    target = as_path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    with locked(target):
-        for name in (MANIFEST, SAMPLES):
-            sweep(target, name)
-        if not (target / MANIFEST).exists():
-            _write_samples(target / SAMPLES, samples())
-            write_whole(target / MANIFEST, sealed.sealed({"format": FORMAT, **manifest}))
-    found = differences(read_manifest(target)[0]["fingerprint"], manifest["fingerprint"])
-    if found:
-        raise ConfigError(
-            f"{folder} holds an evaluation of something else: {'; '.join(found)}. Go back to that, or choose another "
-            "--out."
-        )
+    RunFolder(folder, EVALUATION).begin(manifest, lambda: {SAMPLES: partial(sealed.write_table, _asked(samples()))})
 
 
 class AnswerWriter:
-    """Adds parts to an evaluation; one writer per process.
+    """Adds shards to an evaluation; one writer per process.
 
     Args:
+        folder: of the evaluation.
         rank: of the process; part of its files' names, so that processes never meet.
         made: how its answers are made; None where nobody says.
     """
 
     def __init__(self, folder: str | os.PathLike[str], rank: int, made: Mapping[str, Any] | None = None) -> None:
-        self.folder, self.rank = as_path(folder), rank
+        run = RunFolder(folder, EVALUATION)
+        self.folder, self._shards = run.path, run.writer(rank)
         self._made = {} if made is None else {MADE: json.dumps(made, sort_keys=True)}
-        self._next = next_part(self.folder, rank)
 
     def write(self, records: Sequence[Record]) -> None:
-        """One part, as a whole or not at all."""
-        table = pa.Table.from_pylist([vars(record) for record in records], schema=PART)
-        write_whole(self.folder / f"part-{self.rank:05d}-{self._next:05d}.parquet", _parquet(table, self._made))
-        self._next += 1
+        """Write one shard, as a whole or not at all.
+
+        Args:
+            records: its rows.
+
+        Raises:
+            WriteError: it can't be written, as on a full disk.
+        """
+        self._shards.write(pa.Table.from_pylist([vars(record) for record in records], schema=ANSWERS), self._made)
 
 
 class Evaluation:
@@ -177,26 +173,24 @@ class Evaluation:
     Raises:
         ConfigError: there is no evaluation in the folder, or its manifest was changed or is damaged.
         DataError: a file is damaged, was changed, or holds what the others don't promise: answers to questions that
-            aren't there or to one question twice in one part, settings, levels or numbers that can't be.
+            aren't there or to one question twice in one shard, settings, levels or numbers that can't be.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = as_path(folder)
-        self.manifest, sure = read_manifest(self.folder)
+        run = RunFolder(folder, EVALUATION)
+        self.folder = run.path
+        self.manifest, sure = run.manifest()
         self.samples = _read_samples(self.folder, self.manifest, sure)
         self.made: list[dict[str, Any] | None] = []
         found: dict[str, dict[int, Record]] = {}
         ids = [shown.question.id for shown in self.samples]
-        for path in sorted(self.folder.glob("part-*.parquet")):
-            table, metadata = sealed.table(
-                self.folder, path.name, PART,
-                optional=("passes", "wasted"), nullable=("cells",), metadata=(MADE,), sure=sure,
-            )  # fmt: skip
-            made = promised.made_of(metadata.get(MADE), str(path))
+        nullable = {"optional": ("passes", "wasted"), "nullable": ("cells",)}
+        for shard in run.shards(ANSWERS, sure=sure, metadata=(MADE,), **nullable):
+            made = promised.made_of(shard.metadata.get(MADE), str(shard.path))
             if made not in self.made:
                 self.made.append(made)
-            records = [Record(**row) for row in table.to_pylist()]
-            promised.require_records(records, ids, self.manifest["levels"], str(path))
+            records = [Record(**row) for row in shard.table.to_pylist()]
+            promised.require_records(records, ids, self.manifest["levels"], str(shard.path))
             for record in records:
                 found.setdefault(record.setting, {}).setdefault(record.place, record)
         self.records = {name: found[name] for name in sorted(found, key=rank)}
@@ -226,18 +220,8 @@ class Evaluation:
             )
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, bool]:
-    """As `begin` wrote it, and whether it has a digest, as those of older versions haven't.
-
-    Raises:
-        ConfigError: there is none, it is of another version, was changed or is damaged.
-    """
-    found, sure = sealed.manifest(folder, MANIFEST, FORMAT, "no evaluation. Make one with 'tokenflex evaluate'.")
-    promised.require_manifest(found, str(folder / MANIFEST))
-    return found, sure
-
-
-def _write_samples(path: Path, samples: Sequence[Shown]) -> None:
+def _asked(samples: Sequence[Shown]) -> pa.Table:
+    """The table of ``samples.parquet``, one row per question."""
     rows = [
         {
             "place": shown.question.place,
@@ -249,11 +233,11 @@ def _write_samples(path: Path, samples: Sequence[Shown]) -> None:
         }
         for shown in samples
     ]
-    write_whole(path, _parquet(pa.Table.from_pylist(rows, schema=QUESTIONS)))
+    return pa.Table.from_pylist(rows, schema=QUESTIONS)
 
 
 def _read_samples(folder: Path, manifest: Manifest, sure: bool) -> list[Shown]:
-    rows = sealed.table(folder, SAMPLES, QUESTIONS, sure=sure)[0].to_pylist()
+    rows = sealed.read_table(folder, SAMPLES, QUESTIONS, sure=sure)[0].to_pylist()
     promised.require_samples(rows, manifest, str(folder / SAMPLES))
 
     def shown(row: Mapping[str, Any]) -> Shown:
@@ -263,7 +247,17 @@ def _read_samples(folder: Path, manifest: Manifest, sure: bool) -> list[Shown]:
     return [shown(row) for row in rows]
 
 
-def _parquet(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
-    sink = pa.BufferOutputStream()
-    sealed.write_table(table, sink, metadata)
-    return sink.getvalue().to_pybytes()
+def _compared(stored: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What two manifests must have in common; names of the model and the data, for reports, may differ."""
+    return stored["fingerprint"], now["fingerprint"]
+
+
+EVALUATION = RunKind(
+    version=FORMAT,
+    without="no evaluation. Make one with 'tokenflex evaluate'.",
+    made="holds an evaluation of",
+    instead="choose another --out",
+    require=promised.require_manifest,
+    compared=_compared,
+    once=(SAMPLES,),
+)

@@ -3,8 +3,8 @@
 import json
 import os
 
-from tokenflex.evaluation.lines import facts, header, lines, notes
-from tokenflex.evaluation.page import html
+from tokenflex.evaluation.lines import facts, header, notes, setting_lines
+from tokenflex.evaluation.page import evaluation_html
 from tokenflex.evaluation.records import Evaluation
 from tokenflex.evaluation.summary import Summary, summarise
 from tokenflex.files import as_path, locked, sweep, write_whole
@@ -21,7 +21,7 @@ def report(folder: str | os.PathLike[str], *, resamples: int = 2000, seed: int =
     evaluation = Evaluation(folder)
     summary = summarise(evaluation, resamples=resamples, seed=seed)
     target = as_path(folder)
-    texts = (json.dumps(summary, indent=2) + "\n", markdown(summary), html(summary, evaluation))
+    texts = (json.dumps(summary, indent=2) + "\n", evaluation_markdown(summary), evaluation_html(summary, evaluation))
     with locked(target):
         for name, text in zip(("summary.json", "report.md", "report.html"), texts, strict=True):
             sweep(target, name)
@@ -29,10 +29,10 @@ def report(folder: str | os.PathLike[str], *, resamples: int = 2000, seed: int =
     return summary
 
 
-def markdown(summary: Summary) -> str:
-    """The tables as Markdown."""
-    shown, kinds = lines(summary), list(summary["kinds"])
-    parts = [
+def evaluation_markdown(summary: Summary) -> str:
+    """The tables of a summary as Markdown."""
+    shown, kinds = setting_lines(summary), list(summary["kinds"])
+    blocks = [
         "# Evaluation",
         escaped(facts(summary)),
         _table(header(summary), [line.cells for line in shown]),
@@ -40,8 +40,8 @@ def markdown(summary: Summary) -> str:
     ]
     if kinds:
         heads = [f"{kind} ({summary['kinds'][kind]})" for kind in kinds]
-        parts += ["## Score by kind", _table(("setting", *heads), [(line.name, *line.kinds) for line in shown])]
-    return "\n\n".join(parts) + "\n"
+        blocks += ["## Score by kind", _table(("setting", *heads), [(line.name, *line.kinds) for line in shown])]
+    return "\n\n".join(blocks) + "\n"
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

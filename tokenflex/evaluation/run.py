@@ -13,14 +13,22 @@ from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation import drawing, metrics, order
 from tokenflex.evaluation.answering import Answer, Batch
 from tokenflex.evaluation.questions import Questions
-from tokenflex.evaluation.records import AnswerWriter, Evaluation, Record, Shown, begin, fingerprint
+from tokenflex.evaluation.records import (
+    EVALUATION,
+    AnswerWriter,
+    Evaluation,
+    Record,
+    Shown,
+    begin_evaluation,
+    evaluation_fingerprint,
+)
 from tokenflex.evaluation.settings import Setting
-from tokenflex.files import as_path, locked
-from tokenflex.measure.surroundings import made
+from tokenflex.measure.surroundings import provenance
 from tokenflex.model import FlexModel
+from tokenflex.run_folder import RunFolder
 
 GALLERY = 24
-PART_SIZE = 256
+SHARD_SIZE = 256
 
 
 def evaluate(
@@ -64,10 +72,10 @@ def evaluate(
         "model": names[0],
         "data": names[1],
         "levels": flex.compressor.num_levels,
-        "fingerprint": fingerprint(flex, processor, questions, metric=metric, max_new_tokens=max_new_tokens),
+        "fingerprint": evaluation_fingerprint(flex, processor, questions, metric=metric, max_new_tokens=max_new_tokens),
     }
-    with locked(as_path(folder), f"rank {rank}", waiting=waiting):
-        begin(folder, manifest, lambda: _shown(questions, one.gallery))
+    with RunFolder(folder, EVALUATION).alone(f"rank {rank}", waiting=waiting):
+        begin_evaluation(folder, manifest, lambda: _shown(questions, one.gallery))
         own = order.batches(processor, questions, batch_size)[rank::processes]
         done = {name: set(records) for name, records in Evaluation(folder).records.items()}
         todo = [{s.name: [i for i in batch if i not in done.get(s.name, ())] for s in settings} for batch in own]
@@ -76,7 +84,7 @@ def evaluate(
             sum(len(some) for batch in todo for some in batch.values()),
         )
         begun(total - left, total)
-        _answered(one, todo, AnswerWriter(folder, rank, made(flex.device, command)), tick)
+        _answered(one, todo, AnswerWriter(folder, rank, provenance(flex.device, command)), tick)
         found = Evaluation(folder)
     _require_own(found, own, settings)
     return found
@@ -85,11 +93,11 @@ def evaluate(
 def _answered(
     one: "_Pass", todo: Sequence[Mapping[str, Sequence[int]]], writer: AnswerWriter, tick: Callable[[int], None]
 ) -> None:
-    """Answer batch by batch, and write parts."""
+    """Answer batch by batch, and write shards."""
     buffer = list[Record]()
     for places in todo:
         buffer += one(places, tick)
-        if len(buffer) >= PART_SIZE:
+        if len(buffer) >= SHARD_SIZE:
             writer.write(buffer)
             buffer = []
     if buffer:

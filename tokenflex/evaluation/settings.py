@@ -156,7 +156,7 @@ def _escalating(flex: FlexModel, name: str, kind: str, options: dict[str, Any]) 
 
 
 def _number_of(key: str, value: Any) -> Any:
-    """As the settings of `Escalate` are typed."""
+    """A value in the type that the settings of `Escalate` have."""
     if key == "levels" and isinstance(value, list):
         return tuple(value)
     if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d*)?e-?\d+", value):  # YAML's numbers have a point and a sign

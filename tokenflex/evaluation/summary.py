@@ -105,7 +105,7 @@ class Table:
                 self.derived[f"shuffled {name}"] = Column(shares @ score, shares @ tokens, of)
 
     def summary(self) -> Summary:
-        """JSON-ready."""
+        """All of it as JSON-ready data."""
         everything = {**self.columns, **self.derived}
         middle = self._statistic(np.full(len(self.kinds), 1 / len(self.kinds)))
         low, high = self._intervals()
@@ -200,7 +200,7 @@ class Table:
         return finest is not None and column is not finest and bool((column.score == finest.score).all())
 
     def _corners(self) -> list[list[float]]:
-        """The frontier, thinned out."""
+        """The frontier's corners, thinned out: pairs of visual tokens and score."""
         if self.frontier is None:
             return []
         tokens, score = self.frontier.curve(np.full(len(self.kinds), 1 / len(self.kinds)))

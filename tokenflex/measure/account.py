@@ -10,7 +10,7 @@ from tokenflex.contracts import Decision, HostInputs
 from tokenflex.measure import flops, memory
 from tokenflex.measure.flops import Work
 from tokenflex.measure.memory import Memory
-from tokenflex.measure.plan import Setting
+from tokenflex.measure.plan import MeasuredSetting
 from tokenflex.measure.stages import answering
 from tokenflex.measure.timing import Call
 from tokenflex.model import FlexModel
@@ -33,7 +33,9 @@ class Account:
     ids: Tensor
 
 
-def account(flex: FlexModel, inputs: HostInputs, setting: Setting, lengths: Sequence[int], tick: Call) -> Account:
+def account(
+    flex: FlexModel, inputs: HostInputs, setting: MeasuredSetting, lengths: Sequence[int], tick: Call
+) -> Account:
     """Run every answer length for memory, and again for work; neither is timed.
 
     That all settings are asked the same and write equally much is asserted. One call goes before, so that what is

@@ -86,13 +86,13 @@ class BreakEven:
         return "gain" if settled else "not settled"
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, and in words."""
+        """All numbers as JSON-ready data, and what they mean in words."""
         derived = {"dropped": self.dropped, "kept": self.kept, "kept_beside_vanilla": self.kept_beside_vanilla}
         return {**asdict(self), **derived, "verdict": self.verdict, "in_words": self.in_words}
 
     @property
     def in_words(self) -> str:
-        """What it means, as sentences."""
+        """What the numbers mean, as sentences."""
         text = f"The decision takes {1e3 * self.decision:.3g} ms and "
         interval = f"95 % interval {1e6 * self.slope_low:.0f} to {1e6 * self.slope_high:.0f}"
         if self.slope <= 0:
@@ -153,7 +153,7 @@ class Comparison:
         return "slower" if self.ratio > 1 else "faster"
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, and in words."""
+        """All numbers as JSON-ready data, and what they mean in words."""
         return {**asdict(self), "verdict": self.verdict, "in_words": self.in_words}
 
     @property
@@ -219,7 +219,7 @@ def break_even(
     )
 
 
-def compare(setting: str, new_tokens: int, seconds: Sequence[float], vanilla: Sequence[float]) -> Comparison:
+def compare_times(setting: str, new_tokens: int, seconds: Sequence[float], vanilla: Sequence[float]) -> Comparison:
     """A routed setting beside the vanilla host.
 
     Args:

@@ -22,7 +22,7 @@ class Work:
     attention: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data."""
+        """All of it as JSON-ready data."""
         return {**asdict(self), "attention": list(self.attention)}
 
 

@@ -40,7 +40,7 @@ def protocol(profile: Profile) -> str:
 
 
 def times(batch: BatchProfile) -> Rows:
-    """Seconds, in ms."""
+    """The table of times of every setting, in milliseconds."""
     longer = [answer.new_tokens for answer in batch.settings[0].answers if answer.new_tokens > 1]
     ends = (*(["per token"] if longer else []), *(f"{length} tokens" for length in longer))
     head = ("setting", "visual tokens", *TITLES.values(), "rest", "first token", *ends)
@@ -48,7 +48,7 @@ def times(batch: BatchProfile) -> Rows:
 
 
 def costs(batch: BatchProfile) -> Rows:
-    """Tokens, memory and work."""
+    """The table of visual tokens, memory in MiB and work in GFLOP of every setting."""
     lengths = [answer.new_tokens for answer in batch.settings[0].answers]
     work = [f"GFLOP, {answer_tokens(length)}" for length in lengths]
     longest = answer_tokens(lengths[-1])
@@ -108,11 +108,11 @@ def _levels(setting: SettingProfile) -> str:
 
 
 def answer_tokens(length: int) -> str:
-    """A number of tokens."""
+    """A number of tokens in words, as in ``64 tokens``."""
     return f"{length} token{'s' * (length > 1)}"
 
 
 def title(batch: BatchProfile) -> str:
-    """What the batch was."""
+    """What the batch was, in words: its requests, images and length."""
     images = f"{batch.images} image{'s' * (batch.images > 1)}"
     return f"Batch of {batch.rows} ({images}), prompts of {batch.prompt_length} tokens"

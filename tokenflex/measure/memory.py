@@ -35,7 +35,7 @@ class Memory:
         return self.peak - self.held
 
     def to_dict(self) -> dict[str, int]:
-        """All four, in bytes."""
+        """All four numbers, in bytes."""
         return {**asdict(self), "working": self.working}
 
 

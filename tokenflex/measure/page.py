@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from tokenflex.measure.break_even import BreakEven
 from tokenflex.measure.lines import Rows, answer_tokens, costs, sentences, times, title
 from tokenflex.measure.result import BatchProfile, Profile
-from tokenflex.pages import Cell, Column, Plot, Row, Series, Table, drawn, how_made, numbered, rendered
+from tokenflex.pages import Cell, Column, Plot, Row, Series, Table, drawn_plot, how_made, numbered, rendered
 from tokenflex.pages.plot import PALETTE
 
 NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(?:\*| / .*)?")
@@ -43,8 +43,8 @@ MEANS = {
 """What columns say, by the head up to its comma."""
 
 
-def html(profile: Profile) -> str:
-    """The page."""
+def profile_html(profile: Profile) -> str:
+    """A profile as a whole HTML page."""
     batches = [
         {
             "title": title(batch),
@@ -108,7 +108,7 @@ def image(batch: BatchProfile, even: BreakEven) -> Plot:
             axes.plot([even.dropped], [1e3 * even.decision], "D", color=PALETTE["green"][0], markersize=7)
 
     case = _case(batch, even)
-    return drawn(
+    return drawn_plot(
         draw,
         across="visual tokens dropped per image",
         up="ms per batch",
@@ -119,7 +119,7 @@ def image(batch: BatchProfile, even: BreakEven) -> Plot:
 
 
 def made(profile: Profile) -> tuple[tuple[str, str], ...]:
-    """How it was measured."""
+    """How the profile was measured, as pairs of a name and a value."""
     where = profile.surroundings
     parts_dtype = f", parts {' and '.join(where.parts_dtype)}" if where.parts_dtype else ""
     known = {**where.to_dict(), "hardware": where.device_name, "command": profile.command}

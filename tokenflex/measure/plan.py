@@ -19,7 +19,7 @@ Kind = Literal["vanilla", "level", "routed", "budget", "mix", "escalate"]
 
 
 @dataclass(frozen=True)
-class Setting:
+class MeasuredSetting:
     """One way to run the model.
 
     Attributes:
@@ -46,7 +46,7 @@ class Setting:
         """Whether it is asked, before anything is answered, which levels are chosen."""
         return self.kind in ("routed", "budget", "mix")
 
-    def on(self, counts: Int[Tensor, "images levels"]) -> "Setting":
+    def on(self, counts: Int[Tensor, "images levels"]) -> "MeasuredSetting":
         """The setting before a batch whose levels cost so many tokens: a mix gets its levels, see `levels_for`."""
         if self.share is None:
             return self
@@ -56,12 +56,12 @@ class Setting:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For `FlexModel.generate` and `FlexModel.decide`."""
+        """Keyword arguments of this setting for `FlexModel.generate` and `FlexModel.decide`."""
         arguments = {"level": self.level, "budget": self.budget, "escalate": self.escalate}
         return {name: value for name, value in arguments.items() if value is not None}
 
 
-VANILLA = Setting("vanilla", "vanilla")
+VANILLA = MeasuredSetting("vanilla", "vanilla")
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ class Plan:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Answer lengths, ascending, each once."""
+        """Lengths of answers in tokens, ascending, each once."""
         return tuple(sorted(set(self.answers)))
 
-    def settings(self, num_levels: int) -> tuple[Setting, ...]:
+    def settings(self, num_levels: int) -> tuple[MeasuredSetting, ...]:
         """The vanilla host first, then forced levels from the coarsest, routed, budgets, mixes, and escalations.
 
         Raises:
@@ -126,12 +126,15 @@ class Plan:
         levels = sorted({level % num_levels for level in wanted} | {0, num_levels - 1})
         return (
             VANILLA,
-            *(Setting(f"level {level}", "level", level=level) for level in levels),
-            Setting("routed", "routed"),
-            *(Setting(f"routed, {name}", "budget", budget=budget) for name, budget in (self.budgets or {}).items()),
-            *(Setting(f"mix {name}", "mix", share=share) for name, share in (self.mixes or {}).items()),
+            *(MeasuredSetting(f"level {level}", "level", level=level) for level in levels),
+            MeasuredSetting("routed", "routed"),
             *(
-                Setting(f"escalate {name}", "escalate", escalate=replace(allowed, calibrated=None))
+                MeasuredSetting(f"routed, {name}", "budget", budget=budget)
+                for name, budget in (self.budgets or {}).items()
+            ),
+            *(MeasuredSetting(f"mix {name}", "mix", share=share) for name, share in (self.mixes or {}).items()),
+            *(
+                MeasuredSetting(f"escalate {name}", "escalate", escalate=replace(allowed, calibrated=None))
                 for name, allowed in (self.escalations or {}).items()
             ),
         )

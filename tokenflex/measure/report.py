@@ -10,7 +10,7 @@ from rich.table import Table
 from tokenflex.files import as_path, locked, sweep, write_whole
 from tokenflex.markup import escaped
 from tokenflex.measure.lines import LEGEND, Rows, costs, protocol, sentences, times, title
-from tokenflex.measure.page import html
+from tokenflex.measure.page import profile_html
 from tokenflex.measure.result import Profile
 
 
@@ -39,18 +39,18 @@ def write(folder: str | os.PathLike[str], profile: Profile) -> None:
     with locked(target):
         sweep(target, "profile.*")
         write_whole(target / "profile.json", json.dumps(profile.to_dict(), indent=2) + "\n")
-        write_whole(target / "profile.md", markdown(profile))
-        write_whole(target / "profile.html", html(profile))
+        write_whole(target / "profile.md", profile_markdown(profile))
+        write_whole(target / "profile.html", profile_html(profile))
 
 
-def markdown(profile: Profile) -> str:
-    """The page."""
-    parts = ["# Time and memory beside the vanilla host", escaped(protocol(profile)), LEGEND]
-    parts += [f"**{escaped(told)}**" for told in profile.warnings]
+def profile_markdown(profile: Profile) -> str:
+    """A profile as a page of Markdown."""
+    blocks = ["# Time and memory beside the vanilla host", escaped(protocol(profile)), LEGEND]
+    blocks += [f"**{escaped(told)}**" for told in profile.warnings]
     for batch in profile.batches:
-        parts += [f"## {title(batch)}", _pipes(times(batch)), _pipes(costs(batch))]
-        parts.append("\n".join(f"* {escaped(line)}" for line in sentences(batch)))
-    return "\n\n".join(parts) + "\n"
+        blocks += [f"## {title(batch)}", _pipes(times(batch)), _pipes(costs(batch))]
+        blocks.append("\n".join(f"* {escaped(line)}" for line in sentences(batch)))
+    return "\n\n".join(blocks) + "\n"
 
 
 def _pipes(rows: Rows) -> str:

@@ -14,14 +14,15 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Answers of one length.
+class AnswerProfile:
+    """What answers of one length take, in one setting on one batch.
 
     Attributes:
+        new_tokens: length of every answer, in tokens.
         end_to_end: one call of ``generate``.
         per_token: what a further token takes: the end to end of a run less the time to first token of the same round,
             over the further tokens; None where there are none.
-        memory, work: of one call, untimed.
+        memory, work: of one such call, which isn't timed.
     """
 
     new_tokens: int
@@ -31,7 +32,7 @@ class Answer:
     work: Work
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data; seconds and bytes."""
+        """All of it as JSON-ready data; times are seconds, and memory is bytes."""
         return {
             "new_tokens": self.new_tokens,
             "end_to_end": self.end_to_end.to_dict(),
@@ -63,7 +64,7 @@ class SettingProfile:
     stages: dict[str, Times]
     prefill: Work
     first_token: Times
-    answers: tuple[Answer, ...]
+    answers: tuple[AnswerProfile, ...]
 
     @property
     def rest(self) -> float:
@@ -71,7 +72,7 @@ class SettingProfile:
         return self.first_token.median - sum(times.median for times in self.stages.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data."""
+        """All of it as JSON-ready data; times are seconds."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -107,7 +108,7 @@ class BatchProfile:
     comparisons: tuple[Comparison, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data."""
+        """All of it as JSON-ready data; times are seconds."""
         return {
             "rows": self.rows,
             "images": self.images,
@@ -139,7 +140,7 @@ class Profile:
     command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data; times are seconds."""
+        """All of it as JSON-ready data; times are seconds."""
         return {
             "format": FORMAT,
             "surroundings": self.surroundings.to_dict(),

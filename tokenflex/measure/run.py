@@ -10,10 +10,10 @@ from tokenflex.contracts import HostInputs
 from tokenflex.errors import InputError
 from tokenflex.measure import flops, surroundings
 from tokenflex.measure.account import Account, account
-from tokenflex.measure.break_even import break_even, compare
+from tokenflex.measure.break_even import break_even, compare_times
 from tokenflex.measure.flops import Work
-from tokenflex.measure.plan import ENOUGH, Plan, Setting
-from tokenflex.measure.result import Answer, BatchProfile, Profile, SettingProfile
+from tokenflex.measure.plan import ENOUGH, MeasuredSetting, Plan
+from tokenflex.measure.result import AnswerProfile, BatchProfile, Profile, SettingProfile
 from tokenflex.measure.stages import STAGES, answering, stages
 from tokenflex.measure.timing import Call, Clock, Times, clock_for, interleaved
 from tokenflex.model import FlexModel
@@ -25,11 +25,11 @@ BUSY = 1.5
 
 @dataclass(frozen=True)
 class _Bench:
-    """What all batches share."""
+    """What the measurements of all batches share."""
 
     flex: FlexModel
     plan: Plan
-    settings: tuple[Setting, ...]
+    settings: tuple[MeasuredSetting, ...]
     clock: Clock
     tick: Tick
 
@@ -102,7 +102,7 @@ def _batch(bench: _Bench, inputs: HostInputs) -> tuple[BatchProfile, list[str]]:
     with torch.no_grad():
         encoded = flex.encode(inputs)
     calls: dict[str, dict[str, Call]] = {}
-    prefills: dict[Setting, Work] = {}
+    prefills: dict[MeasuredSetting, Work] = {}
     for setting in settings:
         staged = stages(flex, inputs, setting, encoded, accounts[setting].decisions)
         prefills[setting] = flops.counted(staged.get("prefill", answering(flex, inputs, setting, 1)))
@@ -116,11 +116,11 @@ def _batch(bench: _Bench, inputs: HostInputs) -> tuple[BatchProfile, list[str]]:
 
 
 def _setting(
-    setting: Setting, found: Account, finest: float, times: Mapping[str, Times], prefill: Work
+    setting: MeasuredSetting, found: Account, finest: float, times: Mapping[str, Times], prefill: Work
 ) -> SettingProfile:
     first = times[_answer(1)]
     answers = [
-        Answer(length, times[_answer(length)], _per_token(times[_answer(length)], first, length), used, work)
+        AnswerProfile(length, times[_answer(length)], _per_token(times[_answer(length)], first, length), used, work)
         for length, (used, work) in found.answers.items()
     ]
     return SettingProfile(
@@ -146,7 +146,7 @@ def _per_token(whole: Times, first: Times, length: int) -> Times | None:
     return Times(tuple((w - f) / (length - 1) for w, f in zip(whole.seconds, first.seconds, strict=True)))
 
 
-def _concluded(inputs: HostInputs, images: int, profiles: Mapping[Setting, SettingProfile]) -> BatchProfile:
+def _concluded(inputs: HostInputs, images: int, profiles: Mapping[MeasuredSetting, SettingProfile]) -> BatchProfile:
     """The batch with what follows from its settings."""
     every = tuple(profiles.values())
     vanilla, routed = (next(one for one in every if one.kind == kind) for kind in ("vanilla", "routed"))
@@ -163,7 +163,7 @@ def _concluded(inputs: HostInputs, images: int, profiles: Mapping[Setting, Setti
             )
         )
         comparisons += [
-            compare(one.name, answer.new_tokens, one.answers[place].end_to_end.seconds, answer.end_to_end.seconds)
+            compare_times(one.name, answer.new_tokens, one.answers[place].end_to_end.seconds, answer.end_to_end.seconds)
             for setting, one in profiles.items()
             if setting.decides or setting.kind == "escalate"
         ]
@@ -189,7 +189,10 @@ def _unrest(batch: BatchProfile) -> list[str]:
 
 
 def _doubts(
-    flex: FlexModel, inputs: HostInputs, accounts: Mapping[Setting, Account], prefills: Mapping[Setting, Work]
+    flex: FlexModel,
+    inputs: HostInputs,
+    accounts: Mapping[MeasuredSetting, Account],
+    prefills: Mapping[MeasuredSetting, Work],
 ) -> list[str]:
     """What makes the comparison less than it seems, as sentences."""
     at, notes = f"With a batch of {len(inputs['input_ids'])}", list[str]()

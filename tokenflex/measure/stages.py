@@ -10,7 +10,7 @@ import torch
 
 from tokenflex.contracts import Decision, HostInputs
 from tokenflex.hosts import grouped, stock
-from tokenflex.measure.plan import Setting
+from tokenflex.measure.plan import MeasuredSetting
 from tokenflex.measure.timing import Call
 from tokenflex.model import FlexModel, encoding
 from tokenflex.model.flex import Encoded
@@ -20,7 +20,7 @@ STAGES = ("vision_tower", "decision", "scaler", "splice", "prefill")
 """In the order in which they run; the vanilla host has the first inside the last."""
 
 
-def answering(flex: FlexModel, inputs: HostInputs, setting: Setting, new_tokens: int) -> Callable[[], Any]:
+def answering(flex: FlexModel, inputs: HostInputs, setting: MeasuredSetting, new_tokens: int) -> Callable[[], Any]:
     """A call of ``generate`` that writes exactly ``new_tokens``, greedily, in every setting alike.
 
     The end-of-sequence token is kept back until then, so that every row of every setting writes as many.
@@ -35,7 +35,7 @@ def answering(flex: FlexModel, inputs: HostInputs, setting: Setting, new_tokens:
 
 
 def stages(
-    flex: FlexModel, inputs: HostInputs, setting: Setting, encoded: Encoded, decisions: Sequence[Decision]
+    flex: FlexModel, inputs: HostInputs, setting: MeasuredSetting, encoded: Encoded, decisions: Sequence[Decision]
 ) -> dict[str, Call]:
     """The stages, each on what the one before gave.
 

@@ -49,12 +49,12 @@ class Surroundings:
     date: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data."""
+        """All of it as JSON-ready data."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 def of(flex: FlexModel) -> Surroundings:
-    """Read them."""
+    """Read where a model is measured, from its device, its weights and the libraries installed."""
     parts = flex.compressor
     return Surroundings(
         host=type(stock.base_of(flex.host)).__name__,
@@ -71,7 +71,7 @@ def of(flex: FlexModel) -> Surroundings:
     )
 
 
-def made(device: torch.device, command: str) -> dict[str, Any]:
+def provenance(device: torch.device, command: str) -> dict[str, Any]:
     """How results are made here and now, JSON-ready, for pages to say.
 
     Args:

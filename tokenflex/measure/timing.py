@@ -25,12 +25,12 @@ class Times:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median, in seconds."""
         return quantile(self.seconds, 0.5)
 
     @property
     def p95(self) -> float:
-        """95th percentile, seconds."""
+        """The 95th percentile, in seconds."""
         return quantile(self.seconds, 0.95)
 
     def to_dict(self) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class Backbone(nn.Module):
         self.of_host = getattr(base, "base_model", base)  # a host of the user's own may be any module
 
     def __getattr__(self, name: str) -> Any:
-        """The host's backbone's."""
+        """What else is asked of it is the attribute of the host's own model without head."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -253,17 +253,17 @@ class Backbone(nn.Module):
         return BaseModelOutputWithPast(last_hidden_state=states[-1], **_cache(output))
 
     def _in_groups(self, rows: Rows) -> Any:
-        """At the caller's positions, in groups where that is cheaper and nothing but hidden states is wanted."""
+        """Hidden states at the caller's positions, in groups where that is cheaper and nothing else is wanted."""
         places = columns.of_positions(rows)
         _refuse_attentions(rows, rows.whole.inputs)
-        parts = grouped.backbone_parts(rows, self.__dict__["flex"].batching)
-        if not parts:
+        groups = grouped.backbone_parts(rows, self.__dict__["flex"].batching)
+        if not groups:
             output = self._run(rows.whole.inputs)
             _lay_out(output, places, rows)
             return output
         found, order = list[Tensor](), list[int]()
-        for group, part, before in parts:
-            state: Tensor = self._run(part).last_hidden_state
+        for group, inputs, before in groups:
+            state: Tensor = self._run(inputs).last_hidden_state
             own = torch.where(places[group] == columns.NONE, columns.NONE, places[group] - before)
             found.append(columns.laid_out(state, own.to(state.device)))
             order += group
@@ -288,7 +288,7 @@ class Headless:
         return Backbone(self) if self.__dict__.get("_modules", {}).get("host") is not None else self  # pyright: ignore[reportArgumentType]
 
     def get_decoder(self) -> Any:
-        """As `base_model`."""
+        """The same as `base_model`."""
         return self.base_model
 
     def get_encoder(self, modality: str | None = None) -> Any:

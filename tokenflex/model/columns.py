@@ -37,7 +37,7 @@ def of_positions(rows: Rows) -> Int[Tensor, "rows length"]:
 
 
 def _real(spliced: Spliced) -> np.ndarray:
-    """``(rows, new_length)``, False for padding."""
+    """Which positions aren't padding, ``(rows, new_length)``."""
     mask = spliced.inputs.get("attention_mask")
     shape = tuple(spliced.index.shape)
     return np.ones(shape, dtype=bool) if mask is None else (mask != 0).cpu().numpy()

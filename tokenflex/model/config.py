@@ -96,7 +96,7 @@ class FlexConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """From what a file holds; keys by which it could name code are passed over, the caller's own are not."""
+        """Read a configuration's dictionary; keys of files that could name code are passed over."""
         return super().from_dict(without_code(config_dict), **kwargs)
 
     @classmethod
@@ -161,7 +161,7 @@ class FlexConfig(PreTrainedConfig):
         return list(dict.fromkeys([*own, *NO_PREDICTIONS]))
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The host's text configuration."""
+        """The configuration of the host's language model."""
         host: Any = self.host
         return host.get_text_config(*args, **kwargs)
 

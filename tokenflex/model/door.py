@@ -216,7 +216,7 @@ def _refuse_unknown(name: str, values: np.ndarray, known: Sequence[int], vocabul
 
 
 def _check_marks(mask: np.ndarray, shown: bool) -> None:
-    """Masks of shape ``(rows, length)``."""
+    """Refuse a mask ``(rows, length)`` that is 0 on a whole row or, where ``shown``, is neither 0 nor 1 somewhere."""
     empty = (mask == 0).all(-1)
     if empty.any():
         raise InputError(

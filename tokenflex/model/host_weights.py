@@ -94,19 +94,19 @@ class HostWeights(PreTrainedModel):
         """Nothing, since parts initialise themselves; modules of the host that a file lacks are left to the host."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """The host's."""
+        """The host's table of word embeddings."""
         return self.host.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """The host's."""
+        """Give the host another table of word embeddings."""
         self.host.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The host's."""
+        """The host's head, which makes logits of hidden states."""
         return self.host.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """The host's."""
+        """Give the host another head."""
         stock.base_of(self.host).set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:

@@ -79,7 +79,7 @@ def fresh(
     dtype: torch.dtype = torch.float32,
     **parts: Part,
 ) -> FlexModel:
-    """As `wrap`, for those who train the parts next or fill them: nothing is said of their weights."""
+    """Do as `wrap`, for those who train the parts next or fill them: nothing is said of their weights."""
     _require(adapter, processor, dtype)
     adapter = told_turns(adapter or checkpoint.adapter_for(host), processor)
     configs = {kind: checkpoint.config_of(kind, part) for kind, part in {**PARTS, **parts}.items()}
@@ -170,7 +170,7 @@ def _joined(host: Any, parts: Compressor, adapter: HostAdapter, processor: Any) 
 
 
 def _describe(parts: Compressor, adapter: HostAdapter) -> checkpoint.Spec | None:
-    """None while a part is unregistered: such a model runs and trains, and says so when it is saved."""
+    """The description of the parts; None while one is unregistered: such a model runs, and says so when it is saved."""
     try:
         return checkpoint.describe(parts, adapter)
     except ConfigError:

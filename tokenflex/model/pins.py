@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenflex.contracts import HostBatch
-from tokenflex.contracts.numbers import whole
+from tokenflex.contracts.numbers import integer
 from tokenflex.errors import ConfigError
 from tokenflex.model.tower import Encoded
 
@@ -44,7 +44,7 @@ class Pinned:
 
     @property
     def tokens(self) -> int:
-        """How many its row has."""
+        """How many ids the row has that the image stands in."""
         return len(self.ids) // WIDTH
 
 
@@ -66,7 +66,7 @@ class Pins:
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        if (whole(capacity) or 0) < 1:
+        if (integer(capacity) or 0) < 1:
             raise ConfigError(f"capacity={capacity!r:.200}; give how many prompts to remember, at least 1.")
         self.capacity = capacity
         self._levels: OrderedDict[tuple[Any, ...], Prompts] = OrderedDict()
@@ -76,7 +76,7 @@ class Pins:
         return self._size
 
     def clear(self) -> None:
-        """Forget all levels."""
+        """Forget the levels of all rows."""
         self._levels.clear()
         self._size = 0
 
@@ -142,7 +142,7 @@ def pinned(pins: Pins | None = None) -> Iterator[Pins]:
 
 
 def current() -> Pins | None:
-    """Of the innermost `pinned`; None outside."""
+    """The pins of the innermost `pinned`; None outside."""
     return _CURRENT.get()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenflex.contracts import ComponentConfig, Policy
 from tokenflex.contracts.levels import read_levels
-from tokenflex.contracts.numbers import real, whole
+from tokenflex.contracts.numbers import integer, real
 from tokenflex.errors import InputError
 from tokenflex.hosts import stock
 from tokenflex.policies.budget import Budget
@@ -93,12 +93,12 @@ def read_budget(budget: Budgets) -> ComponentConfig:
             return budget
     elif isinstance(budget, Mapping):
         return Budget.from_dict(budget)
-    elif (ratio := real(budget)) is not None and whole(budget) is None:
+    elif (ratio := real(budget)) is not None and integer(budget) is None:
         return Budget(ratio=ratio)
     hint = "a whole number could mean tokens or a ratio: write Budget(tokens=...) or Budget(ratio=...)"
     raise InputError(
         f"budget={budget!r:.200} ({type(budget).__name__}) is no budget; "
-        f"{hint if whole(budget) is not None else 'use the settings of a policy, e.g. Budget(ratio=0.3), or a ratio'}."
+        f"{hint if integer(budget) is not None else 'use the settings of a policy, as Budget(ratio=0.3), or a ratio'}."
     )
 
 

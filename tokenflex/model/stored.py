@@ -16,7 +16,7 @@ PREFIX = "compressor."
 
 
 def digest(state: Mapping[str, Tensor]) -> str | None:
-    """Of the parts' tensors in a model's state, as ``config.json`` tells it; None where they are spread or not here."""
+    """Digest of the parts' tensors in a state, as ``config.json`` tells it; None where they are spread or not here."""
     parts = {name: value for name, value in state.items() if name.startswith(PREFIX)}
     plain = all(type(value) in (Tensor, nn.Parameter) and not value.is_meta for value in parts.values())
     return f"blake2b:{of_tensors(parts)}" if plain else None
@@ -43,7 +43,7 @@ def require_same(expected: object, state: Mapping[str, Tensor], source: str) -> 
 
 
 def require_saved(expected: object, source: str) -> None:
-    """As `require_same`, of the weights in a folder; one without safetensors under the usual names passes.
+    """Refuse weights in a folder as `require_same` does; one without safetensors under the usual names passes.
 
     Raises:
         ConfigError: they are others, or a file is damaged.
@@ -53,7 +53,7 @@ def require_saved(expected: object, source: str) -> None:
 
 
 def weights(source: str) -> dict[str, Tensor]:
-    """By names that begin with the kind of part.
+    """The weights of the parts, by names that begin with the kind of part.
 
     Args:
         source: a folder that `FlexModel.save_pretrained` wrote, or the id of such a repository on the model hub.

@@ -132,7 +132,7 @@ class OnceForAll(Tower):
     """All levels are made of one encoding."""
 
     def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts, Sizes]:
-        """By the grids of the images as they are."""
+        """Counts, layouts and sizes by the grids of the images as they are."""
         scaler, levels = self.parts.scaler, range(self.parts.num_levels)
         layouts = tuple(scaler.layouts(grid) for grid in batch.grids)
         frames = [[scaler.kept_views(n, i) for i in levels] if n else None for n in batch.frames]
@@ -159,7 +159,7 @@ class PerLevel(Tower):
     """Every level has an image of its own, which is encoded once and only if it is wanted."""
 
     def levels(self, batch: HostBatch) -> tuple[Int[Tensor, "images levels"], Layouts, Sizes]:
-        """By the grids of the images that the host's processor makes for every level."""
+        """Counts, layouts and sizes by the grids of the images that the host's processor makes for every level."""
         scaler, images = self.parts.scaler, len(batch.spans)
         counts, layouts, sizes = list[Tensor](), list[list[Grid | int]](), list[list[tuple[Grid, int]]]()
         for level, share in enumerate(scaler.shares):
@@ -173,7 +173,7 @@ class PerLevel(Tower):
         return torch.cat(counts, dim=-1), tuple(zip(*layouts, strict=True)), tuple(zip(*sizes, strict=True))
 
     def look(self, batch: HostBatch, looked_at: bool) -> tuple[VisualTokens, ...]:
-        """The coarsest images."""
+        """The images at the coarsest level's size, encoded."""
         images = len(batch.spans) if looked_at else 0
         return self._encoded(batch, self.parts.scaler.shares[:1] * len(batch.spans), range(images))
 

@@ -8,7 +8,7 @@ the script.
 from tokenflex.pages.gallery import Card, CardImage, Gallery, Overlay
 from tokenflex.pages.opening import Compared, Score, opening
 from tokenflex.pages.origin import how_made
-from tokenflex.pages.plot import Plot, Series, drawn, points
+from tokenflex.pages.plot import Plot, Series, drawn_plot, points
 from tokenflex.pages.rendering import rendered
 from tokenflex.pages.tables import Cell, Column, Row, Table, numbered
 
@@ -25,7 +25,7 @@ __all__ = [
     "Score",
     "Series",
     "Table",
-    "drawn",
+    "drawn_plot",
     "how_made",
     "numbered",
     "opening",

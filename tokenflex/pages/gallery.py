@@ -86,7 +86,7 @@ class CardImage:
 
     @property
     def source(self) -> str:
-        """As a data address."""
+        """The image as a data address, which a page can hold."""
         return f"data:{self.kind};base64,{base64.b64encode(self.content).decode('ascii')}"
 
     @property
@@ -116,7 +116,7 @@ class Card:
 
     @property
     def verdict(self) -> str:
-        """``right``, ``partly`` or ``wrong``."""
+        """How the answer is judged: ``right``, ``partly`` or ``wrong``."""
         return "right" if self.score >= 1 else "partly" if self.score > 0 else "wrong"
 
     @property

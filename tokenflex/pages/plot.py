@@ -111,10 +111,10 @@ def points(series: Sequence[Series], *, across: str, up: str, label: str) -> Plo
         axes.set_xlim(left=0)
 
     kept = tuple(one for one in series if one.points)
-    return drawn(draw, across=across, up=up, label=label, legend=kept)
+    return drawn_plot(draw, across=across, up=up, label=label, legend=kept)
 
 
-def drawn(
+def drawn_plot(
     draw: Draw, *, across: str, up: str, label: str, legend: Sequence[Series] = (), title: str = "", both: bool = True
 ) -> Plot:
     """What ``draw`` draws.

@@ -11,7 +11,7 @@ from tokenflex.errors import ConfigError, InputError
 
 
 class ConstantPolicy(Policy):
-    """Ignores the scores."""
+    """Picks one level for every image, whatever the scores are."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):

@@ -22,7 +22,7 @@ class SmallHost:
 
     Attributes:
         model, processor: as `tokenflex.wrap` and the trainer take them.
-        tower: the part that stage 0 trains.
+        tower: what stage 0 trains.
         look: from what the processor makes of images of one size, ``(images, views, patches, width)``; the tiles
             are the last views.
         width: channels of a patch.
@@ -39,17 +39,17 @@ class SmallHost:
     shares: tuple[float, ...] = (1.0,)
 
 
-def build(name: str, seed: int, device: torch.device) -> SmallHost:
+def build_small_host(name: str, seed: int, device: torch.device) -> SmallHost:
     """The host of that name; the same seed gives the same weights.
 
     Raises:
         ConfigError: there is none, or its library isn't installed.
     """
-    check(name)
+    require_known(name)
     return HOSTS[name](seed, device)
 
 
-def check(name: str) -> str:
+def require_known(name: str) -> str:
     """The name, if it is known.
 
     Raises:

@@ -86,7 +86,7 @@ class SceneQuestion:
 
     @property
     def fine(self) -> bool:
-        """Whether answering needs detail."""
+        """Whether the question needs fine detail of the image."""
         return self.kind in FINE_KINDS
 
 
@@ -194,7 +194,7 @@ def draw(rng: np.random.Generator, split: Split) -> Scene:
     return Scene(image, tuple(asked), cells, photo, wash, spacing)
 
 
-def images(seed: int, split: Split, count: int) -> Iterator[Scene]:
+def scenes(seed: int, split: Split, count: int) -> Iterator[Scene]:
     """``count`` images; the splits share no scan of a digit and no random numbers."""
     rng = np.random.default_rng((seed, ("train", "test").index(split)))
     for _ in range(count):
@@ -221,7 +221,7 @@ def practice(seed: int, stock: Sequence[Scene], count: int, turns: int, *, coars
 
 
 def exam(seed: int, split: Split, count: int) -> list[tuple[Scene, SceneQuestion]]:
-    """``count`` single questions about as many new images, one third of them fine, kinds in equal parts."""
+    """``count`` single questions about as many new images, one third of them fine, kinds in equal shares."""
     rng = np.random.default_rng((seed, ("train", "test").index(split), count))
     asked = []
     for i in range(count):
@@ -238,16 +238,16 @@ def exam(seed: int, split: Split, count: int) -> list[tuple[Scene, SceneQuestion
 
 
 def row(scene: Scene, questions: Sequence[SceneQuestion]) -> Row:
-    """A row in chat format."""
+    """A row in chat format: the image, and the questions with their answers."""
     messages = []
     for i, question in enumerate(questions):
-        parts = [{"type": "image"}] * (i == 0) + [{"type": "text", "text": question.question}]
-        messages.append({"role": "user", "content": parts})
+        content = [{"type": "image"}] * (i == 0) + [{"type": "text", "text": question.question}]
+        messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": question.answer})
     return {"image": scene.image, "messages": messages}
 
 
-def described(scene: Scene) -> str:
+def scene_in_words(scene: Scene) -> str:
     """What a scene shows, for those who don't see it."""
     names = list(INKS)
     shown = [f"{digit} in {names[ink]}" for digit, ink in scene.cells.reshape(-1, 2).tolist() if digit < NO_DIGIT]

@@ -28,7 +28,7 @@ from tokenflex.pages import (
     rendered,
 )
 from tokenflex.quickstart.evaluate import RESAMPLES, Exam, GradedAnswers
-from tokenflex.quickstart.images import CELL, FINE_KINDS, SENTENCES, described
+from tokenflex.quickstart.images import CELL, FINE_KINDS, SENTENCES, scene_in_words
 from tokenflex.quickstart.lines import KINDS, SETTINGS, promises, rows
 
 Draw = Callable[[Image.Image, int], tuple[Image.Image, Overlay]]
@@ -51,7 +51,9 @@ MEANS = {
 """What the columns of the main table say."""
 
 
-def html(result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw) -> str:
+def quickstart_html(
+    result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw
+) -> str:
     """The page.
 
     Args:
@@ -91,7 +93,7 @@ def sentence(result: dict[str, Any]) -> str:
 
 
 def made(result: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """How it was made."""
+    """How the results were made, as pairs of a name and a value."""
     seed = result["seed"]
     drawn = (
         f"; also of the {RESAMPLES} bootstrap draws of the intervals" if _ends(result["levels"][-1], "accuracy") else ""
@@ -104,7 +106,7 @@ def made(result: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def plot(result: dict[str, Any]) -> Plot:
-    """Accuracy against visual tokens."""
+    """The plot of accuracy against visual tokens."""
     found = [_series("fixed levels", "grey", "o", result["levels"], "-")]
     found += [_series(name, colour, marker, [result[key]]) for key, name, marker, colour in SETTINGS if key in result]
     label = "Accuracy against visual tokens per image; the table of settings has the numbers."
@@ -128,7 +130,7 @@ def _card(exam: Exam, i: int, finest: GradedAnswers, routed: GradedAnswers, draw
     chosen = f"level {level}, {tokens} of {of} visual tokens"
     target = io.BytesIO()
     image.save(target, format="PNG", optimize=True)
-    seen = described(scene)
+    seen = scene_in_words(scene)
     alt = f"{seen[0].upper()}{seen[1:]}. Chosen: {chosen}; lines part them."
     told = [f"asked as: {question.question}"]
     if not right:
@@ -204,7 +206,7 @@ def _choices(result: dict[str, Any], by: str, title: str) -> Table | None:
 def _times(result: dict[str, Any]) -> Table:
     names = numbered(list(result["seconds"]))
     found = tuple(Row((names[i], Cell(f"{s:.1f}", s))) for i, s in enumerate(result["seconds"].values()))
-    return Table("Time", (Column("part"), Column("seconds")), found)
+    return Table("Time", (Column("phase"), Column("seconds")), found)
 
 
 def _series(name: str, colour: str, marker: str, entries: Sequence[dict[str, Any]], line: str = "") -> Series:

@@ -24,7 +24,7 @@ def left(elapsed: float, done: float, total: float) -> float:
 
 
 def of_task(task: Task) -> float:
-    """`left`, of the bar's task."""
+    """The time to go, see `left`, of a bar's task, in seconds."""
     return left(task.elapsed or 0.0, task.completed, task.total or 0.0)
 
 
@@ -66,10 +66,10 @@ class Overall:
 
 
 class _Left(ProgressColumn):
-    """Time to go, by `left`."""
+    """A column with the time to go, see `left`."""
 
     def render(self, task: Task) -> Text:
-        """As hours, minutes and seconds."""
+        """The time to go as hours, minutes and seconds."""
         return Text(str(timedelta(seconds=round(of_task(task)))), style="progress.remaining")
 
 

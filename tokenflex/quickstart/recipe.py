@@ -62,7 +62,7 @@ class Phase:
 
     @property
     def name(self) -> str:
-        """As the screen shows it."""
+        """The phase's name, as the screen shows it."""
         return f"stage {self.stage.number}: {self.stage.summary}"
 
 
@@ -99,7 +99,7 @@ class QuickstartPlan:
 
     @property
     def seconds(self) -> float:
-        """Expected of everything."""
+        """How long all phases are expected to take, in seconds."""
         return sum(self.expected.values())
 
     @property
@@ -174,7 +174,7 @@ def trained(
 
 def _fresh(small: SmallHost, plan: QuickstartPlan, levels: str, router_rows: str) -> Trained:
     reads = adapter_for(small.model, {"scope": "prompt"})  # the template has no words that open a turn
-    scaler = sizes(plan.shares) if levels == RESOLUTION else "average-pool"
+    scaler = levels_of_sizes(plan.shares) if levels == RESOLUTION else "average-pool"
 
     def seeing(what: str) -> FlexModel:
         return fresh(small.model, scaler=scaler, router=_router(plan, router_rows, what), adapter=reads)
@@ -288,7 +288,7 @@ def _router(plan: QuickstartPlan, rows: str, sees: str) -> Any:
     return served.Config.from_dict(settings)
 
 
-def sizes(shares: Sequence[float]) -> Any:
+def levels_of_sizes(shares: Sequence[float]) -> Any:
     """Levels that are sizes of the image; settings of the scaler."""
     served: type[Component] = scalers.get("resolution")
     return served.Config.from_dict({"shares": tuple(shares)})

@@ -12,11 +12,11 @@ from tokenflex.files import locked, sweep, write_whole
 from tokenflex.quickstart.evaluate import Exam, GradedAnswers
 from tokenflex.quickstart.images import FINE_KINDS
 from tokenflex.quickstart.lines import KINDS, promises, rows
-from tokenflex.quickstart.page import Draw, html
+from tokenflex.quickstart.page import Draw, quickstart_html
 
 
 def show(console: Console, result: dict[str, Any], folder: Path) -> None:
-    """Print the table."""
+    """Print the table of results, and where the report lies."""
     finest = result["levels"][-1]["tokens_mean"]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("setting", no_wrap=True)
@@ -55,7 +55,7 @@ def write(
     folder: Path, result: dict[str, Any], exam: Exam, finest: GradedAnswers, routed: GradedAnswers, draw: Draw
 ) -> None:
     """Write ``report.json`` and ``report.html``, each complete or not at all."""
-    page = html(result, exam, finest, routed, draw)
+    page = quickstart_html(result, exam, finest, routed, draw)
     with locked(folder):
         sweep(folder, "report.*")
         write_whole(folder / "report.json", json.dumps(result, indent=2) + "\n")

@@ -14,15 +14,15 @@ from transformers.utils import logging as transformers_logging
 from tokenflex.contracts import Grid
 from tokenflex.errors import ConfigError
 from tokenflex.files import locked
-from tokenflex.measure.surroundings import made
+from tokenflex.measure.surroundings import provenance
 from tokenflex.model import Escalate, FlexModel, calibrate, wrap
 from tokenflex.ops.pooling import PYRAMID
 from tokenflex.quickstart import evaluate, page, report
 from tokenflex.quickstart.evaluate import GradedAnswers, Results
-from tokenflex.quickstart.hosts import build, check
-from tokenflex.quickstart.images import exam, images
+from tokenflex.quickstart.hosts import build_small_host, require_known
+from tokenflex.quickstart.images import exam, scenes
 from tokenflex.quickstart.progress import shown
-from tokenflex.quickstart.recipe import BESIDES, RESOLUTION, QuickstartPlan, sizes, trained
+from tokenflex.quickstart.recipe import BESIDES, RESOLUTION, QuickstartPlan, levels_of_sizes, trained
 from tokenflex.quickstart.unfinished import Unfinished
 from tokenflex.training.objectives import MultiGranularityObjective
 
@@ -59,7 +59,7 @@ def run(
             does the same in ``out``.
     """
     plan, console, where = plan or QuickstartPlan(), Console(), _device(device)
-    host = check(_host(host, levels))
+    host = require_known(_host(host, levels))
     MultiGranularityObjective(levels="all" if levels == RESOLUTION else levels)  # refuses what it doesn't know
     folder = Path(out)
     with locked(folder, "quickstart", waiting=lambda: _refuse(folder)):
@@ -90,9 +90,9 @@ def _run(
     unfinished = Unfinished(folder, asked)
     with _quiet(), shown(console, plan.seconds) as progress:
         with progress.phase("images", BESIDES["images"], 1):
-            stock = list(images(seed, "train", plan.stock))
+            stock = list(scenes(seed, "train", plan.stock))
             questions, held_out = exam(seed, "test", plan.questions), exam(seed, "test", plan.calibration)
-        small = build(host, seed, where)
+        small = build_small_host(host, seed, where)
         processor = small.processor
         outcome = trained(
             small, stock, plan, progress, seed=seed, levels=levels, router_rows=router_rows, unfinished=unfinished
@@ -109,7 +109,7 @@ def _run(
         _save(flex, processor, folder / "model")
     result = {
         **{"host": host, "seed": seed, "levels_per_step": levels, "router_rows": router_rows, "device": str(where)},
-        "made": made(where, command),
+        "made": provenance(where, command),
         "questions": len(questions),
         "fine_share": round(sum(q.fine for _, q in questions) / len(questions), 4),
         "seconds": {name: round(value, 1) for name, value in progress.seconds.items()},
@@ -187,7 +187,7 @@ def answered(
         plain = wrap(flex.host, router="reconstruction", voter="mean", adapter=flex.adapter).eval()
         routers["reconstruction_router"] = answers_at(plain)
         if flex.adapter.resize_refusal is None:
-            ends = sizes((SMALLEST, 1.0))
+            ends = levels_of_sizes((SMALLEST, 1.0))
             sized = wrap(flex.host, scaler=ends, router="constant", voter="mean", adapter=flex.adapter).eval()
             smaller = answers_at(sized, 0)
     escalated = {name: (answers_at(flex, escalate=one), one) for name, one in allowed.items()}

@@ -62,5 +62,5 @@ class Unfinished:
             save_file(state, scratch, metadata)
 
     def remove(self) -> None:
-        """The run is finished."""
+        """Remove the file, once the run is finished."""
         self.path.unlink(missing_ok=True)

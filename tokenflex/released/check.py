@@ -17,7 +17,7 @@ from tokenflex.model import FlexModel, load_parts
 from tokenflex.model.config import FlexConfig
 from tokenflex.ops.packing import anyres_count
 from tokenflex.released import layout, processor
-from tokenflex.released.convert import describe, fetch, host_tensors, part_tensors, tower_file
+from tokenflex.released.convert import describe_released, fetch, host_tensors, part_tensors, tower_file
 from tokenflex.released.shards import Shards
 
 TEXT_TOKENS = 12
@@ -40,7 +40,7 @@ def largest_difference(source: str | os.PathLike[str], out: str | os.PathLike[st
 
 def filled(folder: Path) -> FlexModel:
     """A model whose tensors are assigned from the released ones, without a detour through files."""
-    tensors, model = Shards(folder), describe(folder)
+    tensors, model = Shards(folder), describe_released(folder)
     state = {}
     for file in tensors.files:
         for name, tensor in host_tensors(tensors, file):
@@ -58,7 +58,7 @@ def filled(folder: Path) -> FlexModel:
 
 def example(folder: Path) -> dict[str, Any]:
     """An image of noise, wider than high, and a prompt of twelve random tokens."""
-    model = describe(folder)
+    model = describe_released(folder)
     tower: Any = model.tower
     side, vocabulary = tower.image_size, model.config["vocab_size"]
     rng = np.random.default_rng(0)

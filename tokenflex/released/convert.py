@@ -101,7 +101,7 @@ def convert(
             ("tower", tower_file(folder, "config.json")),
         ):
             loadable.require_sane(page, len(tensors.file_of), f"{folder}: {name}")
-        model = describe(folder)
+        model = describe_released(folder)
         _account(tensors, model)
         done = Conversion(len(tensors.file_of), len(tensors.file_of), model.trained)
         with finished.complete(target, made_of, done.record()) as scratch:
@@ -110,7 +110,7 @@ def convert(
 
 
 def _write(folder: Path, tensors: Shards, model: ReleasedModel, scratch: Path) -> None:
-    """Everything of a converted folder."""
+    """Write all files of a converted folder into ``scratch``."""
     _write_host(tensors, model, scratch)
     state = dict(part_tensors(tensors))
     loadable.require_sound(state, str(folder))
@@ -170,7 +170,7 @@ def reverse(
                 total += sum(map(shards.nbytes, loaded.values()))
                 shards.write(scratch, file, loaded)
             shards.write_index(scratch, {name: file_of[name] for name in expected}, total)
-            copy_small(folder, scratch, part=KEPT, leave=(SHARD_MAP, shards.INDEX))
+            copy_small(folder, scratch, inside=KEPT, leave=(SHARD_MAP, shards.INDEX))
     return done
 
 
@@ -204,7 +204,7 @@ def fetch(source: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"{str(source)!r} is no folder here and can't be fetched from the hub: {error}") from error
 
 
-def describe(folder: Path) -> ReleasedModel:
+def describe_released(folder: Path) -> ReleasedModel:
     """Host and parts a released folder stands for, without memory for their tensors.
 
     Raises:

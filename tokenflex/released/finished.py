@@ -117,11 +117,11 @@ def complete(target: Path, source: Callable[[], Record], done: Mapping[str, Any]
 
 
 def _digests(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> dict[str, str]:
-    """Of the files below a folder, hidden ones left out, by their path in it."""
+    """Digests of the files below a folder, hidden ones left out, by their path in it."""
     found = {}
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
-        if path.is_file() and wanted(path) and not any(part.startswith(".") for part in place.parts):
+        if path.is_file() and wanted(path) and not any(name.startswith(".") for name in place.parts):
             with path.open("rb") as file:
                 found[place.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

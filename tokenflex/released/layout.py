@@ -208,7 +208,7 @@ def windows(sizes: Sequence[int], side: int) -> Windows:
 
 
 def router_settings(config: Config) -> Mapping[str, Any]:
-    """Settings of the released router."""
+    """Settings of the router that a released configuration describes."""
     return {"text_tokens": int(config.get("filtered_text_num") or FILTERED_WORDS), "attend": "tiles", "spill": True}
 
 

@@ -48,11 +48,11 @@ class Shards:
 
     @property
     def files(self) -> list[str]:
-        """Shard names, in order."""
+        """Names of the shards' files, in order."""
         return sorted(set(self.file_of.values()))
 
     def names(self, file: str) -> list[str]:
-        """Tensors of one shard, sorted."""
+        """Names of the tensors in one shard's file, sorted."""
         return sorted(name for name, where in self.file_of.items() if where == file)
 
     def read(self, names: list[str]) -> Iterator[tuple[str, Tensor]]:
@@ -127,7 +127,7 @@ def shard_names(index: Any, where: Path) -> dict[str, str]:
 
 
 def write(folder: Path, file: str, tensors: dict[str, Tensor]) -> None:
-    """Write one shard."""
+    """Write one shard's tensors into its file."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file, metadata=METADATA)
 
 

@@ -32,23 +32,23 @@ def below(folder: Path, name: str) -> Path:
     return path
 
 
-def copy_small(folder: Path, target: Path, *, part: str = ".", leave: Container[str] = ()) -> None:
-    """Copy small files as they lie below a part of a checkpoint's folder.
+def copy_small(folder: Path, target: Path, *, inside: str = ".", leave: Container[str] = ()) -> None:
+    """Copy small files as they lie below a checkpoint's folder, or below a folder in it.
 
     Args:
-        part: the folder inside ``folder`` whose files are copied; links of theirs may lead to all of ``folder``.
+        inside: path in ``folder`` of the files that are copied; links of theirs may lead to all of ``folder``.
         leave: names of files that stay behind, besides hidden ones.
 
     Raises:
         ConfigError: one of them is a link that leads out of the folder, or no file.
     """
     target.mkdir(parents=True, exist_ok=True)
-    for where, folders, names in os.walk(folder / part):
+    for where, folders, names in os.walk(folder / inside):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(where, name)
             if path.suffix in SUFFIXES and not name.startswith(".") and name not in leave:
-                source, place = below(folder, str(path.relative_to(folder))), path.relative_to(folder / part)
+                source, place = below(folder, str(path.relative_to(folder))), path.relative_to(folder / inside)
                 require_file(source)
                 (target / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target / place)

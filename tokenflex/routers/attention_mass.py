@@ -32,11 +32,11 @@ class AttentionMassRouter(Router):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The attention."""
+        """The vision tower's attention, which is all that it reads besides features."""
         return frozenset({"attention"})
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
-        """One voter per view."""
+        """One voter per view, as a grid of one place."""
         return (Grid(1, 1),)
 
     @torch.no_grad()

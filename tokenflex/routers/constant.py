@@ -26,11 +26,11 @@ class ConstantRouter(Router):
         self.level, self.num_levels = config.level % num_levels, num_levels
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
-        """One voter."""
+        """One voter, as a grid of one place."""
         return (Grid(1, 1),)
 
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
-        """One for the level, zero for the others."""
+        """Ballots with one for the level and zero for the others."""
         finest = pyramid[-1].features
         logits = finest.new_zeros(*finest.shape[:-2], self.num_levels, dtype=torch.float32)
         logits[..., self.level] = 1.0

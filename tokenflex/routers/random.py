@@ -34,11 +34,11 @@ class RandomRouter(Router):
         self.weights, self.seed, self.num_levels = weights, config.seed, num_levels
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
-        """One voter."""
+        """One voter, as a grid of one place."""
         return (Grid(1, 1),)
 
     def forward(self, pyramid: Sequence[ScaledTokens], instruction: Instruction) -> Ballots:
-        """One for the drawn level, zero for the others, the same in all views."""
+        """Ballots with one for the drawn level and zero for the others, the same in all views."""
         finest = pyramid[-1].features
         leading = finest.shape[:-3]
         images = finest.reshape(-1, *finest.shape[-3:])

@@ -43,7 +43,7 @@ class ReconstructionRouter(Router):
         self.eps = config.eps
 
     def segments(self, grids: Sequence[Grid]) -> tuple[Grid, ...]:
-        """One voter per view."""
+        """One voter per view, as a grid of one place."""
         return (Grid(1, 1),)
 
     @torch.no_grad()

@@ -49,11 +49,11 @@ class AveragePoolScaler(Scaler):
         return tuple(pooled_grid(grid, window) for window in self.windows)
 
     def kept_views(self, views: int, level: int) -> int:
-        """One per window of frames, the last one partial."""
+        """How many views are left of so many frames: one per window of frames, the last one partial."""
         return -(-views // self.times[level])
 
     def scale(self, tokens: VisualTokens, level: int) -> ScaledTokens:
-        """Average each window of ``level``."""
+        """Average the tokens in each window of ``level``; a window makes one token."""
         window = self.windows[level]
         features = pool_windows(tokens.features, tokens.grid, window)
         features, frames = pool_frames(features, self.times[level]) if tokens.video else (features, None)
@@ -69,4 +69,4 @@ class AveragePoolScaler(Scaler):
     def _nested(self, level: int) -> bool:
         """Whether each window of the level is made of whole windows of the next finer one."""
         finer = self.windows[min(level + 1, self.num_levels - 1)]
-        return all(side % part == 0 for side, part in zip(self.windows[level], finer, strict=True))
+        return all(side % inner == 0 for side, inner in zip(self.windows[level], finer, strict=True))

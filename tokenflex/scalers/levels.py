@@ -38,7 +38,7 @@ class RatioScaler(Scaler):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the method `reads`."""
+        """What the method `reads` besides features."""
         return frozenset(self.reads)
 
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:

@@ -52,7 +52,7 @@ class ResolutionScaler(Scaler):
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Those of the settings."""
+        """Shares of the image's pixels, by level, as the settings name them."""
         return self._shares
 
     def layouts(self, grid: Grid) -> tuple[Grid | int, ...]:
@@ -73,7 +73,7 @@ class ResolutionScaler(Scaler):
 
 
 def _windows(config: ResolutionScaler.Config) -> Windows:
-    """One per level."""
+    """The windows that are averaged, one per level."""
     return config.pooling or (WHOLE,) * len(config.shares)
 
 

@@ -21,7 +21,7 @@ class SelectionScaler(RatioScaler):
 
     * `scores`: a number for each token; the tokens with the largest numbers are kept.
     * `order`: the tokens from the first to be kept on, where what comes next depends on what is kept already. A coarser
-      level keeps a part of what a finer one keeps.
+      level keeps some of what a finer one keeps.
     * `picks`: the tokens of each level, where one level's may differ from another's altogether.
 
     All are asked without gradients, as a choice has none; gradients reach the features of what is kept. All see the

@@ -1,4 +1,4 @@
-"""Requests in the forms that engines take: vLLM's offline prompts, OpenAI chat parts, and plain prompt embeddings."""
+"""Requests in the forms that engines take: vLLM's offline prompts, items of OpenAI chats, plain prompt embeddings."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ class Embedding(Protocol):
     """What embeds the prompt's words: a `FlexModel` or a `Front`."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's table."""
+        """The language model's table of word embeddings."""
         ...
 
 
@@ -53,8 +53,8 @@ def vllm_prompt(request: Request) -> dict[str, Any]:
     }
 
 
-def chat_parts(request: Request) -> list[dict[str, Any]]:
-    """Content parts for a chat message to vLLM's server (``--enable-mm-embeds``), one per image in the text's order.
+def chat_items(request: Request) -> list[dict[str, Any]]:
+    """Content items of a chat message to vLLM's server (``--enable-mm-embeds``), one per image in the text's order.
 
     They take the places of the message's images; the server's own chat template writes the prompt.
 
@@ -63,7 +63,7 @@ def chat_parts(request: Request) -> list[dict[str, Any]]:
     """
     grid = _by_grid(request) if request.images else False
     return [
-        {"type": "image_embeds", "image_embeds": _part(image) if grid else _base64(image.embeddings), "uuid": image.key}
+        {"type": "image_embeds", "image_embeds": (_with_grid if grid else _alone)(image), "uuid": image.key}
         for image in request.images
     ]
 
@@ -80,7 +80,7 @@ def prompt_embeds(model: Embedding, request: Request) -> Float[Tensor, "length d
     if request.counted is not None:
         raise InputError(
             f"{request.model_type}'s prompt can't be handed on as embeddings alone: {request.counted}. Use vllm_prompt "
-            "or chat_parts where the engine serves this host, or flex.generate."
+            "or chat_items where the engine serves this host, or flex.generate."
         )
     embed: Any = model.get_input_embeddings()
     ids = torch.tensor(request.compact_ids)
@@ -117,13 +117,17 @@ def _by_grid(request: Request) -> bool:
     return kind in BY_GRID
 
 
-def _part(image: ExportedImage) -> dict[str, str]:
+def _with_grid(image: ExportedImage) -> dict[str, str]:
     grid = torch.tensor(image.grid)
     return {"image_embeds": _base64(image.embeddings), "image_grid_thw": _base64(grid)}
 
 
+def _alone(image: ExportedImage) -> str:
+    return _base64(image.embeddings)
+
+
 def _base64(tensor: Tensor) -> str:
-    """As vLLM's server reads tensors: a file of ``torch.save``."""
+    """A tensor as vLLM's server reads it: a file of ``torch.save``, in base64."""
     written = io.BytesIO()
     torch.save(tensor.contiguous().clone(), written)
     return base64.b64encode(written.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""The part of a model that runs in front of an engine: tower, projector, word embeddings and parts."""
+"""What of a model runs in front of an engine: tower, projector, word embeddings and parts."""
 
 import copy
 import os

@@ -120,7 +120,7 @@ class Partition:
 
 
 def partitions(source: str | os.PathLike[str]) -> list[Partition]:
-    """Those of a Parquet file, or of all such files in a folder, without empty ones.
+    """The partitions of a Parquet file, or of all such files in a folder, without empty ones.
 
     Raises:
         DataError: there are none, or a file can't be read.
@@ -248,11 +248,11 @@ def _rows(table: pa.Table) -> Iterator[pa.Table]:
         place = item["start"]
         with pq.ParquetFile(item["path"]) as file:
             for batch in file.iter_batches(batch_size=ROWS, row_groups=[item["group"]]):
-                part = pa.Table.from_batches([batch]).replace_schema_metadata(None)
-                own = [name for name in part.column_names if name in OWN]
-                count = part.num_rows
+                rows = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+                own = [name for name in rows.column_names if name in OWN]
+                count = rows.num_rows
                 yield (
-                    part.drop_columns(own)
+                    rows.drop_columns(own)
                     .append_column("partition", pa.array([item["name"]] * count, pa.string()))
                     .append_column("row", pa.array(range(place, place + count), pa.int64()))
                 )

@@ -15,7 +15,7 @@ from tokenflex import catalog
 from tokenflex.hosts.resizings import levels_of
 from tokenflex.registry import hosts
 from tokenflex.tables import marked_page
-from tokenflex.tables.marked_page import table
+from tokenflex.tables.marked_page import markdown_table
 from tokenflex.testing.host_checks import CHECKS, check_host
 from tokenflex.testing.report import Report
 from tokenflex.testing.zoo.hosts import ZOO
@@ -101,16 +101,16 @@ def probe_all(only: Sequence[str] = ()) -> Iterator[HostRow]:
 
 
 def markdown(rows: Sequence[HostRow]) -> str:
-    """A table, served architectures first."""
+    """The table of hosts in Markdown, served architectures first."""
     ordered = sorted(rows, key=lambda row: (row.refused is not None, row.family or "", row.model_type))
-    return table(HEADER, [row.cells() for row in ordered])
+    return markdown_table(HEADER, [row.cells() for row in ordered])
 
 
 def renew(page: Path, rows: Sequence[HostRow]) -> None:
-    """Put a table in place of the one in a page; see `marked_page.renew`."""
+    """Put a table in place of the one in a page; see `marked_page.renew_page`."""
     served = sum(row.refused is None for row in rows)
     title = f"transformers {transformers.__version__}: {served} of {len(rows)} architectures served"
-    marked_page.renew(page, BEGIN, END, f"{title}\n\n{markdown(rows)}")
+    marked_page.renew_page(page, BEGIN, END, f"{title}\n\n{markdown(rows)}")
 
 
 def sizes() -> str:
@@ -121,11 +121,11 @@ def sizes() -> str:
         if found is not None:
             kinds.setdefault(found, []).append(model_type)
     rows = [(levels, setting or "none", ", ".join(names)) for (levels, setting), names in kinds.items()]
-    return table(SIZES_HEADER, sorted(rows, key=lambda row: (-row[2].count(","), row[0])))
+    return markdown_table(SIZES_HEADER, sorted(rows, key=lambda row: (-row[2].count(","), row[0])))
 
 
 def renew_sizes(page: Path) -> None:
-    """Put the table of sizes in place of the one in a page; see `marked_page.renew`."""
+    """Put the table of sizes in place of the one in a page; see `marked_page.renew_page`."""
     served = sum(not refusal(name) and levels_of(name) is not None for name in architectures())
     title = f"transformers {transformers.__version__}: images of {served} architectures can be made smaller"
-    marked_page.renew(page, SIZES_BEGIN, SIZES_END, f"{title}\n\n{sizes()}")
+    marked_page.renew_page(page, SIZES_BEGIN, SIZES_END, f"{title}\n\n{sizes()}")

@@ -7,13 +7,13 @@ from tokenflex.errors import ConfigError
 from tokenflex.files import locked, write_whole
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown: its header, and one line per row."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
 
 
-def renew(page: Path, begin: str, end: str, body: str) -> None:
+def renew_page(page: Path, begin: str, end: str, body: str) -> None:
     """Put ``body`` in place of what stands between two marks; the page is complete at any time.
 
     Those who renew one page take turns, so that what one puts between its marks outlasts the other.

@@ -63,14 +63,16 @@ def tables(tick: Callable[[str], None]) -> Iterator[str]:
     """
     yield _title()
     scalers, routers = [_rows(kind, tick) for kind in (registry.scalers, registry.routers)]
-    yield marked_page.table(SCALERS, scalers)
-    yield marked_page.table(ROUTERS, routers)
-    yield marked_page.table(OTHERS, [row for kind in (registry.voters, registry.policies) for row in _plain(kind)])
+    yield marked_page.markdown_table(SCALERS, scalers)
+    yield marked_page.markdown_table(ROUTERS, routers)
+    yield marked_page.markdown_table(
+        OTHERS, [row for kind in (registry.voters, registry.policies) for row in _plain(kind)]
+    )
 
 
 def renew(page: Path, tick: Callable[[str], None]) -> None:
-    """Put the tables in place of those in a page; see `marked_page.renew`."""
-    marked_page.renew(page, BEGIN, END, "\n".join(tables(tick)))
+    """Put the tables in place of those in a page; see `marked_page.renew_page`."""
+    marked_page.renew_page(page, BEGIN, END, "\n".join(tables(tick)))
 
 
 def _title() -> str:

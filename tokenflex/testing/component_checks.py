@@ -8,7 +8,7 @@ from tokenflex.testing.bench import Bench, Check
 
 
 def settings_are_data(bench: Bench) -> None:
-    """Through JSON and back."""
+    """Settings come back equal from JSON."""
     try:
         text = json.dumps(bench.config.to_dict())
     except TypeError as error:

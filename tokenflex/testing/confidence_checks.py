@@ -26,14 +26,14 @@ def _mask() -> Tensor:
 
 
 def _judged(part: Confidence, scores: list[Tensor], mask: Tensor) -> Tensor:
-    """As `tokenflex.model.escalation.watching` calls it."""
+    """A confidence's values for answers of several steps, got as `tokenflex.model.escalation.watching` gets them."""
     steps = 1 if part.first_only else len(scores)
     values = [part.of_tokens(one, one.argmax(-1)) for one in scores[:steps]]
     return part.of_answer(torch.stack(values, dim=1), mask[:, :steps])
 
 
 def one_number_per_row(bench: Bench) -> None:
-    """Of a step, and of an answer."""
+    """A step, and an answer, have one number per row."""
     part, scores = bench.build(), _scores()
     kept = tuple(part.of_tokens(scores[0], scores[0].argmax(-1)).shape)
     assert kept == (ROWS,), f"of_tokens() gives the shape {kept} for {ROWS} rows"
@@ -49,7 +49,7 @@ def says_what_it_reads(bench: Bench) -> None:
 
 
 def stays_finite(bench: Bench) -> None:
-    """Also where one token has all the probability, where all are alike, and where a single one isn't ruled out."""
+    """Values are finite, also where one token has all the probability, all are alike, or all but one are ruled out."""
     part = bench.build()
     certain = torch.full((ROWS, VOCABULARY), -1e4)
     certain[:, 2] = 1e4
@@ -87,7 +87,7 @@ def what_follows_the_end_is_inert(bench: Bench) -> None:
 
 
 def repeats_itself(bench: Bench) -> None:
-    """Whatever the global random state."""
+    """The same answers get the same values, whatever the global random state is."""
     part = bench.build()
     same(_judged(part, _scores(), _mask()), _judged(part, _scores(), _mask()), "two readings of one answer", 0.0)
 

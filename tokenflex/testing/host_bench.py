@@ -28,7 +28,7 @@ class HostBench:
 
     @property
     def host(self) -> Any:
-        """The plain model."""
+        """The plain host model."""
         return self.adapter.host
 
     def batch(self, rows: Sequence[Row] = ROWS, *, side: str = "left", first: int = 0) -> dict[str, Tensor]:
@@ -78,21 +78,21 @@ class HostCheck:
 
 
 def labels_of(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Every second word."""
+    """Labels on every second word of a batch; all else is ignored."""
     ids = inputs["input_ids"]
     supervised = (ids >= WORD) & (ids % 2 == 1) & (inputs["attention_mask"] != 0)
     return ids.masked_fill(~supervised, -100)
 
 
 def close(one: Tensor, other: Tensor, what: str) -> None:
-    """Equal logits, up to rounding."""
+    """Require that logits are equal up to rounding; ``what`` says in the message what differs."""
     assert one.shape == other.shape, f"{what}: {tuple(one.shape)} and {tuple(other.shape)}"
     limit = 1e-4 * max(1.0, other.abs().max().item())
     assert off(one, other) <= limit, f"{what}: logits differ by {off(one, other)}"
 
 
 def off(one: Tensor, other: Tensor) -> float:
-    """Largest difference; infinite between shapes."""
+    """The largest difference between two tensors; infinite where their shapes differ."""
     return (one - other).abs().max().item() if one.shape == other.shape else float("inf")
 
 

@@ -44,7 +44,7 @@ def same_logits(bench: HostBench) -> None:
 
 
 def same_loss(bench: HostBench) -> None:
-    """With labels on words."""
+    """With labels on words, the loss at the finest level is the plain host's."""
     inputs = bench.batch(side="right")
     labels = labels_of(inputs)
     expected = bench.plainly(lambda: bench.host(**inputs, labels=labels).loss)
@@ -139,7 +139,7 @@ def labels_stay_on_their_words(bench: HostBench) -> None:
 
 
 def host_is_untouched(bench: HostBench) -> None:
-    """Its tensors, classes, hooks and settings."""
+    """The host's tensors, classes, hooks and settings are as they were."""
     bench.host(**bench.batch())  # transformers installs its own recording hooks on first use
     before = snapshot(bench.host)
     spliced = bench.shortened(bench.batch(), LEVELS)
@@ -153,7 +153,7 @@ def host_is_untouched(bench: HostBench) -> None:
 
 
 def text_passes_through(bench: HostBench) -> None:
-    """Batches without images."""
+    """Batches without images give what the plain host gives."""
     inputs = bench.batch(((1, 2, 3), (4, 5)))
     spliced = bench.shortened(inputs, FINEST)
     assert spliced.tokens == (), f"{spliced.tokens} visual tokens in a batch without images"

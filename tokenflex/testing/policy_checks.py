@@ -16,7 +16,7 @@ def _scores(bench: Bench, images: int = IMAGES) -> tuple[Tensor, Tensor]:
 
 
 def one_level_per_image(bench: Bench) -> None:
-    """Also for a single image."""
+    """Every image gets one level, also where there is a single image."""
     policy = bench.build()
     for images in (1, IMAGES):
         chosen = policy(*_scores(bench, images))
@@ -43,7 +43,7 @@ def images_are_independent(bench: Bench) -> None:
 
 
 def repeats_itself(bench: Bench) -> None:
-    """Whatever the global random state."""
+    """The same scores get the same levels, whatever the global random state is."""
     policy = bench.build()
     first, second = (policy(*_scores(bench)).tolist() for _ in range(2))
     assert first == second, f"the same scores give {first}, then {second}"

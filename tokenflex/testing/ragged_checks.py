@@ -48,7 +48,7 @@ def groups_give_what_padding_gives(bench: HostBench) -> None:
 
 
 def _rows(bench: HostBench, inputs: Mapping[str, Any], side: PaddingSide | None) -> Rows:
-    """The batch at mixed levels."""
+    """The batch with its images at different levels."""
     batch, images, scaled = bench.scaled(inputs, LEVELS)
     return Rows.of(bench.host, bench.adapter, batch, images, scaled, side)
 

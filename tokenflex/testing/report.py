@@ -33,7 +33,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """All results for one part."""
+    """The results of all checks of one part."""
 
     part: str
     results: tuple[Result, ...]
@@ -44,7 +44,7 @@ class Report:
         return not any(result.bad for result in self.results)
 
     def named(self, outcome: Outcome) -> Sequence[str]:
-        """The checks with this outcome."""
+        """The names of the checks with this outcome."""
         return [result.check for result in self.results if result.outcome == outcome]
 
     def to_dict(self) -> dict[str, Any]:

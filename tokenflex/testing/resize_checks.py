@@ -22,19 +22,19 @@ VIDEOS: Sequence[Row] = ((1, A_VIDEO, 2), (3, 4, A_VIDEO, 5, A_VIDEO, 8), (6, 7)
 
 
 def smaller_images_are_images(bench: HostBench) -> None:
-    """Every part of the law, for images and, where there are any, for videos."""
+    """Every claim of the law, for images and, where there are any, for videos."""
     refused = bench.adapter.resize_refusal
     if refused is not None:
         raise Skip(refused)
-    for part in PARTS:
-        part(bench, ROWS)
+    for claim in CLAIMS:
+        claim(bench, ROWS)
     if bench.tiny.videos is not None:
-        for part in PARTS:
-            part(bench, VIDEOS)
+        for claim in CLAIMS:
+            claim(bench, VIDEOS)
 
 
 def shares_for(batch: HostBatch, first: int = 0) -> list[float]:
-    """Of every image, as they come from the ``first`` on."""
+    """A share for every image of a batch, as they come in turn from the ``first`` on."""
     return [SHARES[(first + i) % len(SHARES)] for i in range(len(batch.spans))]
 
 
@@ -49,7 +49,7 @@ def resized(bench: HostBench, inputs: Mapping[str, Any], first: int = 0, side: A
 
 
 def spliced(bench: HostBench, batch: HostBatch, shares: Sequence[float], side: Any = None) -> Spliced:
-    """The same for any shares."""
+    """The batch with its images at any shares of their sizes, for the host."""
     images = bench.adapter.encode_resized(batch, shares, range(len(shares))) if shares else ()
     scaled = [SCALER.scale(image, FINEST) for image in images]
     return bench.adapter.splice(bench.adapter.resized(batch, shares), images, scaled, side)
@@ -119,7 +119,7 @@ def padding_changes_nothing(bench: HostBench, rows: Sequence[Row]) -> None:
 
 
 def answers_stay(bench: HostBench, rows: Sequence[Row]) -> None:
-    """The same words carry loss."""
+    """The same words carry loss, whatever size the images have."""
     inputs = bench.batch(rows, side="right")
     labels = labels_of(inputs)
     found = resized(bench, {**inputs, "labels": labels}).inputs["labels"]
@@ -148,7 +148,7 @@ def origins_are_told(bench: HostBench, rows: Sequence[Row]) -> None:
 
 
 def host_stays(bench: HostBench, rows: Sequence[Row]) -> None:
-    """Its tensors, classes, hooks and settings; and what it was given."""
+    """The host's tensors, classes, hooks and settings are as they were, and so is what it was given."""
     inputs = bench.batch(rows)
     copies = {name: value.clone() for name, value in inputs.items()}
     bench.plainly(lambda: bench.host(**inputs))
@@ -181,7 +181,7 @@ def text_stays(bench: HostBench, rows: Sequence[Row]) -> None:
     assert bench.adapter.encode_resized(batch, [], []) == (), "text: a batch without images has tokens"
 
 
-PARTS = (
+CLAIMS = (
     full_size_is_untouched,
     counts_come_first,
     neighbours_change_nothing,

@@ -15,7 +15,7 @@ def _vote(bench: Bench, seed: int = 0, instruction: Instruction | None = None, g
 
 
 def shapes_fit(bench: Bench) -> None:
-    """For several grids and numbers of views."""
+    """Ballots have the right shape, for several grids and numbers of views."""
     router = bench.build()
     for grid in GRIDS:
         for views in (1, 3):
@@ -28,7 +28,7 @@ def shapes_fit(bench: Bench) -> None:
 
 
 def segments_known_in_advance(bench: Bench) -> None:
-    """``segments`` against what voting gives."""
+    """``segments`` names as many voters as voting gives."""
     router = bench.build()
     for grid in GRIDS:
         pyramid = bench.pyramid(bench.image(grid))
@@ -66,7 +66,7 @@ def batch_equals_singles(bench: Bench) -> None:
 
 
 def repeats_itself(bench: Bench) -> None:
-    """In evaluation mode, whatever the global random state."""
+    """The same tokens get the same ballots in evaluation mode, whatever the global random state is."""
     same(_vote(bench).logits, _vote(bench).logits, "two votes on one image", 0.0)
     router = bench.build()
     first, second = (router(bench.pyramid(bench.image()), bench.instruction()).logits for _ in range(2))
@@ -83,7 +83,7 @@ def input_is_left_alone(bench: Bench) -> None:
 
 
 def stays_finite(bench: Bench) -> None:
-    """Also on zeros."""
+    """Ballots are finite, also where all tokens are zeros."""
     image = bench.image()
     blank = replace(image, features=torch.zeros_like(image.features))
     instruction = Instruction(torch.zeros(PROMPT, bench.dim), torch.ones(PROMPT, dtype=torch.bool))
@@ -92,7 +92,7 @@ def stays_finite(bench: Bench) -> None:
 
 
 def gradients_reach_parameters(bench: Bench) -> None:
-    """Every parameter gets one."""
+    """Every parameter gets a gradient."""
     router = bench.build()
     if not list(router.parameters()):
         raise Skip("the router has no parameters")
@@ -102,7 +102,7 @@ def gradients_reach_parameters(bench: Bench) -> None:
 
 
 def votes_about_every_level(bench: Bench) -> None:
-    """Also where it is shown fewer, as of an image that was made smaller."""
+    """Every level gets votes, also where fewer are shown, as of an image that was made smaller."""
     router = bench.build()
     if router.compares_levels:
         raise Skip("the router declares compares_levels = True, so it is shown all of them")

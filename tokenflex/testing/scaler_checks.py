@@ -21,7 +21,7 @@ def _one_view(image: VisualTokens, view: int) -> VisualTokens:
 
 
 def one_count_per_level(bench: Bench) -> None:
-    """On every grid."""
+    """There is one count per level, on every grid."""
     scaler = bench.build()
     assert scaler.num_levels >= 1, f"num_levels is {scaler.num_levels}; at least one level is needed"
     for grid in GRIDS:
@@ -30,7 +30,7 @@ def one_count_per_level(bench: Bench) -> None:
 
 
 def coarse_to_fine(bench: Bench) -> None:
-    """On every grid, between 1 and all tokens."""
+    """Counts go from coarse to fine, on every grid, between 1 and all tokens."""
     scaler = bench.build()
     for grid in GRIDS:
         counts = list(scaler.granularities(grid))
@@ -39,7 +39,7 @@ def coarse_to_fine(bench: Bench) -> None:
 
 
 def counts_known_in_advance(bench: Bench) -> None:
-    """``layouts`` against what ``scale`` gives."""
+    """``layouts`` names as many tokens as ``scale`` gives."""
     scaler = bench.build()
     for grid in GRIDS:
         for level, layout in zip(_levels(scaler), scaler.layouts(grid), strict=True):
@@ -71,7 +71,7 @@ def assignment_is_valid(bench: Bench) -> None:
 
 
 def averages_are_means(bench: Bench) -> None:
-    """Where the scaler claims them, of crops and of frames."""
+    """Tokens are means where the scaler claims it, of crops and of frames."""
     scaler = bench.build()
     claimed = False
     for grid, video in itertools.product(GRIDS, (False, True)):
@@ -144,7 +144,7 @@ def input_is_left_alone(bench: Bench) -> None:
 
 
 def stays_finite(bench: Bench) -> None:
-    """Also on zeros and constants."""
+    """Scaled tokens are finite, also where all tokens are zeros or equal."""
     scaler = bench.build()
     image = bench.image()
     for value in (0.0, 7.0):
@@ -155,7 +155,7 @@ def stays_finite(bench: Bench) -> None:
 
 
 def levels_together_are_levels_alone(bench: Bench) -> None:
-    """``pyramid`` against ``scale``."""
+    """``pyramid`` gives at every level what ``scale`` gives."""
     scaler = bench.build()
     for grid in GRIDS:
         image = bench.image(grid)

@@ -8,7 +8,7 @@ from tokenflex.testing.bench import Bench, Check, Skip, same, stacked
 
 
 def one_score_per_level(bench: Bench) -> None:
-    """For one view and for several."""
+    """Every image gets one score per level, for one view and for several."""
     voter = bench.build()
     for views in (1, 3):
         shape = tuple(voter(bench.ballots(views)).shape)
@@ -42,20 +42,20 @@ def order_of_views_is_nothing(bench: Bench) -> None:
 
 
 def repeats_itself(bench: Bench) -> None:
-    """Whatever the global random state."""
+    """The same ballots get the same scores, whatever the global random state is."""
     voter = bench.build()
     same(voter(bench.ballots()), voter(bench.ballots()), "two counts of the same ballots", 0.0)
 
 
 def stays_finite(bench: Bench) -> None:
-    """Also where nobody votes."""
+    """Scores are finite, also where nobody votes."""
     voter, ballots = bench.build(), bench.ballots()
     silent = replace(ballots, mask=torch.zeros_like(ballots.mask))
     assert bool(voter(silent).isfinite().all()), "ballots that are all masked give NaN or infinity"
 
 
 def gradients_flow(bench: Bench) -> None:
-    """To the ballots and to every parameter."""
+    """Gradients reach the ballots and every parameter."""
     voter, ballots = bench.build(), bench.ballots()
     ballots.logits.requires_grad_()
     scores = voter(ballots)

@@ -57,7 +57,7 @@ WITHOUT_HOST: Mapping[str, tuple[tuple[Any, ...], str]] = dict.fromkeys(
     ((None, False, "no"), "a RouterModel has no host whose layers or tokens this is about"),
 )
 OPTIMIZERS = ("galore", "apollo", "lomo")
-"""Parts of the names of optimizers that choose parameters or rates themselves."""
+"""Words in the names of optimizers that choose parameters or rates themselves."""
 
 
 def require_accepted(args: TrainingArguments, keywords: Mapping[str, Any], stage: Stage, has_host: bool) -> None:
@@ -153,7 +153,7 @@ def _strategy(args: TrainingArguments) -> str:
 
 def _require_optimizer(args: TrainingArguments, keywords: Mapping[str, Any], stage: Stage) -> None:
     name = str(getattr(args.optim, "value", args.optim))
-    if any(part in name for part in OPTIMIZERS):
+    if any(word in name for word in OPTIMIZERS):
         raise ConfigError(
             f"optim={name!r} chooses parameters or rates itself, and a stage has one rate per group of parameters. Use "
             "another, or pass optimizers=(optimizer, scheduler)."

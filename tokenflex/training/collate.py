@@ -18,7 +18,7 @@ from tokenflex.chat import refused, special_tokens, written
 from tokenflex.errors import DataError
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.training.data import Sample, read_sample
-from tokenflex.training.expanded import PLACEHOLDERS, Row, Span, overlap, pieces, places, processed
+from tokenflex.training.expanded import PLACEHOLDERS, Row, Span, overlap, pieces, processed, token_places
 
 BLANK = Sample("blank row", (Image.new("RGB", (32, 32)),), ({"role": "user", "content": [{"type": "image"}]},))
 
@@ -139,11 +139,11 @@ class FlexCollator:
         """Refuse texts with the processor's own placeholder: it would take it for an image's."""
         owners = (self.processor, self.processor.tokenizer)
         held = [getattr(owner, mark, None) for owner in owners for mark in PLACEHOLDERS]
-        for part in (part for message in messages for part in message["content"] if part["type"] == "text"):
-            found = next((mark for mark in held if isinstance(mark, str) and mark in part["text"]), None)
+        for item in (item for message in messages for item in message["content"] if item["type"] == "text"):
+            found = next((mark for mark in held if isinstance(mark, str) and mark in item["text"]), None)
             if found is not None:
                 raise DataError(
-                    f"{name}: the text {brief(part['text'])} has {found!r}, which stands for an image with this "
+                    f"{name}: the text {brief(item['text'])} has {found!r}, which stands for an image with this "
                     "processor. Write it otherwise, or remove the row."
                 )
 
@@ -169,7 +169,7 @@ class FlexCollator:
         """
         if earlier:
             return written(self.processor, earlier, name, reply=True)
-        said = next((part["text"].lstrip() for part in answer["content"] if part.get("text")), "")
+        said = next((item["text"].lstrip() for item in answer["content"] if item.get("text")), "")
         other = {**answer, "content": [{"type": "text", "text": "1" if said.startswith("0") else "0"}]}
         pairs = zip(after, written(self.processor, [other], name), strict=False)
         return after[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))]
@@ -188,7 +188,7 @@ class FlexCollator:
         try:
             found = pieces(self.processor, text, row.text, len(sample.images))
             targets = overlap(row, [moved for span in spans for moved in found.moved(span)])
-            at = places(row, batch, number)
+            at = token_places(row, batch, number)
         except DataError as error:
             raise DataError(f"{sample.name}: {error}") from error
         drawn = overlap(row, found.images(row.text))

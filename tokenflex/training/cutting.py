@@ -90,5 +90,5 @@ def extent(dataset: Any, place: int) -> tuple[int, int]:
         return dataset.extent(place)
     sample = dataset[place]
     pixels = sum(image.width * image.height for image in getattr(sample, "images", ()))
-    texts = (part.get("text", "") for message in getattr(sample, "messages", ()) for part in message["content"])
+    texts = (item.get("text", "") for message in getattr(sample, "messages", ()) for item in message["content"])
     return pixels, sum(map(len, texts))

@@ -1,7 +1,7 @@
 """Rows of a training set: conversations with images, from the formats people have.
 
 Chat format (Hugging Face ``datasets``): ``images`` (or ``image``) and ``messages`` with ``role`` and ``content``,
-a string or a list of parts. Image parts may carry their image themselves, under ``image``, ``url``, ``path`` or
+a string or a list of content items. Image items may carry their image themselves, under ``image``, ``url``, ``path`` or
 ``base64``, as transformers' chat templates take them. LLaVA format (JSON or JSON Lines): ``image`` (a path in the image
 folder, or a list of them) and ``conversations`` with ``from`` and ``value``, in which ``<image>`` marks each image's
 place.
@@ -37,7 +37,7 @@ class Sample:
     Attributes:
         name: how messages call it: its place in the data set and its ``id``, if it has one.
         images: decoded RGB images, in the order of their places in the text.
-        messages: chat messages whose contents are lists of ``image`` and ``text`` parts.
+        messages: chat messages whose contents are lists of ``image`` and ``text`` items.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Rows(Protocol):
     """Anything with a length and rows that are mappings: a list, or a ``datasets.Dataset``."""
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """How many rows there are."""
         ...
 
     def __getitem__(self, index: int, /) -> Any:
-        """One row."""
+        """The row at a place, a mapping."""
         ...
 
 
@@ -163,7 +163,7 @@ class ChatDataset:
         except DataError:
             return 0, 0
         sides = [images.size(one, self.image_folder) or (0, 0) for one in placed]
-        texts = (part.get("text", "") for message in messages for part in message["content"])
+        texts = (item.get("text", "") for message in messages for item in message["content"])
         return sum(height * width for height, width in sides), sum(map(len, texts))
 
 
@@ -266,23 +266,23 @@ def read_turns(row: Mapping[str, Any], name: str) -> list[tuple[Any, Any]] | Non
 
 
 def read_message(role: Any, content: Any, name: str) -> dict[str, Any]:
-    """A chat message whose content is a list of parts; an image part has the image it carries, under ``image``.
+    """A chat message whose content is a list of items; an image item has the image it carries, under ``image``.
 
     Raises:
-        DataError: the role is unknown, or the content is neither text nor a list of parts.
+        DataError: the role is unknown, or the content is neither text nor a list of items.
     """
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{name} has a message of role {role!r}; known are {', '.join(ROLES)}.")
     if isinstance(content, str):
         pieces = read_text(content, name).split(IMAGE_MARK)
-        parts: list[dict[str, Any]] = []
+        items: list[dict[str, Any]] = []
         for i, piece in enumerate(pieces):
             text = piece.strip() if len(pieces) > 1 else piece
-            parts += ([{"type": "image"}] if i > 0 else []) + ([{"type": "text", "text": text}] if text else [])
-        return {"role": ROLES[role], "content": parts}
+            items += ([{"type": "image"}] if i > 0 else []) + ([{"type": "text", "text": text}] if text else [])
+        return {"role": ROLES[role], "content": items}
     if not isinstance(content, Sequence):
-        raise DataError(f"{name}: a message's content is {brief(content)}; expected text or a list of parts.")
-    return {"role": ROLES[role], "content": [_part(part, name) for part in content]}
+        raise DataError(f"{name}: a message's content is {brief(content)}; expected text or a list of content items.")
+    return {"role": ROLES[role], "content": [_content_item(item, name) for item in content]}
 
 
 def read_text(text: str, name: str) -> str:
@@ -298,19 +298,19 @@ def read_text(text: str, name: str) -> str:
     return text
 
 
-def _part(part: Any, name: str) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, Mapping) else None
+def _content_item(item: Any, name: str) -> dict[str, Any]:
+    kind = item.get("type") if isinstance(item, Mapping) else None
     if kind == "image":
-        carried = _first(part, ("image", "url", "path"))
-        if carried is None and part.get("base64") is not None:
-            carried = _from_base64(part["base64"], name)
+        carried = _first(item, ("image", "url", "path"))
+        if carried is None and item.get("base64") is not None:
+            carried = _from_base64(item["base64"], name)
         return {"type": "image"} if carried is None else {"type": "image", "image": carried}
-    if kind == "image_url" and part.get("image_url") is not None:  # OpenAI's, which transformers takes too
-        source = part["image_url"]
+    if kind == "image_url" and item.get("image_url") is not None:  # OpenAI's, which transformers takes too
+        source = item["image_url"]
         return {"type": "image", "image": source.get("url", "") if isinstance(source, Mapping) else source}
-    if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": read_text(part["text"], name)}
-    raise DataError(f"{name}: message part {brief(part)} is neither an image nor a text part.")
+    if kind == "text" and isinstance(item.get("text"), str):
+        return {"type": "text", "text": read_text(item["text"], name)}
+    raise DataError(f"{name}: content item {brief(item)} is neither an image nor a text.")
 
 
 def _from_base64(encoded: Any, name: str) -> bytes:
@@ -321,24 +321,24 @@ def _from_base64(encoded: Any, name: str) -> bytes:
 
 
 def _placed(row: Mapping[str, Any], messages: list[dict[str, Any]], name: str) -> list[Any]:
-    """What each image is given as, in the order of their places: carried by its part, else the row's next one.
+    """What each image is given as, in the order of their places: carried by its item, else the row's next one.
 
     Images of a row whose text has no place at all get one before the first user's text.
     """
     own = next((many for key in ("images", "image") if (many := _listed(row.get(key)))), [])
-    places = [part for message in messages for part in message["content"] if part["type"] == "image"]
+    places = [item for message in messages for item in message["content"] if item["type"] == "image"]
     user = next((message for message in messages if message["role"] == "user"), None)
     if not places and user is not None:
         places = [{"type": "image"} for _ in own]
         user["content"] = [*places, *user["content"]]
-    carried = sum("image" in part for part in places)
+    carried = sum("image" in item for item in places)
     if carried + len(own) != len(places):
         raise DataError(
             f"{name} has {carried + len(own)} image(s) and {len(places)} place(s) for them in its text; "
-            f"put one {IMAGE_MARK} (or one image part) per image."
+            f"put one {IMAGE_MARK} (or one image item) per image."
         )
     rest = iter(own)
-    return [part["image"] if "image" in part else next(rest) for part in places]
+    return [item["image"] if "image" in item else next(rest) for item in places]
 
 
 def _listed(value: Any) -> list[Any]:

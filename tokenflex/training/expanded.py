@@ -93,7 +93,7 @@ def _row(text: str, encoding: Any) -> Row:
     return Row(text, [one for one, _ in kept], [span for _, span in kept])
 
 
-def places(row: Row, batch: Mapping[str, Any], number: int) -> Int[Tensor, " tokens"]:
+def token_places(row: Row, batch: Mapping[str, Any], number: int) -> Int[Tensor, " tokens"]:
     """Where the tokens of a row stand in the batch's ids.
 
     Raises:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from tokenflex.training.data import ChatDataset
 Fingerprint = dict[str, Any]
 
 
-def fingerprint(flex: FlexModel, dataset: Any, collator: Any, precision: str = "no") -> Fingerprint:
+def feedback_fingerprint(flex: FlexModel, dataset: Any, collator: Any, precision: str = "no") -> Fingerprint:
     """JSON-ready; equal exactly when host weights, adapter, scaler, processor, data set and precision are.
 
     Images that a row names by their path count by that name, not by their pixels; rows that can't be read count as
@@ -51,18 +51,6 @@ def fingerprint(flex: FlexModel, dataset: Any, collator: Any, precision: str = "
         "precision": precision,
     }
     return json.loads(json.dumps(found))
-
-
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[str]:
-    """What differs, entry by entry, as ``host.dim: 32 stored, 64 now``."""
-    found: list[str] = []
-    for key in dict.fromkeys([*stored, *now]):
-        one, other, name = stored.get(key), now.get(key), f"{at}{key if key.isprintable() else repr(key)}"
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += differences(one, other, f"{name}.")
-        elif one != other:
-            found.append(f"{name}: {one!r} stored, {other!r} now")
-    return found
 
 
 def of_processor(processor: Any) -> str:

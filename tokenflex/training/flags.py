@@ -21,7 +21,7 @@ class HostFlags:
         self._config, self._cache = config, getattr(config, "__dict__", {}).get(CACHE, self)
 
     def restore(self) -> None:
-        """Put all of it back."""
+        """Give the host back all flags that were changed."""
         for module, training in self._modes:
             module.training = training
         for parameter, wanted in self._wanted:

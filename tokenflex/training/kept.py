@@ -1,9 +1,9 @@
-"""What a router sees of a store's samples, as one safetensors file per part: ``part-*.safetensors``.
+"""What a router sees of a store's samples, as one safetensors file per shard: ``part-*.safetensors``.
 
 The file's metadata has a ``layout``: for every sample's id its images, each as rows and columns of its grid and whether
 it is a video (1) or not (0). Image ``n`` of sample ``i`` is the tensor ``i/n``, its attention and keys, where a scaler
-reads those, ``i/n/attention`` and ``i/n/keys``; ``i/words`` and ``i/mask`` are the instruction. The part's Parquet file
-keeps a digest of every sample, which is compared when a sample is first read.
+reads those, ``i/n/attention`` and ``i/n/keys``; ``i/words`` and ``i/mask`` are the instruction. The shard's Parquet
+file keeps a digest of every sample, which is compared when a sample is first read.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from tokenflex.contracts import READ_OFF, Grid, Instruction, VisualTokens
 from tokenflex.errors import DataError
 from tokenflex.ops.digest import of_tensors
 from tokenflex.reading import Entry, json_text, own_file, tensor_names
-from tokenflex.training.sealed import AGAIN
+from tokenflex.run_folder.sealed import AGAIN
 
 LAYOUT, INPUTS = "layout", "inputs"
 """Keys of the metadata: of the safetensors file, and of the Parquet file that keeps the digests."""
@@ -36,22 +36,22 @@ class KeptSample(Protocol):
 
     @property
     def id(self) -> int:
-        """Its place in the data set."""
+        """The sample's place in the data set."""
         ...
 
     @property
     def images(self) -> tuple[VisualTokens, ...]:
-        """What a router sees."""
+        """Its images, as a router sees them."""
         ...
 
     @property
     def instruction(self) -> Instruction | None:
-        """The words."""
+        """The prompt tokens, as a router sees them; None where they aren't kept."""
         ...
 
 
-def laid_out(samples: Sequence[KeptSample]) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """Tensors and metadata of a part's safetensors file, and what its Parquet file is told.
+def shard_tensors(samples: Sequence[KeptSample]) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Tensors and metadata of a shard's safetensors file, and what its Parquet file is told.
 
     Raises:
         DataError: a value isn't finite, so it couldn't be learnt from.
@@ -86,7 +86,7 @@ def _digest(tensors: Mapping[str, Tensor], grids: Grids) -> str:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a part's tensors must be.
+    """What a shard's tensors must be.
 
     Attributes:
         dtype: of visual tokens and words, as torch names it.
@@ -99,13 +99,13 @@ class Expected:
     projected: bool
 
 
-class KeptPart:
-    """A part's safetensors file, open.
+class KeptShard:
+    """A shard's safetensors file, open.
 
     Args:
         folder, name: of the file.
-        ids: the part's samples.
-        digests: the text that the Parquet file kept; None in parts of older versions.
+        ids: the shard's samples.
+        digests: the text that the Parquet file kept; None in shards of older versions.
 
     Raises:
         DataError: it is missing or damaged, or holds something else than ``expected`` says.
@@ -172,7 +172,7 @@ class KeptPart:
         try:
             own = {name: self._held.get_tensor(name) for name in each if name in self.entries}
         except (OSError, SafetensorError) as error:
-            raise DataError(f"{self.path}: row {place} can't be read: {error}. Make the part again.") from error
+            raise DataError(f"{self.path}: row {place} can't be read: {error}. Make the shard again.") from error
         if place not in self._checked:
             self._require_written(place, own, grids)
 

@@ -25,8 +25,7 @@ from tokenflex.hosts import grouped
 from tokenflex.hosts.packed import pack
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.hosts.targets import chunked_losses, shifted, target_losses
-from tokenflex.model import Encoded, FlexModel
-from tokenflex.model.encoding import in_rows
+from tokenflex.model import Encoded, FlexModel, encoding
 
 Batch = Mapping[str, Any]
 Backward = Callable[[Tensor], None]
@@ -112,10 +111,10 @@ def level_feedback(
     """
     columns: list[Tensor] = []
     for level in reversed(range(flex.compressor.num_levels)):
-        rows = in_rows(flex, batch, encoded, [level] * len(encoded.counts), "right")
-        parts = grouped.apart(rows, flex.batching)
-        means = torch.cat([_row_means(flex, inputs, chunk) for _, inputs in parts])
-        places = torch.tensor([row for group, _ in parts for row in group], device=means.device)
+        rows = encoding.in_rows(flex, batch, encoded, [level] * len(encoded.counts), "right")
+        groups = grouped.apart(rows, flex.batching)
+        means = torch.cat([_row_means(flex, inputs, chunk) for _, inputs in groups])
+        places = torch.tensor([row for group, _ in groups for row in group], device=means.device)
         columns.append(means[places.argsort()])
     return torch.stack(columns[::-1], dim=-1)
 

@@ -26,7 +26,7 @@ Levels = Literal["all", "sandwich"]
 FEEDBACK = "feedback"
 """Key of a batch under which stored feedback comes, ``(rows, levels)``."""
 VARIABLE_LENGTH = ("flash", "flex", "varlen")
-"""Parts of the names of attention implementations that skip what a packed row's mask hides."""
+"""Words in the names of attention implementations that skip what a packed row's mask hides."""
 
 
 @dataclass(frozen=True)

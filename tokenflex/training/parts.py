@@ -33,7 +33,7 @@ class Saved:
     state: Mapping[str, Tensor]
 
     def config(self, kind: str) -> ComponentConfig:
-        """Settings of one part."""
+        """Settings of the part of one kind."""
         return checkpoint.config_from(kind, self.spec["parts"][kind])
 
     def weights(self, kind: str) -> dict[str, Tensor]:

@@ -117,11 +117,11 @@ class RouterModel(nn.Module):
         return self.compressor.scores(encoded.images, encoded.instructions)
 
     def forward(self, objective: Any, **batch: Any) -> ModelOutput:
-        """The objective of the batch."""
+        """What an objective makes of a batch: its loss, and what it tells besides."""
         return objective(self, batch)
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
-        """As `FlexModel.save_parts`."""
+        """Write the parts, as `FlexModel.save_parts` does."""
         checkpoint.save_parts(folder, self.compressor, self.host)
 
 
@@ -175,7 +175,7 @@ def stored_batch(rows: Sequence[StoredRow]) -> dict[str, Any]:
 
 
 class WithFeedback(Dataset[tuple[Any, Tensor]]):
-    """Samples with their stored feedback."""
+    """Samples of a data set, each with its stored feedback."""
 
     def __init__(self, dataset: Any, store: FeedbackStore) -> None:
         store.require_complete()
@@ -195,7 +195,7 @@ class FeedbackCollator:
         self.collator = collator
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
-        """As the collator it was given."""
+        """Make a batch as the collator does that it was given, with the stored feedback."""
         if not isinstance(samples[0], tuple):
             return self.collator(samples)
         rows, feedback = zip(*samples, strict=True)

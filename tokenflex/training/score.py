@@ -22,29 +22,31 @@ from tokenflex import bars
 from tokenflex.contracts import Instruction, VisualTokens
 from tokenflex.contracts.host import no_instruction
 from tokenflex.errors import ConfigError, DataError
-from tokenflex.files import as_path, locked
+from tokenflex.files import as_path
 from tokenflex.hosts import before_projector
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.hosts.targets import agrees_in_chunks, shifted
 from tokenflex.model import Encoded, FlexModel
+from tokenflex.ops.digest import of_tensors
+from tokenflex.run_folder import RunFolder
 from tokenflex.training.cutting import Batches, Cut
-from tokenflex.training.fingerprint import fingerprint, of_tensors
+from tokenflex.training.fingerprint import feedback_fingerprint
 from tokenflex.training.levels import at_level, level_feedback
 from tokenflex.training.store import (
     AT,
     AUTOCAST,
-    MANIFEST,
+    FEEDBACK,
     PLACES,
     FeedbackStore,
     FeedbackWriter,
     ScoredSample,
     StoredProjector,
-    begin,
+    begin_store,
 )
 
 PROBES = 8
 """Samples that the size of router inputs is measured on."""
-PART_BYTES = 1 << 30
+SHARD_BYTES = 1 << 30
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AT_TOLD = {
     "tower": "before the projector, which will run when they are used",
@@ -126,7 +128,11 @@ def _alone(folder: str | os.PathLike[str], state: PartialState, say: Callable[[s
     if not state.is_main_process:
         yield
         return
-    with locked(as_path(folder), waiting=lambda: say(f"another process is scoring into {folder}; waiting for its end")):
+
+    def waiting() -> None:
+        say(f"another process is scoring into {folder}; waiting for its end")
+
+    with RunFolder(folder, FEEDBACK).alone(waiting=waiting):
         yield
 
 
@@ -140,13 +146,13 @@ def _bar(state: PartialState, total: int, progress: bool) -> Any:
 def _scored(
     run: "_Pass", batches: Iterator[Cut], missing: Collection[int], writer: FeedbackWriter, part_size: int
 ) -> Iterator[tuple[int, bool]]:
-    """Score batches and write parts of what is missing; gives each batch's size and whether it was scored just now."""
+    """Score batches and write shards of what is missing; gives each batch's size and whether it was scored just now."""
     buffer: list[ScoredSample] = []
     for count, places, batch in batches:
         if places:
             buffer += [sample for sample in run(places, batch) if sample.id in missing]
         yield count, bool(places)
-        if len(buffer) >= part_size or sum(sample.bytes for sample in buffer) >= PART_BYTES:
+        if len(buffer) >= part_size or sum(sample.bytes for sample in buffer) >= SHARD_BYTES:
             writer.write(buffer)
             buffer = []
     if buffer:
@@ -177,7 +183,7 @@ class _Pass:
 
     @torch.no_grad()
     def __call__(self, places: Sequence[int], batch: dict[str, Tensor]) -> list[ScoredSample]:
-        """One entry per sample."""
+        """Score a batch; gives one entry per sample, in the order of ``places``."""
         inputs = {key: value.to(self.device) for key, value in batch.items()}
         with self._autocast():
             encoded = self.flex.encode(inputs)
@@ -304,7 +310,7 @@ def _begun(
     at = _at(asked, folder, _Pass(flex, kept, None, AUTOCAST[precision]), dataset, collator)
     projector = before_projector.weights(flex.adapter) if at == "tower" else {}
     manifest = _manifest(flex, dataset, collator, precision, kept, at, projector)
-    begin(folder, manifest, flex.compressor.scaler.state_dict(), projector)
+    begin_store(folder, manifest, flex.compressor.scaler.state_dict(), projector)
     if at is not None:
         say(f"router inputs: visual tokens are kept {AT_TOLD[at]}")
 
@@ -320,7 +326,7 @@ def _at(asked: str, folder: str | os.PathLike[str], run: _Pass, dataset: Any, co
     """
     if run.kept is None:
         return None
-    if asked == "auto" and (as_path(folder) / MANIFEST).exists():
+    if asked == "auto" and RunFolder(folder, FEEDBACK).begun:
         return FeedbackStore(as_path(folder)).kept_at
     own = "its scaler makes images smaller before they are encoded" if run.flex.compressor.scaler.shares else None
     reason = own or before_projector.refusal(run.flex.adapter)
@@ -351,7 +357,7 @@ def _manifest(
     """
     made = {**before_projector.described(flex.adapter), "weights": of_tensors(projector)} if projector else None
     description = {
-        "fingerprint": fingerprint(flex, dataset, collator, precision),
+        "fingerprint": feedback_fingerprint(flex, dataset, collator, precision),
         "levels": flex.compressor.num_levels,
         "router_inputs": None if kept is None else str(kept).removeprefix("torch."),
         AT: at,

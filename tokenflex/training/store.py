@@ -10,16 +10,14 @@
                         projector runs when they are used
 
 All of it is data that may come from anyone: it is read by `tokenflex.reading`, compared with what the manifest says,
-and with digests that were written with it (see `tokenflex.training.sealed` and `tokenflex.training.kept`).
+and with digests that were written with it (see `tokenflex.run_folder` and `tokenflex.training.kept`).
 
-A part appears as a whole or not at all, its Parquet file last; so a pass that was killed loses what it hadn't written
-and nothing else. Parts are numbered, so passes with processes of the same rank take turns (see
-`tokenflex.training.score`).
+How files appear, and how runs go on with them: `tokenflex.run_folder.folder`.
 """
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,17 +32,16 @@ from torch import Tensor, nn
 from tokenflex import checkpoint
 from tokenflex.contracts import READ_OFF, Instruction, VisualTokens
 from tokenflex.errors import ConfigError, DataError
-from tokenflex.files import as_path, locked, sweep, whole, write_whole
 from tokenflex.hosts import before_projector
 from tokenflex.ops.digest import of_tensors
 from tokenflex.reading import own_file
 from tokenflex.reading import tensors as read_tensors
-from tokenflex.training import sealed
-from tokenflex.training.fingerprint import Fingerprint, differences
-from tokenflex.training.kept import DTYPES, INPUTS, Expected, KeptPart, laid_out
+from tokenflex.run_folder import MANIFEST, Manifest, RunFolder, RunKind, Shard, sealed
+from tokenflex.training.fingerprint import Fingerprint
+from tokenflex.training.kept import DTYPES, INPUTS, Expected, KeptShard, shard_tensors
 
 FORMAT = 1
-MANIFEST, SCALER, PROJECTOR = "manifest.json", "scaler.safetensors", "projector.safetensors"
+SCALER, PROJECTOR = "scaler.safetensors", "projector.safetensors"
 AT = "router_inputs_at"
 PLACES = ("tower", "projector")
 """After which of them visual tokens are kept; stores from before there was a choice have them after the projector."""
@@ -120,7 +117,7 @@ class StoredProjector:
 
     @torch.no_grad()
     def __call__(self, tokens: Float[Tensor, "views tokens width"]) -> Float[Tensor, "views tokens dim"]:
-        """The tokens after the projector."""
+        """What the projector makes of tokens from before it."""
         weight = next(self.projector.parameters())
         if weight.device != tokens.device:
             self.projector.to(tokens.device)
@@ -129,7 +126,7 @@ class StoredProjector:
             return self.projector(behind_class_token).to(self.dtype)
 
 
-def begin(
+def begin_store(
     folder: str | os.PathLike[str],
     manifest: Mapping[str, Any],
     scaler: Mapping[str, Tensor],
@@ -138,67 +135,62 @@ def begin(
     """Start a store, or make sure that the one in ``folder`` can be gone on with.
 
     Args:
+        folder: of the store; made where there is none.
+        manifest: what it is scored with, without ``format`` and digest.
         scaler, projector: weights, where there are any to keep.
 
     Raises:
         ConfigError: it was scored with something else; the message says what differs.
     """
-    target = as_path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    with locked(target):
-        for name in (MANIFEST, SCALER, PROJECTOR):
-            sweep(target, name)
-        if (target / MANIFEST).exists():
-            _same(target, _manifest(target)[0], manifest)
-            return
-        for name, weights in ((SCALER, scaler), (PROJECTOR, projector)):
-            if weights:
-                with whole(target / name) as scratch:
-                    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, scratch)
-        write_whole(target / MANIFEST, sealed.sealed({"format": FORMAT, **manifest}))
+    weights = {SCALER: scaler, PROJECTOR: projector}
+    once = {name: functools.partial(_write_weights, each) for name, each in weights.items() if each}
+    RunFolder(folder, FEEDBACK).begin(manifest, lambda: once)
 
 
-def next_part(folder: Path, rank: int) -> int:
-    """The number of a process's next part; what one of the same rank left half-written is removed."""
-    sweep(folder, f"part-{rank:05d}-*")
-    done = [int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"part-{rank:05d}-*.parquet")]
-    return max(done, default=-1) + 1
+def _write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
 
 
 class FeedbackWriter:
-    """Adds parts to a store; one writer per process.
+    """Adds shards to a store; one writer per process.
 
     Args:
+        folder: of the store.
         rank: of the process; part of its files' names, so that processes never meet.
     """
 
     def __init__(self, folder: str | os.PathLike[str], rank: int) -> None:
-        self.folder, self.rank = as_path(folder), rank
-        self._next = next_part(self.folder, rank)
+        run = RunFolder(folder, FEEDBACK)
+        self.folder, self._shards = run.path, run.writer(rank)
 
     def write(self, samples: Sequence[ScoredSample]) -> None:
-        """One part, as a whole or not at all."""
-        stem = self.folder / f"part-{self.rank:05d}-{self._next:05d}"
+        """Write one shard, as a whole or not at all.
+
+        Args:
+            samples: its rows, one or more.
+
+        Raises:
+            DataError: what a router sees of them has values that aren't finite.
+            WriteError: it can't be written, as on a full disk.
+        """
         own_metadata: dict[str, str] = {}
+        beside: dict[str, Callable[[Path], None]] = {}
         if any(sample.instruction is not None for sample in samples):
-            tensors, metadata, own_metadata = laid_out(samples)
-            with whole(Path(f"{stem}.safetensors")) as scratch:
-                save_file(tensors, scratch, metadata=metadata)
+            tensors, metadata, own_metadata = shard_tensors(samples)
+            beside[".safetensors"] = functools.partial(save_file, tensors, metadata=metadata)
         columns = [
             [sample.id for sample in samples],
             [list(sample.nll) for sample in samples],
             [sample.answer_tokens for sample in samples],
             [list(sample.visual_tokens) for sample in samples],
         ]
-        schema = part_schema(len(samples[0].nll))
+        schema = shard_schema(len(samples[0].nll))
         arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-        with whole(Path(f"{stem}.parquet")) as scratch:
-            sealed.write_table(pa.Table.from_arrays(arrays, schema=schema), scratch, own_metadata)
-        self._next += 1
+        self._shards.write(pa.Table.from_arrays(arrays, schema=schema), own_metadata, beside)
 
 
-def part_schema(levels: int) -> pa.Schema:
-    """Of ``part-*.parquet``."""
+def shard_schema(levels: int) -> pa.Schema:
+    """The columns of ``part-*.parquet``, for feedback at so many levels."""
     return pa.schema(
         [
             ("id", pa.int64()),
@@ -223,8 +215,8 @@ class FeedbackStore:
 
     Raises:
         ConfigError: there is no store in the folder, or its manifest was changed or is damaged.
-        DataError: a part is damaged, was changed, or holds what the manifest doesn't promise: ids beyond the data set
-            or twice in one part, numbers that aren't finite for samples with answers, other columns or levels.
+        DataError: a shard is damaged, was changed, or holds what the manifest doesn't promise: ids beyond the data set
+            or twice in one shard, numbers that aren't finite for samples with answers, other columns or levels.
     """
 
     folder: Path
@@ -235,12 +227,15 @@ class FeedbackStore:
     visual_tokens: Int[Tensor, "samples levels"] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.folder = as_path(self.folder)
-        self.manifest, self._sure = _manifest(self.folder)
-        self._parts = sorted(self.folder.glob("part-*.parquet"))
-        read = [self._read(path.name) for path in self._parts]
-        self._layouts = [metadata.get(INPUTS) for _, metadata in read]
-        tables = [table for table, _ in read]
+        run = RunFolder(self.folder, FEEDBACK)
+        self.folder = run.path
+        self.manifest, sure = run.manifest()
+        shards = list(run.shards(shard_schema(self.manifest["levels"]), sure=sure, metadata=[INPUTS]))
+        for shard in shards:
+            self._require_promised(shard)
+        self._paths = [shard.path for shard in shards]
+        self._layouts = [shard.metadata.get(INPUTS) for shard in shards]
+        tables = [shard.table for shard in shards]
         self._ids = [frozenset(table["id"].to_pylist()) for table in tables]
         ids = torch.tensor([i for table in tables for i in table["id"].to_pylist()], dtype=torch.long)
         owner = torch.tensor([n for n, table in enumerate(tables) for _ in range(len(table))], dtype=torch.long)
@@ -258,14 +253,11 @@ class FeedbackStore:
         self.answer_tokens = column("answer_tokens", torch.long, ())
         self.visual_tokens = column("visual_tokens", torch.long, (self.manifest["levels"],))
         self._place = {int(i): n for n, i in enumerate(self.ids)}
-        self._open: dict[int, KeptPart] = {}
+        self._open: dict[int, KeptShard] = {}
 
-    def _read(self, name: str) -> tuple[pa.Table, dict[str, str]]:
-        """One part, compared with the manifest."""
-        table, metadata = sealed.table(
-            self.folder, name, part_schema(self.manifest["levels"]), metadata=[INPUTS], sure=self._sure
-        )
-        path, rows = self.folder / name, self.manifest["fingerprint"]["data"]["rows"]
+    def _require_promised(self, shard: Shard) -> None:
+        """Refuse a shard that holds what the manifest doesn't promise."""
+        table, rows = shard.table, self.manifest["fingerprint"]["data"]["rows"]
         ids, targets = (torch.tensor(table[key].to_pylist(), dtype=torch.long) for key in ("id", "answer_tokens"))
         nll, tokens = (torch.tensor(table[key].to_pylist()) for key in ("nll", "visual_tokens"))
         wrong = {
@@ -279,8 +271,7 @@ class FeedbackStore:
         if len(ids.unique()) != len(ids):
             found.append("an id stands twice")
         if found:
-            raise DataError(f"{path}: {'; '.join(found)}. {sealed.AGAIN}")
-        return table, metadata
+            raise DataError(f"{shard.path}: {'; '.join(found)}. {sealed.AGAIN}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -309,10 +300,10 @@ class FeedbackStore:
         Raises:
             ConfigError: the message says what differs.
         """
-        _same(self.folder, self.manifest, {"fingerprint": now})
+        RunFolder(self.folder, FEEDBACK).require_same(self.manifest, {"fingerprint": now})
 
     def feedback(self, place: int) -> Float[Tensor, " levels"]:
-        """Of the sample at ``place`` in the data set.
+        """The stored feedback of the sample at ``place`` in the data set: its nll per level, in nats per answer token.
 
         Raises:
             DataError: it wasn't scored.
@@ -380,16 +371,17 @@ class FeedbackStore:
             raise ConfigError(
                 f"{self.folder} holds no router inputs. Make it with 'tokenflex feedback RECIPE --levels-cache'."
             )
-        part = int(self._owner[self._at(place)])
-        if part not in self._open:
+        shard = int(self._owner[self._at(place)])
+        if shard not in self._open:
             dim = self.manifest["fingerprint"]["host"]["dim"]
             expected = Expected(self.manifest["router_inputs"], dim, self.kept_at == "projector")
-            name = self._parts[part].with_suffix(".safetensors").name
-            self._open[part] = KeptPart(self.folder, name, self._ids[part], self._layouts[part], expected)
-        return self._open[part].sample(place)
+            name = self._paths[shard].with_suffix(".safetensors").name
+            kept = KeptShard(self.folder, name, self._ids[shard], self._layouts[shard], expected)
+            self._open[shard] = kept
+        return self._open[shard].sample(place)
 
     def scaler_weights(self) -> dict[str, Tensor]:
-        """Of the scaler that it was scored with.
+        """The weights of the scaler that it was scored with.
 
         Raises:
             ConfigError: they hold NaN or infinity.
@@ -397,7 +389,7 @@ class FeedbackStore:
         return self._weights(SCALER, self.manifest["fingerprint"]["scaler"]["weights"], "the scaler")
 
     def _weights(self, name: str, digest: str, what: str) -> dict[str, Tensor]:
-        """Of a part of the model, as it was when the store was made.
+        """Weights of the scaler or the projector, as they were when the store was made.
 
         Raises:
             ConfigError: they hold NaN or infinity.
@@ -418,9 +410,8 @@ class FeedbackStore:
         return {**{key: value for key, value in self.__dict__.items() if key != "projector"}, "_open": {}}
 
 
-def _manifest(folder: Path) -> tuple[dict[str, Any], bool]:
-    found, sure = sealed.manifest(folder, MANIFEST, FORMAT, "no feedback. Make it with 'tokenflex feedback RECIPE'.")
-    where = str(folder / MANIFEST)
+def _require_manifest(found: Manifest, where: str) -> None:
+    """Refuse a manifest that doesn't say what it must."""
     sealed.require(found, RULES, where)
     fingerprint = found["fingerprint"]
     for name, rules in (("fingerprint", FINGERPRINT), ("host", HOST), ("scaler", MADE), ("data", DATA)):
@@ -429,17 +420,24 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], bool]:
         )
     if found.get(AT) == "tower" and found["router_inputs"] is not None:
         sealed.require(found.get("projector"), PROJECTED, f"{where}: projector", extra=True)
-    return found, sure
 
 
-def _same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _compared(stored: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What two manifests must have in common: the fingerprint, and of the rest what ``now`` says."""
+
     def flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
         manifest = {AT: manifest.get("router_inputs") and "projector", **manifest}
         return {**manifest.get("fingerprint", {}), **{key: manifest.get(key) for key in now if key != "fingerprint"}}
 
-    found = differences(flat(stored), flat(now))
-    if found:
-        raise ConfigError(
-            f"{folder} was scored with something else: {'; '.join(found)}. Go back to that, or score into another "
-            "folder."
-        )
+    return flat(stored), flat(now)
+
+
+FEEDBACK = RunKind(
+    version=FORMAT,
+    without="no feedback. Make it with 'tokenflex feedback RECIPE'.",
+    made="was scored with",
+    instead="score into another folder",
+    require=_require_manifest,
+    compared=_compared,
+    once=(SCALER, PROJECTOR),
+)

@@ -18,7 +18,7 @@ from tokenflex.files import writing
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.model import FlexModel
 from tokenflex.training.accepted import as_ours, require_accepted, require_metric, whole_batches
-from tokenflex.training.fingerprint import fingerprint
+from tokenflex.training.fingerprint import feedback_fingerprint
 from tokenflex.training.flags import HostFlags
 from tokenflex.training.lost import told_of_lost_processes
 from tokenflex.training.objectives import FEEDBACK, LanguageObjective, MultiGranularityObjective, RGLFObjective
@@ -112,7 +112,7 @@ class FlexTrainer(Trainer):
         return found
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As ``Trainer``; a host that the stage doesn't train has its flags back at the end.
+        """Train as ``Trainer`` does; a host that the stage doesn't train has its flags back at the end.
 
         Args:
             resume_from_checkpoint: a folder; True for the newest whole checkpoint in ``output_dir``, passing over one
@@ -234,7 +234,7 @@ class FlexTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As ``Trainer``; of a router also what it spends, how often it is right, and its regret."""
+        """Evaluate as ``Trainer`` does; of a router also what it spends, how often it is right, and its regret."""
         self._judged = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         judged = evaluated(self._judged, self._watch.levels, self._watch.tolerance)
@@ -244,7 +244,7 @@ class FlexTrainer(Trainer):
         return output
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As ``Trainer``, with what was spent and chosen since the last time, and samples without answers if any."""
+        """Log as ``Trainer`` does, with what was spent and chosen since the last time, and samples without answers."""
         if "loss" in logs:
             logs.update(self._watch.figures(self._summed))
         if self.samples_without_answers:
@@ -290,7 +290,7 @@ class FlexTrainer(Trainer):
                 torch.save(self.args, folder / "training_args.bin")
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
-        """As `FlexModel.save_parts`; call it in all processes, as sharded parameters are gathered from all of them."""
+        """Write the parts as `FlexModel.save_parts` does; call it in all processes, which may hold pieces of them."""
         state: Any = None
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             state = self.accelerator.get_state_dict(self.model_wrapped)
@@ -396,7 +396,7 @@ class RGLFTrainer(FlexTrainer):
             dataset, collator = keywords.get("train_dataset"), keywords.get("data_collator")
             if dataset is None or collator is None:
                 raise ConfigError("feedback= belongs to data; pass the train_dataset and data_collator it is of.")
-            feedback.require(fingerprint(model, dataset, collator, precision_of(args)))
+            feedback.require(feedback_fingerprint(model, dataset, collator, precision_of(args)))
             keywords |= {"train_dataset": WithFeedback(dataset, feedback), "data_collator": FeedbackCollator(collator)}
         super().__init__(model, args, stage=stage, objective=objective, **keywords)
 
@@ -423,7 +423,7 @@ def _of_stores(feedback: FeedbackStore | None, keywords: Mapping[str, Any]) -> d
 
 
 def precision_of(args: TrainingArguments) -> str:
-    """Of autocast: ``no``, ``bf16`` or ``fp16``."""
+    """The precision of autocast: ``no``, ``bf16`` or ``fp16``."""
     return "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
 
 

@@ -18,7 +18,7 @@ class AttentionVoter(Voter):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """No settings."""
+        """It has no settings."""
 
     def __init__(self, config: Config, *, num_levels: int) -> None:
         super().__init__(config)

@@ -17,7 +17,7 @@ class MajorityVoter(Voter):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """No settings."""
+        """It has no settings."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

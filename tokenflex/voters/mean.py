@@ -13,7 +13,7 @@ class MeanVoter(Voter):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """No settings."""
+        """It has no settings."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

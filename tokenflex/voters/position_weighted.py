@@ -22,7 +22,7 @@ class PositionWeightedVoter(Voter):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ComponentConfig):
-        """No settings."""
+        """It has no settings."""
 
     def __init__(self, config: Config, *, segments: Sequence[Grid], num_levels: int) -> None:
         super().__init__(config)

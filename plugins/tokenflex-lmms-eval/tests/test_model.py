@@ -104,7 +104,7 @@ def test_nothing_is_swallowed(saved, requests, monkeypatch, tmp_path):
     asked = requests(model, DOCUMENTS)
     asked[2].arguments = (asked[2].args[0], lambda document: [{"role": "user", "content": [{"type": "audio"}]}],
                           *asked[2].args[2:])  # fmt: skip
-    with pytest.raises(DataError, match="task t, document 2: a part of type 'audio'"):
+    with pytest.raises(DataError, match="task t, document 2: a content item of type 'audio'"):
         model.generate_until(asked)
 
     def broken(*args, **kwargs):

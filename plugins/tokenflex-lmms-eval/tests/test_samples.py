@@ -58,7 +58,7 @@ def test_text_only():
         ([{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}], "type 'video' can't be read"),
         ([{"role": "user", "content": [{"type": "text"}]}], "type 'text' can't be read"),
         (["w1"], "the message 'w1' is no mapping"),
-        ([{"role": "user", "content": 3}], "content is 3; expected text or a list of parts"),
+        ([{"role": "user", "content": 3}], "content is 3; expected text or a list of content items"),
         ([{"role": "user", "content": ["w1"]}], "type None can't be read"),
         ([{"role": "user", "content": [{"type": "image", "url": 3}]}], "an image is int"),
         ([{"role": "user", "content": [{"type": "image", "url": "a\0b"}]}], "can't be read"),

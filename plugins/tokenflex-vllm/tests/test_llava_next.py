@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM isn't installed; 'just vllm' makes an environment that has it")
 
-from tokenflex.serving import Front, chat_parts, prompt_embeds, vllm_prompt
+from tokenflex.serving import Front, chat_items, prompt_embeds, vllm_prompt
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +94,12 @@ def test_a_front_without_the_language_model(llava_next, engine, ask, tmp_path):
     front.require_engine(llava_next.folder)
 
 
-def test_chat_parts_are_what_the_server_reads(llava_next):
+def test_chat_items_are_what_the_server_reads(llava_next):
     from vllm.multimodal.media import ImageEmbeddingMediaIO
 
     for request in llava_next.flex.export(**llava_next.inputs(), level=[0, 4, 2, 1]):
-        for part, image in zip(chat_parts(request), request.images, strict=True):
-            assert ImageEmbeddingMediaIO().load_base64("", part["image_embeds"]).equal(image.embeddings)
+        for item, image in zip(chat_items(request), request.images, strict=True):
+            assert ImageEmbeddingMediaIO().load_base64("", item["image_embeds"]).equal(image.embeddings)
 
 
 def test_stock_images_still_work(llava_next, engine, ask):

@@ -13,7 +13,7 @@ import uvicorn
 
 import tokenflex
 from tokenflex.quickstart.host import seeded
-from tokenflex.quickstart.images import images
+from tokenflex.quickstart.images import scenes
 from tokenflex.serving.server.app import create
 from tokenflex.serving.server.limits import Limits
 from tokenflex.serving.server.transformers_engine import TransformersEngine
@@ -73,7 +73,7 @@ def small():
 
 @pytest.fixture(scope="session")
 def drawn():
-    return [image.image for image in images(0, "test", 6)]
+    return [image.image for image in scenes(0, "test", 6)]
 
 
 @pytest.fixture

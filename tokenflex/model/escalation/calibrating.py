@@ -129,7 +129,7 @@ def paths(
 
 
 def _answers(flex: FlexModel, ladder: climbing.Ladder, passes: Passes, escalate: Escalate) -> dict[int, list[Attempt]]:
-    """Of every row and pass."""
+    """What every row with images answers on each of its passes, coarsest first: row -> attempts."""
     climb, measure = ladder.climb, escalate.config.build().to(flex.device)
     found: dict[int, list[Attempt]] = {row: [] for row in climb.rungs}
     pending = list(climb.rungs)

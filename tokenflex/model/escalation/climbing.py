@@ -60,7 +60,7 @@ class Ladder:
 
     @property
     def levels(self) -> list[int]:
-        """Every image's, now."""
+        """The level at which every image is now, one number per image."""
         return self.climb.levels(len(self.decided))
 
 

@@ -18,7 +18,7 @@ from tokenflex.hosts import continuing, grouped, joining, stock
 from tokenflex.hosts.grouped import IDS, LABELS, MASK, Options, Part, Rows
 from tokenflex.model import callbacks, encoding, generation
 from tokenflex.model.escalation.prefixes import WORTH, Prefixes
-from tokenflex.model.escalation.watching import AfterOne, AnswerWatch, answered
+from tokenflex.model.escalation.watching import AfterOne, AnswerWatch, answer_mask
 from tokenflex.ops.partition import CALL, partition
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Of one row, in one pass.
+    """What one row answers in one pass.
 
     Attributes:
         new: ``(steps,)``, up to the token that ends it; one token where no more were asked for.
@@ -63,7 +63,7 @@ class Attempt:
 
 
 class Passes:
-    """Of one batch.
+    """The passes of one batch.
 
     Args:
         batch: with an attention mask.
@@ -217,7 +217,7 @@ class Passes:
             options["logits_processor"] = LogitsProcessorList([*(options.get("logits_processor") or ()), watch])
         output = self.flex.host.generate(**inputs, **options)
         new = output.sequences[:, length:]
-        mask = answered(new, self.settings)
+        mask = answer_mask(new, self.settings)
         sure = [None] * len(new) if watch is None else watch.read(new, mask).float().tolist()
         ids, sizes = new.cpu(), mask.sum(-1).tolist()
         return output, [Attempt(ids[i, :size], sure[i]) for i, size in enumerate(sizes)]

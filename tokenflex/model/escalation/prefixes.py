@@ -36,7 +36,7 @@ class Head:
 
 
 class Prefixes:
-    """Of the rows of one batch that go on to a finer level.
+    """What the language model has read of the rows of one batch that go on to a finer level.
 
     Args:
         worth: see `WORTH`.
@@ -106,7 +106,7 @@ def _text_after(spliced: Spliced, place: int) -> tuple[int, int]:
 
 
 def _alike(one: Tensor, other: Tensor) -> int:
-    """With how many equal tokens both begin."""
+    """How many tokens both begin with that are equal."""
     count = min(len(one), len(other))
     same = one[:count] == other[:count]
     return count if bool(same.all()) else int((~same).int().argmax())

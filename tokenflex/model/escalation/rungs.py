@@ -60,11 +60,11 @@ class Climb:
 
     @classmethod
     def begin(cls, rungs: Mapping[int, Rungs], finest: bool = False) -> "Climb":
-        """At every row's first pass, or at its last."""
+        """The climb with every row at its first pass or, with ``finest``, at its last."""
         return cls(rungs, {row: one.last if finest else 0 for row, one in rungs.items()}, {row: [] for row in rungs})
 
     def levels(self, images: int) -> list[int]:
-        """Of every image, at the pass its row is at."""
+        """The level of every image, at the pass its row is at."""
         found = [0] * images
         for row, one in self.rungs.items():
             for image, level in zip(one.images, one.levels[self.at[row]], strict=True):
@@ -72,7 +72,7 @@ class Climb:
         return found
 
     def below_the_last(self, rows: Sequence[int]) -> list[int]:
-        """Those of the rows that could go on."""
+        """Those of ``rows`` that could go on to another pass."""
         return [row for row in rows if self.at[row] < self.rungs[row].last]
 
     def decisions(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenflex import registry
 from tokenflex.contracts import ComponentConfig, Confidence
 from tokenflex.contracts.levels import NAMED, read_levels
-from tokenflex.contracts.numbers import real, whole
+from tokenflex.contracts.numbers import integer, real
 from tokenflex.errors import ConfigError, InputError
 
 STARTS = ("coarsest", "router")
@@ -52,7 +52,7 @@ class Calibration:
             value = real(getattr(self, name))
             if value is None or not 0 <= value <= 1:
                 raise ConfigError(f"calibrated: {name}={getattr(self, name)!r:.200}; expected a number from 0 to 1.")
-        if not 0 <= (-1 if (rows := whole(self.rows)) is None else rows) < 2**63:
+        if not 0 <= (-1 if (rows := integer(self.rows)) is None else rows) < 2**63:
             raise ConfigError(f"calibrated: rows={self.rows!r:.200}; expected how many questions there were.")
         if self.of not in LOSSES:
             raise ConfigError(f"calibrated: of={self.of!r:.200}; expected one of {', '.join(map(repr, LOSSES))}.")
@@ -63,7 +63,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, data: Any) -> "Calibration":
-        """From what a file holds.
+        """Read what a file holds.
 
         Raises:
             ConfigError: a key is missing, or there is one too many, or a value can't be what calibration found.
@@ -132,7 +132,7 @@ class Escalate:
 
     @property
     def config(self) -> ComponentConfig:
-        """Settings of the measure."""
+        """Settings of the confidence that measures how sure an answer is."""
         if isinstance(self.measure, ComponentConfig):
             owner = getattr(type(self.measure), "owner", None)
             if owner is None or not issubclass(owner, Confidence):
@@ -155,7 +155,7 @@ class Escalate:
         return tuple(sorted({*listed, num_levels - 1}))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data.
+        """All of it as JSON-ready data.
 
         Raises:
             ConfigError: the measure isn't registered, so its name couldn't be found again.
@@ -174,7 +174,7 @@ class Escalate:
 
     @classmethod
     def from_dict(cls, data: Any) -> "Escalate":
-        """From `to_dict`'s data.
+        """Read `to_dict`'s data.
 
         Raises:
             ConfigError: a key or a value isn't known, or the measure isn't installed.
@@ -195,7 +195,7 @@ class Escalate:
 def _levels(levels: Any) -> tuple[int | str, ...]:
     if isinstance(levels, str | bytes) or not isinstance(levels, Sequence) or len(levels) == 0:
         raise ConfigError(f"levels={levels!r:.200}; expected the levels of the ladder, e.g. (0, 2, 4).")
-    found = [one if isinstance(one, str) and one in NAMED else whole(one) for one in levels]
+    found = [one if isinstance(one, str) and one in NAMED else integer(one) for one in levels]
     if any(one is None for one in found):
         raise ConfigError(f"levels={levels!r:.200}; a level is an integer, 'coarsest' or 'finest'.")
     return tuple(one for one in found if one is not None)

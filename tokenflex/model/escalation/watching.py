@@ -36,7 +36,7 @@ class AnswerWatch(LogitsProcessor):
 
         Args:
             new: tokens that were generated.
-            mask: of `answered`.
+            mask: of `answer_mask`.
 
         Raises:
             UnsupportedHostError: the host's ``generate`` showed nothing.
@@ -61,7 +61,7 @@ class AfterOne(StoppingCriteria):
     """Every answer ends with its first token."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """True for every row."""
+        """True for every row: each stops after its first token."""
         return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -75,7 +75,7 @@ def padding(settings: Options) -> int:
     return (_ids(settings("pad_token_id")) or ends(settings) or [0])[0]
 
 
-def answered(new: Int[Tensor, "rows steps"], settings: Options) -> Bool[Tensor, "rows steps"]:
+def answer_mask(new: Int[Tensor, "rows steps"], settings: Options) -> Bool[Tensor, "rows steps"]:
     """Which new tokens are the answer: up to the token that ends it, that one included; the first always."""
     last, pad = torch.tensor(ends(settings), device=new.device, dtype=new.dtype), padding(settings)
     over = torch.isin(new, last).long()

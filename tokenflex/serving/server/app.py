@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tokenflex.serving.server import protocol
-from tokenflex.serving.server.asking import Ask, read
+from tokenflex.serving.server.asking import Ask, read_ask
 from tokenflex.serving.server.images import Images
 from tokenflex.serving.server.limits import Limits
 from tokenflex.serving.server.metrics import CONTENT_TYPE, Metrics
@@ -25,7 +25,7 @@ CHAT = "/v1/chat/completions"
 
 
 class Engine(Protocol):
-    """What answers requests."""
+    """What answers requests with a model."""
 
     name: str
     num_levels: int
@@ -87,7 +87,7 @@ class Door:
         self.app, self.limits, self.metrics, self.open = app, limits, metrics, 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One connection's request."""
+        """Let one request in, or refuse it where as many are being answered as the limits allow."""
         if scope["type"] != "http" or scope["path"] != CHAT:
             await self.app(scope, receive, send)
             return
@@ -121,17 +121,17 @@ class Door:
 
 
 class Served:
-    """The routes of one model."""
+    """The routes under which one model is served."""
 
     def __init__(self, engine: Engine, name: str, limits: Limits, metrics: Metrics, images: Images) -> None:
         self.engine, self.name, self.limits = engine, name, limits
         self.metrics, self.images, self.since = metrics, images, int(time.time())
 
     async def chat(self, request: Request) -> Response:
-        """Answer a conversation."""
-        asked = protocol.read(await self._body(request))
+        """Answer a conversation: the route ``/v1/chat/completions``."""
+        asked = protocol.read_chat(await self._body(request))
         self._require(asked.model)
-        ask = await read(asked, self.images, self.limits, self.engine.num_levels, self.engine.placeholders)
+        ask = await read_ask(asked, self.images, self.limits, self.engine.num_levels, self.engine.placeholders)
         pieces = self.engine.answer(ask)
         if asked.stream:
             first = await _unless_gone(request, anext(pieces))
@@ -143,7 +143,7 @@ class Served:
         return JSONResponse(Writer(self.name).whole(text, reason, usage))
 
     async def models(self, request: Request) -> Response:
-        """The one model."""
+        """The list of models, which has one: the route ``/v1/models``."""
         return JSONResponse({"object": "list", "data": [self._described()]})
 
     async def model(self, request: Request) -> Response:
@@ -152,13 +152,13 @@ class Served:
         return JSONResponse(self._described())
 
     async def health(self, request: Request) -> Response:
-        """Whether requests can be answered."""
+        """Whether requests can be answered: 200 where they can, else 503 with the reason."""
         reason = await self.engine.refusal()
         body = {"status": "ok" if reason is None else "unavailable", "model": self.name, "engine": self.engine.name}
         return JSONResponse(body if reason is None else {**body, "reason": reason}, 200 if reason is None else 503)
 
     async def counted(self, request: Request) -> Response:
-        """The counters."""
+        """The counters as text, for Prometheus."""
         return Response(self.metrics.written(), media_type=CONTENT_TYPE)
 
     def _described(self) -> dict[str, Any]:

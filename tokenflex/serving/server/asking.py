@@ -12,7 +12,7 @@ from tokenflex.errors import ConfigError, InputError
 from tokenflex.model import request
 from tokenflex.serving.server.images import Images
 from tokenflex.serving.server.limits import Limits
-from tokenflex.serving.server.protocol import Chat, ImagePart
+from tokenflex.serving.server.protocol import Chat, ImageItem
 from tokenflex.serving.server.refusals import RefusedError
 
 ROLES = {"developer": "system"}
@@ -33,8 +33,8 @@ class Ask:
     """What a model is asked.
 
     Attributes:
-        messages: in the form of chat templates: contents are lists of ``text`` and ``image`` parts.
-        images: in the order of their parts.
+        messages: in the form of chat templates: contents are lists of ``text`` and ``image`` items.
+        images: in the order of their items.
         levels: of every image; None lets the router decide.
         budget: that the router keeps to.
         stop: strings that end the answer, and aren't part of it.
@@ -57,7 +57,7 @@ class Ask:
         return frozenset(kind), json.dumps(self.budget, sort_keys=True), self.sampling, alone
 
 
-async def read(chat: Chat, images: Images, limits: Limits, num_levels: int, placeholders: Sequence[str]) -> Ask:
+async def read_ask(chat: Chat, images: Images, limits: Limits, num_levels: int, placeholders: Sequence[str]) -> Ask:
     """What a checked request asks, with its images.
 
     Args:
@@ -69,24 +69,24 @@ async def read(chat: Chat, images: Images, limits: Limits, num_levels: int, plac
     """
     urls, details, messages = list[str](), list[str](), list[dict[str, Any]]()
     for message in chat.messages:
-        parts: list[dict[str, Any]] = []
-        for part in message.content:
-            if isinstance(part, ImagePart):
+        content: list[dict[str, Any]] = []
+        for item in message.content:
+            if isinstance(item, ImageItem):
                 if message.role != "user":
                     raise RefusedError(f"A message of role {message.role} has an image; only those of users may.")
-                urls.append(part.image_url.url)
-                details.append(part.image_url.detail)
-                parts.append({"type": "image"})
+                urls.append(item.image_url.url)
+                details.append(item.image_url.detail)
+                content.append({"type": "image"})
                 continue
             for mark in placeholders:
-                if mark in part.text:
+                if mark in item.text:
                     raise RefusedError(
-                        f"A text has {mark!r}, which stands for an image; send images as image_url parts.",
+                        f"A text has {mark!r}, which stands for an image; send images as items of the type image_url.",
                         "placeholder_in_text",
                     )
-            parts.append({"type": "text", "text": part.text})
-        messages.append({"role": ROLES.get(message.role, message.role), "content": parts})
-    characters = sum(len(part["text"]) for message in messages for part in message["content"] if "text" in part)
+            content.append({"type": "text", "text": item.text})
+        messages.append({"role": ROLES.get(message.role, message.role), "content": content})
+    characters = sum(len(item["text"]) for message in messages for item in message["content"] if "text" in item)
     if characters > limits.characters:
         raise RefusedError(
             f"The texts have {characters} characters; at most {limits.characters} are taken.", "too_large", 413

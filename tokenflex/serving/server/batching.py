@@ -77,7 +77,7 @@ class Batcher:
             job.gone = True
 
     async def serve(self) -> None:
-        """Answer for ever."""
+        """Answer requests, batch by batch, until it is cancelled."""
         loop = asyncio.get_running_loop()
         try:
             while True:

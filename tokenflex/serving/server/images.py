@@ -138,13 +138,13 @@ class Images:
         Raises:
             RefusedError: the server isn't on the list, or has an address that isn't public.
         """
-        parts = urlsplit_of(url, name)
-        host, port = (parts.hostname or "").lower(), parts.port or PORTS.get(parts.scheme, 0)
-        usual = port == PORTS.get(parts.scheme)
+        split = urlsplit_of(url, name)
+        host, port = (split.hostname or "").lower(), split.port or PORTS.get(split.scheme, 0)
+        usual = port == PORTS.get(split.scheme)
         allowed = {f"{host}:{port}"} | ({host} if usual else set())
-        if parts.scheme not in PORTS or parts.username is not None or not allowed & self.limits.hosts:
+        if split.scheme not in PORTS or split.username is not None or not allowed & self.limits.hosts:
             raise RefusedError(
-                f"{name}: images aren't fetched from {f'{parts.scheme}://{host}:{port}'[:200]}. Send it as a data: "
+                f"{name}: images aren't fetched from {f'{split.scheme}://{host}:{port}'[:200]}. Send it as a data: "
                 "URL, or have the server started with --allow-images-from.",
                 "image_url_not_allowed",
             )
@@ -155,7 +155,7 @@ class Images:
         if not addresses or not all(is_public(address) for address in addresses):
             raise RefusedError(f"{name}: {host[:100]} has an address that isn't public.", "image_url_not_allowed")
         address = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
-        target = f"{parts.scheme}://{address}:{port}{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
+        target = f"{split.scheme}://{address}:{port}{split.path or '/'}{f'?{split.query}' if split.query else ''}"
         headers = {"host": host if usual else f"{host}:{port}", "accept": "image/*", "accept-encoding": "identity"}
         try:
             return self.client.build_request("GET", target, headers=headers, extensions={"sni_hostname": host})
@@ -195,15 +195,15 @@ class Images:
 
 
 def urlsplit_of(url: str, name: str) -> Any:
-    """A URL in its parts.
+    """A URL, split.
 
     Raises:
         RefusedError: it is none.
     """
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-        return parts
+        split = urlsplit(url)
+        _ = split.port
+        return split
     except ValueError as error:
         raise RefusedError(f"{name}: its URL can't be read.", "invalid_image_url") from error
 

@@ -34,7 +34,7 @@ class Metrics:
         self._images = Counter("tokenflex_images", "Images of answered requests, by level.", ["level"], **one)
 
     def opened(self) -> None:
-        """A request has come."""
+        """Count a request that has come."""
         self._open.inc()
 
     def closed(self, status: int, seconds: float) -> None:
@@ -48,11 +48,11 @@ class Metrics:
         self._requests.labels(str(status)).inc()
 
     def batch(self, rows: int) -> None:
-        """A batch begins."""
+        """Count a batch of so many rows that begins."""
         self._rows.observe(rows)
 
     def answered(self, usage: Usage) -> None:
-        """An answer is complete."""
+        """Count an answer that is complete, and its tokens."""
         counts = usage.written()
         for kind in ("prompt", "completion", "visual"):
             self._tokens.labels(kind).inc(counts[f"{kind}_tokens"])
@@ -61,5 +61,5 @@ class Metrics:
             self._images.labels(str(level)).inc()
 
     def written(self) -> bytes:
-        """All of them, as text."""
+        """All counters as text, for Prometheus."""
         return generate_latest(self.registry)

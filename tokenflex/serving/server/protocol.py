@@ -42,29 +42,29 @@ class ImageURL(Strict):
     detail: Literal["low", "auto", "high"] = "auto"
 
 
-class TextPart(Strict):
-    """Words."""
+class TextItem(Strict):
+    """A content item that is a text."""
 
     type: Literal["text"]
     text: str
 
 
-class ImagePart(Strict):
-    """An image."""
+class ImageItem(Strict):
+    """A content item that is an image."""
 
     type: Literal["image_url"]
     image_url: ImageURL
 
 
 class Message(Strict):
-    """One turn; words alone are one part."""
+    """One turn; words alone are one content item."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] = Field(min_length=1)
+    content: list[Annotated[TextItem | ImageItem, Field(discriminator="type")]] = Field(min_length=1)
 
     @field_validator("content", mode="before")
     @classmethod
-    def _parts(cls, value: Any) -> Any:
+    def _items(cls, value: Any) -> Any:
         return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
@@ -83,7 +83,7 @@ class StreamOptions(Strict):
 
 
 class Chat(Strict):
-    """A request for an answer."""
+    """A request for an answer; its fields are OpenAI's."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -104,7 +104,7 @@ class Chat(Strict):
         return [value] if isinstance(value, str) else value
 
 
-def read(body: bytes) -> Chat:
+def read_chat(body: bytes) -> Chat:
     """A request.
 
     Raises:
@@ -133,7 +133,7 @@ def read(body: bytes) -> Chat:
         return Chat.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:200]
+        where = ".".join(str(key) for key in first["loc"])[:200]
         raise RefusedError(f"{where}: {first['msg']:.500}.", "invalid_value", param=where) from error
 
 
@@ -169,7 +169,7 @@ class Usage:
     levels: tuple[int, ...] = ()
 
     def written(self) -> dict[str, int]:
-        """As it is sent."""
+        """The numbers of tokens, as they are sent."""
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
@@ -192,7 +192,7 @@ class Writer:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, text: str, reason: str, usage: Usage) -> dict[str, Any]:
-        """The answer in one."""
+        """The whole answer as one JSON-ready object."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
         return {**self._head("chat.completion"), "choices": [choice], **_told(usage)}
@@ -211,7 +211,7 @@ class Writer:
 
 
 def event(data: Mapping[str, Any]) -> str:
-    """A server-sent event."""
+    """Data as the text of one server-sent event."""
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 

@@ -47,7 +47,7 @@ class Reader:
         """``level`` or ``budget`` of a call that answers them, which all name levels, or none, or some of them each.
 
         Raises:
-            RefusedError: the host decides for parts of an image by themselves, and a request has several levels.
+            RefusedError: the host decides for each tile of an image by itself, and a request has several levels.
         """
         levels = [level for ask in asks for level in ask.levels]
         budget = asks[0].budget
@@ -69,7 +69,7 @@ class Reader:
         """
         config: Any = stock.base_of(self.flex.host).config
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        lengths, new = prompt_tokens(inputs, {}), max(ask.sampling.new_tokens for ask in asks)
+        lengths, new = prompt_lengths(inputs, {}), max(ask.sampling.new_tokens for ask in asks)
         if limit is None or max(lengths) + new <= limit:
             return choice
         if asks[0].levels:
@@ -88,7 +88,7 @@ class Reader:
         return choice
 
     def by_row(self, inputs: dict[str, Any], decisions: Sequence[Decision], rows: int) -> list[list[Decision]]:
-        """Decisions of every row."""
+        """The decisions on each row's images, row by row."""
         found: list[list[Decision]] = [[] for _ in range(rows)]
         if decisions:
             for row, decision in zip(self.flex.adapter.read(inputs).rows, decisions, strict=True):
@@ -108,12 +108,12 @@ class Reader:
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids."""
+        """The text that generated ids stand for."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
-def prompt_tokens(inputs: dict[str, Any], output: Any) -> list[int]:
-    """Tokens of every row's prompt that the language model read."""
+def prompt_lengths(inputs: dict[str, Any], output: Any) -> list[int]:
+    """How many prompt tokens of every row the language model read."""
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
     compact = output.get("compact_attention_mask")

@@ -13,7 +13,7 @@ from tokenflex.serving.server.asking import Ask, Sampling
 from tokenflex.serving.server.batching import Batcher, Job
 from tokenflex.serving.server.limits import Limits
 from tokenflex.serving.server.protocol import Usage
-from tokenflex.serving.server.reading import Reader, prompt_tokens
+from tokenflex.serving.server.reading import Reader, prompt_lengths
 from tokenflex.serving.server.writing import Writing
 
 
@@ -36,7 +36,7 @@ class TransformersEngine:
         self.batcher = Batcher(self._run, limits.batch, limits.wait, seen)
 
     async def serve(self) -> None:
-        """Answer for ever."""
+        """Answer requests until it is cancelled."""
         await self.batcher.serve()
 
     async def refusal(self) -> str | None:
@@ -72,7 +72,7 @@ class TransformersEngine:
                 stopping_criteria=StoppingCriteriaList([Rows(jobs, writings)]),
                 return_dict_in_generate=True,
             )
-        read = prompt_tokens(inputs, output)
+        read = prompt_lengths(inputs, output)
         decided = self.reader.by_row(inputs, output.get("decisions") or (), len(jobs))
         for job, writing, prompt, decisions in zip(jobs, writings, read, decided, strict=True):
             if not writing.reason:

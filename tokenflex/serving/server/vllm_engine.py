@@ -14,7 +14,7 @@ import httpx
 import torch
 
 from tokenflex.errors import ConfigError
-from tokenflex.serving import Front, Request, chat_parts
+from tokenflex.serving import Front, Request, chat_items
 from tokenflex.serving.server.asking import Ask
 from tokenflex.serving.server.batching import Batcher, Job
 from tokenflex.serving.server.limits import Limits
@@ -76,7 +76,7 @@ class VllmEngine:
         self.model, self._warned = model, False
 
     async def serve(self) -> None:
-        """Work for ever."""
+        """Answer requests until it is cancelled."""
         try:
             await self.batcher.serve()
         finally:
@@ -159,9 +159,9 @@ class VllmEngine:
 
 def asked(ask: Ask, request: Request) -> dict[str, Any]:
     """What the server is asked: the same conversation, with embeddings in the places of images."""
-    parts = iter(chat_parts(request))
+    items = iter(chat_items(request))
     messages = [
-        {**message, "content": [next(parts) if part["type"] == "image" else part for part in message["content"]]}
+        {**message, "content": [next(items) if item["type"] == "image" else item for item in message["content"]]}
         for message in ask.messages
     ]
     sampling = ask.sampling

@@ -57,7 +57,7 @@ def wrapped(*inside: int) -> tuple[int, ...]:
 
 
 def grid_images(config: Any, rows: Rows, *, frame: Callable[..., tuple[int, ...]] = wrapped) -> Images:
-    """Images as ``pixel_values`` and ``image_grid_thw``."""
+    """The processor's inputs for images, as ``pixel_values`` and ``image_grid_thw``."""
     numbers, vision = in_order(rows), config.vision_config
     made = patches([(1, *grid(n)) for n in numbers], numbers, vision.spatial_merge_size, patch_width(vision))
     runs = tuple(frame(*(IMAGE,) * (grid(n)[0] * grid(n)[1])) for n in numbers)

@@ -98,8 +98,8 @@ def _molmo2() -> Any:
         "image_patch_id": IMAGE, "frame_start_token_id": ROW, "frame_end_token_id": BREAK,
     }  # fmt: skip
     text = language_config(dict, head_dim=8, additional_vocab_size=8)
-    parts: dict[str, Any] = {"text_config": text, "vision_config": vision, "adapter_config": adapter}
-    config = transformers.Molmo2Config(**parts, initializer_range=0.2, **special)
+    configs: dict[str, Any] = {"text_config": text, "vision_config": vision, "adapter_config": adapter}
+    config = transformers.Molmo2Config(**configs, initializer_range=0.2, **special)
     return seeded(lambda: transformers.Molmo2ForConditionalGeneration(config))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import transformers
 
 from tokenflex.testing.zoo.grids import SMALL_TEXT, grid_images
-from tokenflex.testing.zoo.qwen import EXPERTS, PARTS, newer_vision, section
+from tokenflex.testing.zoo.qwen import EXPERTS, VISION, newer_vision, section
 from tokenflex.testing.zoo.recipe import END, IMAGE, START, VIDEO, TinyHost, seeded
 
 AUDIO: dict[str, Any] = {
@@ -21,7 +21,7 @@ MORE: dict[str, Any] = {
 
 def _qwen2_5_omni() -> Any:
     vision = {
-        **PARTS, "depth": 3, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16,
+        **VISION, "depth": 3, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16,
         "fullatt_block_indexes": [1],
     }  # fmt: skip
     text = {**SMALL_TEXT, "rope_parameters": section((2, 1, 1))}

@@ -84,7 +84,7 @@ def lines(config: Any, rows: Sequence[Sequence[int]]) -> Images:
 
 
 def blocks(config: Any, rows: Sequence[Sequence[int]]) -> Images:
-    """One run per image."""
+    """Images whose placeholders are one run each."""
     canvas, sizes = padded([number for row in rows for number in row])
     runs = tuple((IMAGE,) * (h // (PATCH * MERGE) * (w // (PATCH * MERGE))) for h, w in sizes.tolist())
     return Images({"pixel_values": canvas, "image_sizes": sizes}, runs)

@@ -8,7 +8,7 @@ import transformers
 from tokenflex.testing.zoo.grids import IDS, SMALL_TEXT, Rows, grid_images, grid_videos, in_order, timed_videos
 from tokenflex.testing.zoo.recipe import Images, TinyHost, seeded
 
-PARTS: dict[str, Any] = {
+VISION: dict[str, Any] = {
     "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_heads": 2, "initializer_range": 0.2,
 }  # fmt: skip
 EXPERTS: dict[str, Any] = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
@@ -24,7 +24,7 @@ def section(sizes: tuple[int, ...], **more: Any) -> dict[str, Any]:
 
 
 def _qwen2_vl() -> Any:
-    vision = {**PARTS, "depth": 2, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
+    vision = {**VISION, "depth": 2, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
     text = {**SMALL_TEXT, "rope_parameters": section((2, 1, 1))}
     config = transformers.Qwen2VLConfig(vision_config=vision, text_config=text, **IDS)
     return seeded(lambda: transformers.Qwen2VLForConditionalGeneration(config))
@@ -32,7 +32,7 @@ def _qwen2_vl() -> Any:
 
 def _qwen2_5_vl() -> Any:
     vision = {
-        **PARTS, "depth": 3, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16,
+        **VISION, "depth": 3, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16,
         "fullatt_block_indexes": [1], "tokens_per_second": 2,
     }  # fmt: skip
     text = {**SMALL_TEXT, "rope_parameters": section((2, 1, 1))}
@@ -43,7 +43,7 @@ def _qwen2_5_vl() -> Any:
 def newer_vision(**settings: Any) -> dict[str, Any]:
     """Settings of the tower that Qwen3-VL and its successors share."""
     sizes = {"depth": 3, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
-    return {**PARTS, **sizes, "num_position_embeddings": 36, **settings}
+    return {**VISION, **sizes, "num_position_embeddings": 36, **settings}
 
 
 def _qwen3_vl() -> Any:

@@ -41,7 +41,7 @@ def images_merged_by_two(config: Any, rows: Rows) -> Images:
 
 
 def bare(rows: Rows) -> tuple[tuple[int, ...], ...]:
-    """Placeholders with nothing around them."""
+    """The placeholders of every image, with nothing around them."""
     return tuple((IMAGE,) * (h * w) for h, w in map(grid, in_order(rows)))
 
 

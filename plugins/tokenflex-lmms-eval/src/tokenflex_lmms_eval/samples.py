@@ -19,7 +19,7 @@ class Sample:
     Attributes:
         name: for messages.
         images: upright RGB images (see `tokenflex.images.decode`), in the order of their places in the messages.
-        messages: contents are lists of ``image`` and ``text`` parts.
+        messages: contents are lists of ``image`` and ``text`` items.
     """
 
     name: str
@@ -31,7 +31,7 @@ def read(messages: Any, name: str) -> Sample:
     """Split images from text.
 
     Args:
-        messages: a list of ``role`` and ``content``: text, or parts with ``type`` and ``text`` or ``url``; the ``url``
+        messages: a list of ``role`` and ``content``: text, or items with ``type`` and ``text`` or ``url``; the ``url``
             of an image is a PIL image or a path.
 
     Raises:
@@ -47,22 +47,22 @@ def read(messages: Any, name: str) -> Sample:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise DataError(f"{name}: role {role!r} isn't known; there are {', '.join(ROLES)}.")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if parts is not None and not isinstance(parts, Sequence):
-            raise DataError(f"{name}: a message's content is {content!r}; expected text or a list of parts.")
-        turns.append({"role": role, "content": [_part(part, images, name) for part in parts or ()]})
+        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if items is not None and not isinstance(items, Sequence):
+            raise DataError(f"{name}: a message's content is {content!r}; expected text or a list of content items.")
+        turns.append({"role": role, "content": [_content_item(item, images, name) for item in items or ()]})
     return Sample(name, tuple(images), tuple(turns))
 
 
-def _part(part: Any, images: list[Image.Image], name: str) -> dict[str, Any]:
-    """The part for the chat template; its image is added to ``images``."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+def _content_item(item: Any, images: list[Image.Image], name: str) -> dict[str, Any]:
+    """The item for the chat template; its image is added to ``images``."""
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    if kind == "text" and isinstance(item.get("text"), str):
+        return {"type": "text", "text": item["text"]}
     if kind == "image":
-        images.append(_image(part.get("url"), name))
+        images.append(_image(item.get("url"), name))
         return {"type": "image"}
-    raise DataError(f"{name}: a part of type {kind!r} can't be read; this model takes text and images only.")
+    raise DataError(f"{name}: a content item of type {kind!r} can't be read; this model takes text and images only.")
 
 
 def _image(given: Any, name: str) -> Image.Image:

@@ -12,7 +12,7 @@ from tests.conftest import image
 from tokenflex import cards
 from tokenflex.evaluation import drawing
 from tokenflex.evaluation.questions import Question
-from tokenflex.evaluation.records import AnswerWriter, Evaluation, Record, Shown, begin
+from tokenflex.evaluation.records import AnswerWriter, Evaluation, Record, Shown, begin_evaluation
 from tokenflex.evaluation.report import report
 from tokenflex.markup import readable
 from tokenflex.pages import rendering
@@ -100,7 +100,7 @@ def folder(tmp_path_factory):
     for place, text in enumerate(HOSTILE):
         question = Question(place, text, text, text, (text,))
         seen.append(Shown(question, (shown,)))
-    begin(target, manifest, lambda: seen)
+    begin_evaluation(target, manifest, lambda: seen)
     line = [text for text in HOSTILE if text.isprintable()]
     names = [
         "level:0",

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.model.test_escalate import answers, model, words
+from tests.model.escalation.test_escalate import answers, model, words
 from tokenflex import Escalate
 from tokenflex.hosts.grouped import Options
-from tokenflex.model.escalation.watching import answered, padding, side_by_side
+from tokenflex.model.escalation.watching import answer_mask, padding, side_by_side
 
 PAD, END = 0, 2
 
@@ -23,18 +23,18 @@ def test_an_answer_goes_up_to_the_token_that_ends_it(texts, ended):
     new = torch.full((len(texts), width), PAD)
     for row, text in zip(new, texts, strict=True):
         row[: len(text) + 1] = torch.tensor([*text, END])
-    mask = answered(new, told())
+    mask = answer_mask(new, told())
     assert mask.sum(-1).tolist() == [len(text) + 1 for text in texts]
     assert torch.equal(side_by_side([row[at] for row, at in zip(new, mask, strict=True)], PAD), new)
 
 
 def test_answers_that_do_not_end():
     new = torch.tensor([[5, PAD, 6], [PAD, PAD, PAD], [7, 8, PAD]])
-    assert answered(new, told()).all(), "padding is a token like others where nothing ended"
-    stopped = answered(new, told(stopping_criteria=[object()]))
+    assert answer_mask(new, told()).all(), "padding is a token like others where nothing ended"
+    stopped = answer_mask(new, told(stopping_criteria=[object()]))
     assert stopped.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
-    assert answered(new, told(eos_token_id=None)).all()
-    assert answered(new, told(eos_token_id=torch.tensor([8, 6]))).tolist() == [
+    assert answer_mask(new, told(eos_token_id=None)).all()
+    assert answer_mask(new, told(eos_token_id=torch.tensor([8, 6]))).tolist() == [
         [True] * 3,
         [True] * 3,
         [True, True, False],

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import tokenflex
 from tests.hosts.served import served
 from tokenflex.errors import InputError
-from tokenflex.serving import chat_parts, prompt_embeds, vllm_prompt
+from tokenflex.serving import chat_items, prompt_embeds, vllm_prompt
 from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE, END, START
 
 ROWS = ((1, 2, AN_IMAGE, 3), (4, 5, 6, 7, 8), (AN_IMAGE, 9, 10, AN_IMAGE, 11, 12), (3, AN_IMAGE, 5, 7))
@@ -95,7 +95,7 @@ def test_text_alone():
     (request,) = flex.export(input_ids=ids[None])
     assert (request.prompt_ids, request.compact_ids, request.images) == (tuple(ids.tolist()), tuple(ids.tolist()), ())
     assert vllm_prompt(request) == {"prompt_token_ids": ids.tolist()}
-    assert chat_parts(request) == []
+    assert chat_items(request) == []
     assert prompt_embeds(flex, request).equal(flex.get_input_embeddings()(ids))
 
 
@@ -151,21 +151,21 @@ def test_vllm_writes_the_brackets_of_internvl_itself():
             assert not {START, END} & set(kept)
 
 
-def read(part):
-    return torch.load(io.BytesIO(base64.b64decode(part)), weights_only=True)
+def read(item):
+    return torch.load(io.BytesIO(base64.b64decode(item)), weights_only=True)
 
 
-def test_chat_parts():
+def test_chat_items():
     flex, inputs = model("llava_next")
     request = flex.export(**inputs, level=LEVELS)[2]
-    for part, image in zip(chat_parts(request), request.images, strict=True):
-        assert (part["type"], part["uuid"]) == ("image_embeds", image.key)
-        assert read(part["image_embeds"]).equal(image.embeddings)
+    for item, image in zip(chat_items(request), request.images, strict=True):
+        assert (item["type"], item["uuid"]) == ("image_embeds", image.key)
+        assert read(item["image_embeds"]).equal(image.embeddings)
     flex, inputs = model("qwen2_5_vl")
     request = flex.export(**inputs, level=LEVELS)[0]
-    (part,) = chat_parts(request)
-    assert read(part["image_embeds"]["image_embeds"]).equal(request.images[0].embeddings)
-    assert tuple(read(part["image_embeds"]["image_grid_thw"]).tolist()) == request.images[0].grid
+    (item,) = chat_items(request)
+    assert read(item["image_embeds"]["image_embeds"]).equal(request.images[0].embeddings)
+    assert tuple(read(item["image_embeds"]["image_grid_thw"]).tolist()) == request.images[0].grid
 
 
 def test_what_cannot_travel_is_refused():

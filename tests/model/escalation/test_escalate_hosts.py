@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.hosts.test_every_host import SERVED
-from tests.model.test_escalate import MEASURES, answers, mixed, model, same_as_plain
+from tests.model.escalation.test_escalate import MEASURES, answers, mixed, model, same_as_plain
 from tokenflex import Escalate
 from tokenflex.testing.zoo.recipe import AN_IMAGE
 

@@ -34,7 +34,7 @@ def counted(least: int, below: int = LARGEST_COUNT) -> Rule:
 
 
 def one_of(*known: Any) -> Rule:
-    """One of these values."""
+    """One of these values, of the same type."""
     return lambda value: any(value is one or (value == one and type(value) is type(one)) for one in known), (
         f"one of {', '.join(map(repr, known))}"
     )
@@ -70,8 +70,8 @@ def require(found: Any, rules: Mapping[str, Rule], where: str, *, extra: bool = 
             raise ConfigError(f"{where}: {key} is {found[key]!r:.100}, expected {meaning}. {AGAIN}")
 
 
-def manifest(folder: Path, name: str, version: int, without: str) -> tuple[dict[str, Any], bool]:
-    """A manifest as `sealed` wrote it, without its digest, and whether it had one.
+def read_manifest(folder: Path, name: str, version: int, without: str) -> tuple[dict[str, Any], bool]:
+    """A manifest as `manifest_text` wrote it, without its digest, and whether it had one.
 
     Tables beside a manifest with a digest have one, too; those of older versions, and what is added to them, may not.
 
@@ -95,7 +95,7 @@ def manifest(folder: Path, name: str, version: int, without: str) -> tuple[dict[
     return found, digest is not None
 
 
-def sealed(found: Mapping[str, Any]) -> str:
+def manifest_text(found: Mapping[str, Any]) -> str:
     """The text of a manifest, with its digest."""
     return json.dumps({**found, DIGEST: of_json(found)}, indent=2) + "\n"
 
@@ -117,7 +117,7 @@ def write_table(table: pa.Table, target: Any, metadata: Mapping[str, str] | None
     pq.write_table(table.replace_schema_metadata(known), target, write_page_checksum=True)
 
 
-def table(
+def read_table(
     folder: Path,
     name: str,
     schema: pa.Schema,

@@ -12,7 +12,7 @@ from tests.conftest import TEXTS
 from tokenflex import Budget
 from tokenflex.contracts import Decision
 from tokenflex.errors import ConfigError, InputError
-from tokenflex.measure import Plan, Setting, Work, profile
+from tokenflex.measure import MeasuredSetting, Plan, Work, profile
 from tokenflex.measure.account import Account
 from tokenflex.measure.mix import GivenLevels, levels_for
 from tokenflex.measure.plan import VANILLA
@@ -64,7 +64,7 @@ def test_a_mix_keeps_its_share_of_the_batch_and_runs_the_router(found, flex, bat
         totals = flex.encode(batches[0]).counts.sum(0)
     assert setting.levels == levels_for(0.5, (totals / totals[-1]).tolist(), 2)
     assert "decision" in setting.stages
-    alone = Setting("mix half", "mix", share=0.5).on(torch.tensor([[10, 20, 45, 100]]))
+    alone = MeasuredSetting("mix half", "mix", share=0.5).on(torch.tensor([[10, 20, 45, 100]]))
     assert alone.budget == GivenLevels.Config(levels=(2,))
 
 
@@ -128,8 +128,8 @@ def test_memory_and_work_shrink_with_the_tokens(found):
 
 def test_vanilla_and_finest_write_the_same(flex, batches, found):
     for inputs in batches:
-        plain = answering(flex, inputs, Setting("v", "vanilla"), 6)()["sequences"]
-        finest = answering(flex, inputs, Setting("f", "level", level=-1), 6)()["sequences"]
+        plain = answering(flex, inputs, MeasuredSetting("v", "vanilla"), 6)()["sequences"]
+        finest = answering(flex, inputs, MeasuredSetting("f", "level", level=-1), 6)()["sequences"]
         assert torch.equal(plain, finest)
         assert plain.shape[1] == inputs["input_ids"].shape[1] + 6
     assert not any("another answer" in told for told in found.warnings)
@@ -210,7 +210,7 @@ def test_another_answer_at_the_finest_level_is_warned_of(host, batch, monkeypatc
 
 def test_other_kernels_and_changing_minds_are_warned_of():
     ids = torch.zeros(1, 2, dtype=torch.long)
-    forced, routed = Setting("level 1", "level", level=1), Setting("routed", "routed")
+    forced, routed = MeasuredSetting("level 1", "level", level=1), MeasuredSetting("routed", "routed")
     mine = (Decision(1, None, 3, 9),)
     accounts = {VANILLA: Account((), 9, {}, ids), forced: Account(mine, 9, {}, ids), routed: Account(mine, 9, {}, ids)}
     works = {VANILLA: Work(1, ("flash",)), forced: Work(1, ()), routed: Work(1, ("flash", "math"))}
