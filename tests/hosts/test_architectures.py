@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hosts.served import served
@@ -44,7 +44,8 @@ def test_the_catalog_names_what_the_rows_describe():
 
 
 def test_every_row_has_an_adapter_and_a_tiny_host():
-    assert set(ZOO) == set(ARCHITECTURES)
+    assert ARCHITECTURES.keys() - ZOO.keys() == {"tokenflex_composed"}  # made by tokenflex.compose, and tested there
+    assert ZOO.keys() - ARCHITECTURES.keys() <= catalog.REFUSED_HOSTS.keys()
     for name in ARCHITECTURES:
         assert name in hosts.get(name).model_types
 
@@ -85,6 +86,7 @@ def one_forms(layout: ImageLayout, kept: Grid | int, frames: list[int] | None) -
         assert len(np.unique(order[order < tokens])) == (order < tokens).sum()
 
 
+@settings(max_examples=40, deadline=None)
 @given(plain | tiled, st.data())
 def test_counts_runs_and_order_of_a_layout_agree(layout, data):
     side = data.draw(st.integers(1, layout.grid.rows))
@@ -98,28 +100,31 @@ def test_counts_runs_and_order_of_a_layout_agree(layout, data):
     one_forms(layout, kept, frames)
 
 
+@settings(max_examples=40, deadline=None)
 @given(plain)
 def test_what_is_packed_is_unpacked(layout):
-    tokens = torch.arange(layout.views * layout.grid.tokens)[:, None]
-    separators = -1 - torch.arange(layout.separators)[:, None]
+    tokens = torch.arange(layout.views * layout.grid.tokens).float()[:, None]
+    separators = -1.0 - torch.arange(layout.separators)[:, None]
     table = torch.cat([tokens, separators])
     found, marks = layout.unpack(table[torch.from_numpy(layout.order(layout.grid, layout.views))])
     assert torch.equal(found, tokens.view(layout.views, layout.grid.tokens, 1))
     assert marks is None if not layout.separators else torch.equal(marks, separators)
 
 
+@settings(max_examples=40, deadline=None)
 @given(tiled)
 def test_tiles_are_unpacked_from_an_image_that_fills_its_canvas(layout):
     tiles, grid = layout.tiles, layout.grid
     size = (tiles.rows * grid.rows * 7, tiles.cols * grid.cols * 7)
     full = TiledLayout(grid=grid, tiles=tiles, size=size)
-    tokens = torch.arange(full.views * grid.tokens)[:, None]
-    table = torch.cat([tokens, -torch.ones(1, 1, dtype=torch.long)])
+    tokens = torch.arange(full.views * grid.tokens).float()[:, None]
+    table = torch.cat([tokens, -torch.ones(1, 1)])
     found, none = full.unpack(table[torch.from_numpy(full.order(grid, full.views))])
     assert torch.equal(found, tokens.view(full.views, grid.tokens, 1))
     assert none is None
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.builds(GridLayout, grid=grids, views=st.integers(1, 4), runs=runs), sides, sides)
 def test_of_a_smaller_image_every_run_keeps_its_own(full, rows, cols):
     smaller = GridLayout(
