@@ -102,7 +102,7 @@ class GridAdapter(StockAdapter):
                 shown = shown & (types == modality.type)
             layouts = self._layouts(modality, known, cpu, shown)
             if self.route_per == "tile":
-                layouts = [tile for layout in layouts for tile in layout.tiles()]
+                layouts = [tile for layout in layouts for tile in layout.apart()]
             items += located(modality, layouts, shown)
         if self.architecture.types in cpu:
             known_types = [modality.type for modality in modalities if modality.type is not None]

@@ -82,7 +82,7 @@ class ImageLayout(ABC):
         """
         return (smaller.placeholders,)
 
-    def tiles(self) -> tuple["ImageLayout", ...]:
+    def apart(self) -> tuple["ImageLayout", ...]:
         """Every view as an image of its own, where the views can be routed one by one; else the image itself."""
         return (self,)
 
@@ -158,10 +158,10 @@ class GridLayout(ImageLayout):
         """Of the same runs where the image has as many views; otherwise of one run."""
         return self.per_run(smaller.grid) if smaller.views == self.views else super().per_run_as(smaller)
 
-    def tiles(self) -> tuple[ImageLayout, ...]:
+    def apart(self) -> tuple[ImageLayout, ...]:
         """Crops with neither text nor marks between them can be routed one by one; frames of a video can't."""
-        apart = self.runs == "whole" and not (self.video or self.separators)
-        return (replace(self, views=1),) * self.views if apart else (self,)
+        alone = self.runs == "whole" and not (self.video or self.separators)
+        return (replace(self, views=1),) * self.views if alone else (self,)
 
     @property
     def separators(self) -> int:
