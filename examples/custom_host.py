@@ -34,7 +34,7 @@ class MyLMM(nn.Module):
 class MyAdapter(HostAdapter):
     """How TokenFlex talks to it."""
 
-    model_types, model_type, options = ("my-gru",), "my-gru", {}
+    model_type, options = "my-gru", {}
     dim, grid = DIM, Grid(4, 4)
 
     @classmethod

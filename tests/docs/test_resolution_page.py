@@ -6,8 +6,8 @@ import pytest
 import transformers
 from packaging.version import Version
 
+from tokenflex.hosts.architectures import ARCHITECTURES, levels_of, resizing_of
 from tokenflex.hosts.resized_views import GEMMA_BUDGETS
-from tokenflex.hosts.resizings import REFUSALS, RESIZINGS, levels_of, resizing_of
 from tokenflex.tables import hosts as hosts_table
 
 PAGE = (Path(__file__).parents[2] / "docs" / "resolution.md").read_text(encoding="utf-8")
@@ -21,13 +21,10 @@ def test_the_table_is_the_codes():
 
 
 def test_every_setting_is_explained():
-    for name in {levels_of(model_type)[1] for model_type in RESIZINGS} - {None}:
+    found = [levels_of(model_type) for model_type in ARCHITECTURES]
+    for name in {setting for _, setting in filter(None, found)} - {None}:
         assert f"`{name}=" in PAGE
     assert all(str(budget) in PAGE for budget in GEMMA_BUDGETS)
-
-
-def test_no_architecture_is_served_and_refused():
-    assert not RESIZINGS.keys() & REFUSALS.keys()
 
 
 def test_an_architecture_of_no_table_is_refused():

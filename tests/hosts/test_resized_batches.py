@@ -11,7 +11,7 @@ from tests.hosts.served import served
 from tokenflex.contracts import Grid
 from tokenflex.contracts.scaler import shrunk
 from tokenflex.errors import InputError
-from tokenflex.hosts.architecture import Unit
+from tokenflex.hosts.layouts import GridLayout
 from tokenflex.hosts.resized_patches import BY_ROW, BY_TOKEN, CHANNELS_FIRST, CHANNELS_LAST, amid
 from tokenflex.ops import pixels
 from tokenflex.registry import hosts
@@ -87,10 +87,10 @@ def test_sides_are_rounded_down(rows, cols, one, other):
 
 @given(sides, sides, shares)
 def test_a_level_is_amid_its_shares(rows, cols, share):
-    unit = Unit(grid=Grid(rows, cols))
-    wanted = shrunk(unit.grid, share).tokens
-    assert shrunk(unit.grid, min(amid(unit, wanted), 1.0)).tokens == wanted
-    assert shrunk(unit.grid, min(amid(unit, 0), 1.0)).tokens == shrunk(unit.grid, 1e-9).tokens
+    full = GridLayout(grid=Grid(rows, cols))
+    wanted = shrunk(full.grid, share).tokens
+    assert shrunk(full.grid, min(amid(full, wanted), 1.0)).tokens == wanted
+    assert shrunk(full.grid, min(amid(full, 0), 1.0)).tokens == shrunk(full.grid, 1e-9).tokens
 
 
 @given(st.sampled_from([BY_TOKEN, BY_ROW]), st.sampled_from([CHANNELS_FIRST, CHANNELS_LAST]), st.data())

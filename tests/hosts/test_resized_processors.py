@@ -67,9 +67,9 @@ def test_settings_give_the_processor_a_level(name):
     for size in (IMAGES[0], (IMAGES[0][0] + 1, IMAGES[0][1] - 1)):
         read = adapter.read(batch(tiny, adapter, processor, [image(*size)]))
         for share in (1 / 16, 1 / 4, 1 / 2):
-            wanted = adapter.resized(read, [share]).items[0][1].placeholders
+            wanted = adapter.resized(read, [share]).items[0].layout.placeholders
             told = adapter.processor_kwargs(read, 0, wanted)
-            tokens = adapter.read(batch(tiny, adapter, processor, [image(*size)], **told)).items[0][1].placeholders
+            tokens = adapter.read(batch(tiny, adapter, processor, [image(*size)], **told)).items[0].layout.placeholders
             by_edge = "shortest_edge" not in told["size"]  # which rounds the other side up
             assert tokens == wanted if size == IMAGES[0] and not by_edge else abs(tokens - wanted) <= 0.5 * wanted + 1
 
@@ -82,17 +82,17 @@ def test_a_level_of_tiles_is_what_fewer_tiles_give(name, size, share):
     tiny, adapter = opened(name)
     processor, seen = PROCESSORS[name](adapter.host.config), [image(*size)]
     read = adapter.read(batch(tiny, adapter, processor, seen))
-    most = max(int(share * (read.items[0][1].views - 1)), 1)
+    most = max(int(share * (read.items[0].layout.views - 1)), 1)
     expected = batch(tiny, adapter, processor, seen, max_patches=most)
     small = adapter.resized(read, [share])
     assert torch.equal(small.inputs["input_ids"], expected["input_ids"])
     given = encoder_inputs(adapter, read, [share])
     assert given["pixel_values"].shape == expected["pixel_values"].shape
     assert (given["pixel_values"] - expected["pixel_values"]).abs().mean() < 3 * TOLERANCE
-    tokens = small.items[0][1].placeholders
+    tokens = small.items[0].layout.placeholders
     told = adapter.processor_kwargs(read, 0, tokens)
     again = batch(tiny, adapter, processor, seen, **told)
-    assert adapter.read(again).items[0][1].placeholders == tokens
+    assert adapter.read(again).items[0].layout.placeholders == tokens
 
 
 def test_canvases_are_the_processors():
@@ -134,7 +134,7 @@ def test_gemma4_levels_are_its_budgets(name):
     assert torch.equal(given["image_position_ids"][:, :count], expected["image_position_ids"][:, :count])
     found = adapter.host(**spliced(adapter, read, [0.25, 0.25]).inputs).logits
     close(found, adapter.host(**{**expected, **given}).logits, "the plain host on smaller images")
-    told = [adapter.processor_kwargs(read, i, small.items[i][1].placeholders) for i in range(2)]
+    told = [adapter.processor_kwargs(read, i, small.items[i].layout.placeholders) for i in range(2)]
     assert told == [{"max_soft_tokens": 70}] * 2
     assert adapter.processor_kwargs(read, 0, 1) == {"max_soft_tokens": 70}
     assert adapter.processor_kwargs(read, 0, 130) == {"max_soft_tokens": 140}

@@ -11,8 +11,9 @@ from tests.hosts.served import served
 from tokenflex.contracts import Grid
 from tokenflex.errors import InputError, UnsupportedHostError
 from tokenflex.hosts import anyres, resized_tiles
+from tokenflex.hosts.layouts import GridLayout, TiledLayout
 from tokenflex.hosts.llava_next import LlavaNextAdapter
-from tokenflex.hosts.runs import Strip, Tiled
+from tokenflex.hosts.resizing import Image as SmallerImage
 from tokenflex.ops import pixels
 from tokenflex.registry import hosts
 from tokenflex.testing.host_bench import FINEST, SCALER, close
@@ -41,27 +42,32 @@ def processed(processor, *images):
     return processor(images=[*images], text=["w1 <image> w2"] * len(images), return_tensors="pt", padding=True)
 
 
+def views(batch, layout):
+    """The pixels of the batch's only image, smaller."""
+    return resized_tiles.views(batch, [SmallerImage(number=0, full=batch.items[0].layout, layout=layout)])[0]
+
+
 @pytest.mark.parametrize("size", [(64, 64), (90, 100), (50, 60), (200, 120)])
 @torch.no_grad()
 def test_a_coarser_canvas_is_the_image_made_smaller(adapter, processor, size):
     full = image(*size)
     batch = adapter.read(processed(processor, full))
-    assert batch.items[0].run.tiles == Grid(2, 2)
+    assert batch.items[0].layout.tiles == Grid(2, 2)
     small = adapter.resized(batch, [0.5])
-    run = small.items[0].run
-    assert run.tiles.tokens == 2
-    expected = processed(processor, full.resize(run.size[::-1], Image.BICUBIC))
+    layout = small.items[0].layout
+    assert layout.tiles.tokens == 2
+    expected = processed(processor, full.resize(layout.size[::-1], Image.BICUBIC))
     assert torch.equal(small.inputs["input_ids"], expected["input_ids"])
-    made = resized_tiles._views(adapter.host.config, batch, [run], [0])[0]
+    made = views(batch, layout)
     assert made.shape == expected["pixel_values"][0].shape
-    canvas = (run.tiles.rows * SIDE, run.tiles.cols * SIDE)
-    top, left, height, width = resized_tiles._place(run.size, canvas)
+    canvas = (layout.tiles.rows * SIDE, layout.tiles.cols * SIDE)
+    top, left, height, width = resized_tiles._place(layout.size, canvas)
     one, other = (
-        pixels.untiled(tiles[None, 1:], run.tiles.rows)[0, :, top : top + height, left : left + width]
+        pixels.untiled(tiles[None, 1:], layout.tiles.rows)[0, :, top : top + height, left : left + width]
         for tiles in (made, expected["pixel_values"][0])
     )
     assert (one - other).abs().mean() < TOLERANCE
-    inputs = {**small.inputs, "pixel_values": made[None], "image_sizes": torch.tensor([run.size])}
+    inputs = {**small.inputs, "pixel_values": made[None], "image_sizes": torch.tensor([layout.size])}
     found = adapter.host(**spliced(adapter, batch, [0.5]).inputs).logits
     close(found, adapter.host(**inputs).logits, "the plain host on a coarser canvas")
 
@@ -71,10 +77,10 @@ def test_padding_is_that_of_the_full_canvas(adapter, processor):
     """A canvas that has padding passes it on: nothing of it is guessed."""
     full = image(52, 64)
     batch = adapter.read(processed(processor, full))
-    assert batch.items[0].run.tiles == Grid(2, 2)
-    small = adapter.resized(batch, [0.5]).items[0].run
+    assert batch.items[0].layout.tiles == Grid(2, 2)
+    small = adapter.resized(batch, [0.5]).items[0].layout
     expected = processed(processor, full.resize(small.size[::-1], Image.BICUBIC))["pixel_values"][0, 1:]
-    made = resized_tiles._views(adapter.host.config, batch, [small], [0])[0][1:]
+    made = views(batch, small)[1:]
     assert (made - expected).abs().mean() < TOLERANCE
 
 
@@ -82,7 +88,7 @@ def test_padding_is_that_of_the_full_canvas(adapter, processor):
 def test_the_whole_view_alone(adapter, processor):
     batch = adapter.read(processed(processor, image(64, 64), image(40, 90)))
     small = adapter.resized(batch, [0.25, 0.1])
-    assert [item.run for item in small.items] == [Strip(grid=Grid(8, 8), ends=1)] * 2
+    assert [item.layout for item in small.items] == [GridLayout(grid=Grid(8, 8), end=1)] * 2
     full, alone = adapter.encode(batch), adapter.encode_resized(batch, [0.25, 0.1], [0, 1])
     for one, whole in zip(alone, full, strict=True):
         torch.testing.assert_close(one.features, whole.features[:1])
@@ -108,12 +114,12 @@ def config(adapter):
 @given(st.integers(1, 400), st.integers(1, 400), st.lists(st.floats(0.01, 1), min_size=2, max_size=6))
 def test_sizes_ascend_with_their_share(config, height, width, shares):
     tiles = anyres.local_tiles(config, (height, width))
-    full = Tiled(grid=Grid(8, 8), tiles=tiles, size=(height, width))
+    full = TiledLayout(grid=Grid(8, 8), tiles=tiles, size=(height, width))
     found = [resized_tiles.smaller(config, full, share) for share in sorted([*shares, 1.0])]
-    counts = [one.tiles.tokens if isinstance(one, Tiled) else 0 for one in found]
+    counts = [one.tiles.tokens if isinstance(one, TiledLayout) else 0 for one in found]
     assert counts == sorted(counts)
     for share, one in zip(sorted([*shares, 1.0]), found, strict=True):
-        if isinstance(one, Tiled):
+        if isinstance(one, TiledLayout):
             assert one.tiles.tokens <= share * tiles.tokens + 1e-3
             assert anyres.local_tiles(config, one.size) == one.tiles
             assert one.placeholders <= full.placeholders
@@ -125,8 +131,8 @@ def test_videos_and_company_keep_their_size():
     adapter = hosts.get("llava_onevision")(tiny.build())
     batch = adapter.read(tiny.batch(adapter.host.config, ((1, AN_IMAGE, 2, AN_IMAGE, 3), (4, AN_IMAGE, 5))))
     small = adapter.resized(batch, [0.1] * 3)
-    assert [one.run for one in small.items[:2]] == [one.run for one in batch.items[:2]]
-    assert small.items[2].run != batch.items[2].run
+    assert [one.layout for one in small.items[:2]] == [one.layout for one in batch.items[:2]]
+    assert small.items[2].layout != batch.items[2].layout
     tiny = served("llava_next_video")
     adapter = hosts.get("llava_next_video")(tiny.build())
     batch = adapter.read(tiny.batch(adapter.host.config, ((1, "video", 2), (3, AN_IMAGE, 4, "video"))))

@@ -13,14 +13,14 @@ from tests.hosts.served import served
 from tokenflex.contracts import Grid
 from tokenflex.errors import InputError, UnsupportedHostError
 from tokenflex.hosts import tower_attention
-from tokenflex.hosts.architectures import READABLE
+from tokenflex.hosts.architectures import ARCHITECTURES
 from tokenflex.model import wrap
 from tokenflex.registry import hosts
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.testing.host_bench import ROWS, HostBench
 from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE
 
-READ = [*READABLE, "llava_next", "llava_next_video", "llava_onevision"]
+READ = [name for name, row in ARCHITECTURES.items() if row.attention_refusal is None]
 
 
 def bench_of(name):
@@ -33,8 +33,7 @@ def recorded(bench, inputs):
     """Per call of the tower the attention weights of the layer that the projector reads, from an eager copy."""
     host = copy.deepcopy(bench.host)
     host.set_attn_implementation("eager")
-    paths = getattr(getattr(bench.adapter, "architecture", None), "vision_tower", ("model.vision_tower",))
-    layers = tower_attention._layers(host, paths)
+    layers = tower_attention._layers(host, bench.adapter.architecture.vision_tower)
     features = getattr(host.config, "vision_feature_layer", None)
     features = -1 if features is None else features
     features = features if isinstance(features, int) else features[-1]

@@ -99,8 +99,6 @@ class HostAdapter(ABC):
         host: the model to serve, as loaded by its own class (a PEFT wrapper around it is fine).
     """
 
-    model_types: tuple[str, ...] = ()
-
     def __init__(self, host: nn.Module) -> None:
         self.host = host
 

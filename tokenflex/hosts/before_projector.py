@@ -60,7 +60,7 @@ def described(adapter: HostAdapter) -> dict[str, Any]:
 
 
 def weights(adapter: HostAdapter) -> dict[str, Tensor]:
-    """Of the projector."""
+    """The weights of the host's projector, detached, by name."""
     projector: nn.Module = stock.base_of(adapter.host).model.multi_modal_projector
     return {name: value.detach() for name, value in projector.state_dict().items()}
 

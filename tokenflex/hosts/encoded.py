@@ -1,4 +1,4 @@
-"""The encoder's output, read into units and written for a shortened batch."""
+"""The encoder's output, read into the images of a batch and written for a shortened one."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from tokenflex.contracts import Grid, ScaledTokens, Span, VisualTokens
+from tokenflex.contracts import Grid, ScaledTokens, VisualTokens
 from tokenflex.errors import InputError
-from tokenflex.hosts.architecture import Architecture, Modality, Unit
+from tokenflex.hosts.architecture import Architecture
+from tokenflex.hosts.layouts import ImageLayout
+from tokenflex.hosts.modality import BatchImage
 from tokenflex.ops.assignment import mean_of_sources
-
-Item = tuple[Modality, Unit, Span]
 
 
 @dataclass
@@ -35,8 +35,8 @@ class EncoderOutputs(ModelOutput):
     router_logits: Tensor | None = None
 
 
-def layout_of(scaled: ScaledTokens) -> Grid | int:
-    """The kept tokens' grid, or their number."""
+def kept_of(scaled: ScaledTokens) -> Grid | int:
+    """The grid of one view's kept tokens, or their number where they form none."""
     return scaled.grid if scaled.grid is not None else scaled.features.shape[-2]
 
 
@@ -48,45 +48,54 @@ def moved(image: VisualTokens, scaled: ScaledTokens, depth: int) -> Tensor:
     return mean_of_sources(image.planes[depth - 1], scaled.assignment, kept, scaled.frames, scaled.averages)
 
 
-def read(output: Any, units: Sequence[Unit], spans: Sequence[Span], mark_field: str | None) -> list[VisualTokens]:
-    """One item per unit from what the host's encoder made.
+def read(output: Any, items: Sequence[BatchImage], mark_field: str | None) -> list[VisualTokens]:
+    """The tokens of every image from what the host's encoder made.
+
+    Args:
+        mark_field: field of the output that goes along as it is.
 
     Raises:
         InputError: that isn't what the text has room for.
     """
-    sizes = [unit.placeholders for unit in units]
+    sizes = [item.layout.placeholders for item in items]
     layers = [output.pooler_output, *(output.get("deepstack_features") or [])]
     rows = Counter[int]()
-    for unit, span in zip(units, spans, strict=True):
-        rows[span.row] += unit.placeholders
+    for item, size in zip(items, sizes, strict=True):
+        rows[item.span.row] += size
     pieces = zip(*(_flat(layer, rows).split(sizes) for layer in layers), strict=True)
     found: list[VisualTokens] = []
-    for (features, *planes), unit, span in zip(pieces, units, spans, strict=True):
-        tokens, separators = unit.unpack(features)
+    for (features, *planes), item in zip(pieces, items, strict=True):
+        layout = item.layout
+        tokens, separators = layout.unpack(features)
         found.append(
             VisualTokens(
                 tokens,
-                unit.grid,
-                row=span.row,
-                planes=tuple(unit.unpack(plane)[0] for plane in planes),
+                layout.grid,
+                row=item.span.row,
+                planes=tuple(layout.unpack(plane)[0] for plane in planes),
                 separators=output[mark_field] if mark_field else separators,
-                video=unit.video,
+                video=layout.video,
             )
         )
     return found
 
 
 def write(
-    architecture: Architecture, items: Sequence[Item], images: Sequence[VisualTokens], scaled: Sequence[ScaledTokens]
+    architecture: Architecture,
+    items: Sequence[BatchImage],
+    images: Sequence[VisualTokens],
+    scaled: Sequence[ScaledTokens],
 ) -> dict[str, EncoderOutputs]:
     """What the host takes in place of pixels, by key."""
     outputs: dict[str, EncoderOutputs] = {}
-    for key in dict.fromkeys(modality.key for modality, _, _ in items):
-        own = [i for i, (modality, _, _) in enumerate(items) if modality.key == key]
-        own.sort(key=lambda i: (items[i][2].row, int(items[i][2].at[0])))
-        rows = [items[i][2].row for i in own]
+    for key in dict.fromkeys(item.modality.key for item in items):
+        own = [i for i, item in enumerate(items) if item.modality.key == key]
+        own.sort(key=lambda i: (items[i].span.row, int(items[i].span.at[0])))
+        rows = [items[i].span.row for i in own]
         layers = [
-            _entries([_packed(images[i], scaled[i], items[i][1], depth, architecture) for i in own], rows, architecture)
+            _entries(
+                [_packed(images[i], scaled[i], items[i].layout, depth, architecture) for i in own], rows, architecture
+            )
             for depth in range(1 + len(images[own[0]].planes))
         ]
         outputs[key] = EncoderOutputs(pooler_output=layers[0], deepstack_features=layers[1:] or None)
@@ -102,13 +111,15 @@ def _entries(packed: Sequence[Tensor], rows: Sequence[int], architecture: Archit
     return [torch.cat([p for p, at in zip(packed, rows, strict=True) if at == row]) for row in dict.fromkeys(rows)]
 
 
-def _packed(image: VisualTokens, scaled: ScaledTokens, unit: Unit, depth: int, architecture: Architecture) -> Tensor:
+def _packed(
+    image: VisualTokens, scaled: ScaledTokens, layout: ImageLayout, depth: int, architecture: Architecture
+) -> Tensor:
     """``(packed, dim)`` of the features (depth 0) or of a plane, moved as the features were; marks in place."""
     features = moved(image, scaled, depth)
     flat = features.flatten(0, 1)
     if image.separators is None or architecture.mark_field:
         return flat
-    order = torch.from_numpy(unit.order(layout_of(scaled), len(features))).to(flat.device)
+    order = torch.from_numpy(layout.order(kept_of(scaled), len(features))).to(flat.device)
     return torch.cat([flat, image.separators.to(flat)]).index_select(0, order)
 
 

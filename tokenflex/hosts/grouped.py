@@ -89,12 +89,12 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many they are."""
+        """The number of rows."""
         return self.whole.index.shape[0]
 
     @property
     def length(self) -> int:
-        """Of the padded rows."""
+        """The number of columns of the padded rows."""
         return self.whole.index.shape[1]
 
     @property
@@ -132,7 +132,7 @@ class Rows:
         return bool((self.text & ~inside).any())
 
     def setting(self, name: str, default: Any = None) -> list[Any]:
-        """Of the host's config and of its language model's."""
+        """A setting's values in the host's config and in its language model's."""
         config = stock.base_of(self.host).config
         return [getattr(one, name, default) for one in (config, config.get_text_config())]
 
@@ -160,7 +160,7 @@ class Options:
         self.options, self.configs = options, (options.get("generation_config"), own)
 
     def __call__(self, name: str) -> Any:
-        """The first that says anything; None where none does."""
+        """An option's value in the first place that has one; None where none does."""
         found = (self.options.get(name), *(getattr(config, name, None) for config in self.configs))
         return next((value for value in found if value is not None), None)
 
@@ -291,7 +291,7 @@ def refusal(rows: Rows, inputs: Mapping[str, Any]) -> str | None:
 
 
 def refused_forward(rows: Rows, inputs: Mapping[str, Any]) -> str | None:
-    """Why ``forward`` can't, where `refusal` has no reason."""
+    """Why ``forward`` can't take a batch apart, where `refusal` has no reason, as a clause; None when it can."""
     keep, targets = inputs.get(KEEP), rows.targets if LABELS in inputs else [1]
     cached = inputs["use_cache"] if inputs.get("use_cache") is not None else any(rows.setting("use_cache"))
     named = inputs["return_dict"] if inputs.get("return_dict") is not None else all(rows.setting("return_dict", True))
@@ -306,7 +306,7 @@ def refused_forward(rows: Rows, inputs: Mapping[str, Any]) -> str | None:
 
 
 def refused_generate(rows: Rows, settings: Options) -> str | None:
-    """Why ``generate`` can't, where `refusal` has no reason."""
+    """Why ``generate`` can't take a batch apart, where `refusal` has no reason, as a clause; None when it can."""
     reads = [name for name in READS if settings(name) not in (None, False)]
     kind = settings("cache_implementation")
     reasons = (
@@ -329,7 +329,7 @@ def _ends_with_mark(rows: Rows) -> bool:
 
 
 def _forward(rows: Rows, inputs: Mapping[str, Any], groups: Sequence[Sequence[int]]) -> Any:
-    """Group by group, into the logits of all."""
+    """Call the host group by group, and put what comes out together to the padded batch's output."""
     width = min(int(inputs.get(KEEP) or rows.length), rows.length)
     targets = rows.targets if LABELS in inputs else None
     plain = {name: value for name, value in inputs.items() if _is_plain(value)}

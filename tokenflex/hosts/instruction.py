@@ -170,3 +170,26 @@ def instructions_of(batch: HostBatch, mask: Bool[Tensor, "rows length"], embed: 
         found = embedded(torch.from_numpy(table).to(batch.inputs["input_ids"].device)[None], embed)[0]
     there = torch.ones(max(sizes), dtype=torch.bool, device=found.device)
     return tuple(Instruction(row, there[: len(row)]) for row in found.split(sizes))
+
+
+def published_instructions(
+    batch: HostBatch, placeholder_ids: Sequence[int], pad_token_id: int, embed: nn.Module
+) -> tuple[Instruction, ...]:
+    """What the published router is given of each row, detached; see `published_words`.
+
+    Args:
+        placeholder_ids: of images first.
+    """
+    image = placeholder_ids[0]
+    ids, mask = published_words(
+        without_placeholders(batch.cpu["input_ids"], placeholder_ids, image),
+        batch.cpu.get("attention_mask"),
+        batch.cpu.get("labels"),
+        image_token_id=image,
+        pad_token_id=pad_token_id,
+        images=[batch.rows.count(row) for row in range(len(batch.cpu["input_ids"]))],
+    )
+    ids, mask = (tensor.to(batch.inputs["input_ids"].device) for tensor in (ids, mask))
+    with torch.no_grad():
+        rows = embedded(ids.clamp(min=0), embed).masked_fill(ids[..., None] == ZERO, 0.0)
+    return tuple(Instruction(row, keep) for row, keep in zip(rows, mask, strict=True))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenflex.contracts import Grid, ScaledTokens, Span
 from tokenflex.errors import ConfigError
-from tokenflex.hosts.architecture import Unit
+from tokenflex.hosts.layouts import GridLayout, ImageLayout
 from tokenflex.hosts.placeholders import Shortening, gathered, places
 from tokenflex.ops.assignment import mean_of_sources
 
@@ -45,11 +45,11 @@ def span_positions(
     full: Tensor,
     plan: Shortening,
     spans: Sequence[Span],
-    units: Sequence[Unit],
+    layouts: Sequence[ImageLayout],
     scaled: Sequence[ScaledTokens],
     kept: Sequence[int],
 ) -> Float[Tensor, "axes new_rows new_length"]:
-    """Words keep their positions, kept tokens get the mean of their sources'.
+    """Text tokens keep their positions, kept tokens get the mean of their sources'.
 
     Images of equal geometry are placed together, and nothing is read back from the device.
 
@@ -60,7 +60,7 @@ def span_positions(
     """
     out = gathered(plan, full, 0).float()
     where = places(plan, spans, kept)
-    for members in _alike(units, scaled):
+    for members in _alike(layouts, scaled):
         first, own = members[0], [spans[i] for i in members]
         old = np.stack([span.at.numpy() for span in own])
         rows = np.array([[span.row] for span in own])
@@ -68,22 +68,22 @@ def span_positions(
         rows, old, new_rows, new = (torch.from_numpy(each).to(full.device) for each in (rows, old, new_rows, new))
         at = full[:, rows, old].movedim(0, -1).float()
         assignment = torch.stack([scaled[i].assignment for i in members]).to(full.device)
-        out[:, new_rows, new] = _pooled(at, units[first], scaled[first], assignment).movedim(-1, 0)
+        out[:, new_rows, new] = _pooled(at, layouts[first], scaled[first], assignment).movedim(-1, 0)
     return out
 
 
-def _alike(units: Sequence[Unit], scaled: Sequence[ScaledTokens]) -> list[list[int]]:
+def _alike(layouts: Sequence[ImageLayout], scaled: Sequence[ScaledTokens]) -> list[list[int]]:
     """Numbers of images of equal geometry, before and after scaling."""
     groups: dict[Any, list[int]] = {}
-    for i, (unit, item) in enumerate(zip(units, scaled, strict=True)):
+    for i, (layout, item) in enumerate(zip(layouts, scaled, strict=True)):
         frames = None if item.frames is None else tuple(item.frames.tolist())
-        groups.setdefault((unit, item.grid, item.features.shape[-2], frames), []).append(i)
+        groups.setdefault((layout, item.grid, item.features.shape[-2], frames), []).append(i)
     return list(groups.values())
 
 
 def _pooled(
     at: Float[Tensor, "images placeholders axes"],
-    unit: Unit,
+    layout: ImageLayout,
     scaled: ScaledTokens,
     assignment: Int[Tensor, "images views tokens"],
 ) -> Float[Tensor, "images packed axes"]:
@@ -95,43 +95,45 @@ def _pooled(
         assignment: of all of them.
     """
     kept = scaled.features.shape[-2]
-    tokens, separators = unit.unpack(at)
+    tokens, separators = layout.unpack(at)
     pooled = mean_of_sources(tokens, assignment, kept, scaled.frames, scaled.averages).flatten(1, 2)
     if separators is None:
         return pooled
-    layout = scaled.grid if scaled.grid is not None else kept
-    order = torch.from_numpy(unit.order(layout, scaled.features.shape[-3])).to(at.device)
+    its = scaled.grid if scaled.grid is not None else kept
+    order = torch.from_numpy(layout.order(its, scaled.features.shape[-3])).to(at.device)
     packed = torch.cat([pooled, separators], dim=1).index_select(1, order)
-    if unit.newline:
-        _place_newlines(packed, at, unit, scaled, assignment)
+    if isinstance(layout, GridLayout) and layout.newline:
+        _place_newlines(packed, at, layout, scaled, assignment)
     return packed
 
 
-def _place_newlines(packed: Tensor, full: Tensor, unit: Unit, scaled: ScaledTokens, assignment: Tensor) -> None:
+def _place_newlines(packed: Tensor, full: Tensor, layout: GridLayout, scaled: ScaledTokens, assignment: Tensor) -> None:
     """A kept row's newline sits at the mean of the newlines of the rows that went into it."""
-    rows, cols = unit.grid.rows, unit.grid.cols
-    end = full.shape[1] - unit.end
-    newlines = full[:, unit.begin : end].unflatten(1, (unit.views, rows, cols + 1))[..., -1, :]
+    rows, cols = layout.grid.rows, layout.grid.cols
+    end = full.shape[1] - layout.end
+    newlines = full[:, layout.begin : end].unflatten(1, (layout.views, rows, cols + 1))[..., -1, :]
     grid = scaled.grid if scaled.grid is not None else Grid(1, scaled.features.shape[-2])
     heads = assignment.unflatten(-1, (rows, cols))[..., 0]
     into = torch.where(heads >= 0, heads.div(grid.cols, rounding_mode="floor"), heads)
     pooled = mean_of_sources(newlines, into, grid.rows, scaled.frames).flatten(1, 2)
-    lines = packed[:, unit.begin : packed.shape[1] - unit.end].unflatten(1, (-1, grid.cols + 1))
+    lines = packed[:, layout.begin : packed.shape[1] - layout.end].unflatten(1, (-1, grid.cols + 1))
     lines[:, :, -1] = pooled
 
 
-def compact_grids(grids: Int[Tensor, "images sizes"], units: Sequence[Unit], scaled: Sequence[ScaledTokens]) -> Tensor:
+def compact_grids(
+    grids: Int[Tensor, "images sizes"], layouts: Sequence[ImageLayout], scaled: Sequence[ScaledTokens]
+) -> Tensor:
     """(time, height, width), or (height, width), in patches of images that have the kept grids.
 
     Raises:
         ConfigError: kept tokens that form no grid.
     """
     rows: list[list[int]] = []
-    for (*time, height, width), unit, item in zip(grids.tolist(), units, scaled, strict=True):
+    for (*time, height, width), layout, item in zip(grids.tolist(), layouts, scaled, strict=True):
         if item.grid is None:
             raise ConfigError(
                 "positions='compact' needs kept tokens that form a grid, and this scaler's don't; use positions='span'."
             )
         merged = [int(item.frames[-1]) + 1] if item.frames is not None else time
-        rows.append([*merged, height // unit.grid.rows * item.grid.rows, width // unit.grid.cols * item.grid.cols])
+        rows.append([*merged, height // layout.grid.rows * item.grid.rows, width // layout.grid.cols * item.grid.cols])
     return torch.tensor(rows, dtype=grids.dtype, device=grids.device)

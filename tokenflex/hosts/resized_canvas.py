@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tokenflex.contracts import Grid, HostBatch
 from tokenflex.contracts.scaler import SLACK
-from tokenflex.hosts.architecture import Modality, Unit
+from tokenflex.hosts.layouts import ImageLayout
+from tokenflex.hosts.modality import Modality
 from tokenflex.hosts.resizing import Call, Image, Resizing, shared
 from tokenflex.ops import pixels
 
@@ -36,24 +37,27 @@ class Canvas(Resizing):
 
     @property
     def setting(self) -> str | None:
-        """Tiles besides the whole image."""
+        """The processor's number of tiles besides the whole image."""
         return "max_patches"
 
-    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
+    def image(
+        self, config: Any, modality: Modality, batch: HostBatch, number: int, full: ImageLayout, share: float
+    ) -> Image:
         """The canvas that the processor chooses among those of at most ``share`` of the tiles."""
-        if share == 1 or unit.views == 1:
-            return Image(number=number, full=unit, unit=unit)
-        most = int(share * (unit.views - 1) + SLACK)
+        if share == 1 or full.views == 1:
+            return Image(number=number, full=full, layout=full)
+        most = int(share * (full.views - 1) + SLACK)
         tiles = nearest(self._arranged(modality, batch, number), most).tokens if most > 1 else 1
-        return Image(number=number, full=unit, unit=replace(unit, views=tiles + 1 if tiles > 1 else 1))
+        return Image(number=number, full=full, layout=replace(full, views=tiles + 1 if tiles > 1 else 1))
 
     def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> list[Call]:
-        """One: all tiles of the images asked for."""
+        """One call, with all tiles of the images asked for."""
         own = [self._tiles(modality, batch, image.number) for image in images]
         arranged = [
-            self._arranged(modality, batch, p.number) if p.full.views > p.unit.views > 1 else Grid(1, 1) for p in images
+            self._arranged(modality, batch, p.number) if p.full.views > p.layout.views > 1 else Grid(1, 1)
+            for p in images
         ]
-        kinds = [(p.full.views, p.unit.views, grid) for p, grid in zip(images, arranged, strict=True)]
+        kinds = [(p.full.views, p.layout.views, grid) for p, grid in zip(images, arranged, strict=True)]
         made = pixels.together(own, kinds, lambda stacked, at: _retiled(stacked, *kinds[at]))
         return [Call(tuple(range(len(images))), {**shared(modality, batch), modality.pixels: torch.cat(made)})]
 
@@ -64,7 +68,7 @@ class Canvas(Resizing):
         return {"max_patches": max(min(tokens // image.full.grid.tokens, image.full.views) - 1, 1)}
 
     def _tiles(self, modality: Modality, batch: HostBatch, number: int) -> Float[Tensor, "tiles channels side side"]:
-        views = [unit.views for its, unit, _ in batch.items if its is modality]
+        views = [item.layout.views for item in batch.items if item.modality is modality]
         starts = [0, *itertools.accumulate(views)]
         return batch.inputs[modality.pixels][starts[number] : starts[number + 1]]
 
@@ -109,7 +113,7 @@ def nearest(canvas: Grid, most: int) -> Grid:
 
 
 def _retiled(stacked: Float[Tensor, "images tiles channels side side"], views: int, fewer: int, canvas: Grid) -> Tensor:
-    """``(images, fewer, channels, side, side)``."""
+    """Fewer tiles of every image, ``(images, fewer, channels, side, side)``; the whole image stays the last one."""
     if fewer == views:
         return stacked
     if fewer == 1:

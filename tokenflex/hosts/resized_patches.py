@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tokenflex.contracts import HostBatch
 from tokenflex.contracts.scaler import shrunk
-from tokenflex.hosts.architecture import Modality, Unit
+from tokenflex.hosts.layouts import ImageLayout
+from tokenflex.hosts.modality import Modality
 from tokenflex.hosts.resizing import Call, Image, Resizing, shared
 from tokenflex.ops import pixels
 
@@ -21,7 +22,7 @@ BY_TOKEN = "(t gh gw mh mw)"
 BY_ROW = "(t gh mh gw mw)"
 """Patches lie row by row."""
 CHANNELS_FIRST, CHANNELS_LAST = "(c tp ph pw)", "(ph pw c tp)"
-"""Numbers within a patch."""
+"""The order of the numbers within a patch."""
 CHANNELS = ("in_channels", "in_chans", "num_channels")
 
 
@@ -48,20 +49,22 @@ class Patches(Resizing):
 
     @property
     def setting(self) -> str | None:
-        """The least and the most pixels, where the processor takes them."""
+        """The processor's least and most pixels of an image, where it takes them."""
         return "size" if self.limit else None
 
-    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
-        """Of so many whole tokens in height and width."""
+    def image(
+        self, config: Any, modality: Modality, batch: HostBatch, number: int, full: ImageLayout, share: float
+    ) -> Image:
+        """An image of as many whole tokens in height and width as its share has."""
         name = _grids(modality)
         *time, height, width = batch.cpu[name][number].tolist()
-        grid = shrunk(unit.grid, share)
-        merge = height // unit.grid.rows, width // unit.grid.cols
+        grid = shrunk(full.grid, share)
+        merge = height // full.grid.rows, width // full.grid.cols
         size = torch.tensor((*time, merge[0] * grid.rows, merge[1] * grid.cols), dtype=batch.cpu[name].dtype)
-        return Image(number=number, full=unit, unit=replace(unit, grid=grid), sizes={name: size})
+        return Image(number=number, full=full, layout=replace(full, grid=grid), sizes={name: size})
 
     def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> list[Call]:
-        """One: patches and grids of the images asked for."""
+        """One call, with patches and grids of the images asked for."""
         name = _grids(modality)
         grids, values = batch.cpu[name], batch.inputs[modality.pixels]
         starts = [0, *itertools.accumulate(grids.prod(-1).tolist())]
@@ -70,8 +73,8 @@ class Patches(Resizing):
         after = [_thw(image.sizes[name].tolist()) for image in images]
 
         def make(stacked: Tensor, at: int) -> Tensor:
-            unit = images[at].full
-            merge = before[at][1] // unit.grid.rows, before[at][2] // unit.grid.cols
+            grid = images[at].full.grid
+            merge = before[at][1] // grid.rows, before[at][2] // grid.cols
             return self._resized(stacked, config.vision_config, before[at], after[at], merge)
 
         kinds = [(*old, *new, p.full.grid) for old, new, p in zip(before, after, images, strict=True)]
@@ -86,13 +89,13 @@ class Patches(Resizing):
 
     def processor_kwargs(self, config: Any, image: Image, tokens: int) -> Mapping[str, Any]:
         """``size``: the most pixels of an image, amid those that give the largest size of at most so many tokens."""
-        unit = image.full
-        if not self.limit or unit.video:
+        full = image.full
+        if not self.limit or full.video:
             return {}
         (sizes,) = image.sizes.values()
         _, height, width = _thw(sizes.tolist())
-        token = height // unit.grid.rows * (width // unit.grid.cols) * _side(config.vision_config) ** 2
-        most = int(amid(unit, tokens) * unit.grid.tokens * token)
+        token = height // full.grid.rows * (width // full.grid.cols) * _side(config.vision_config) ** 2
+        most = int(amid(full, tokens) * full.grid.tokens * token)
         return {"size": {"shortest_edge": self.frames * token, "longest_edge": self.frames * most}}
 
     def _resized(
@@ -116,23 +119,21 @@ class Patches(Resizing):
         return cut.unflatten(2, stacked.shape[2:])
 
 
-def amid(unit: Unit, tokens: int) -> float:
+def amid(full: ImageLayout, tokens: int) -> float:
     """The share in the middle of those at which an image has as many tokens as possible, but at most ``tokens``.
 
     Where even the smallest image has more, that one's.
     """
-    rows, cols = unit.grid.rows, unit.grid.cols
+    rows, cols = full.grid.rows, full.grid.cols
     steps = sorted({(k / side) ** 2 for side in (rows, cols) for k in range(1, side + 1)} | {0.0})
-    fitting = [
-        i for i, share in enumerate(steps) if share == 0 or unit.placeholders_of(shrunk(unit.grid, share)) <= tokens
-    ]
+    fitting = [i for i, share in enumerate(steps) if share == 0 or full.count(shrunk(full.grid, share)) <= tokens]
     low = fitting[-1]
     high = steps[low + 1] if low + 1 < len(steps) else (1 + 1 / max(rows, cols)) ** 2
     return ((math.sqrt(steps[low]) + math.sqrt(high)) / 2) ** 2
 
 
 def _grids(modality: Modality) -> str:
-    """The input of the images' grids."""
+    """The name of the input that has the images' grids."""
     return modality.grids or modality.sizes[0]
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tokenflex.contracts import Grid, HostBatch
 from tokenflex.contracts.scaler import shrunk
-from tokenflex.hosts.architecture import Modality, Unit
+from tokenflex.hosts.layouts import ImageLayout
+from tokenflex.hosts.modality import Modality
 from tokenflex.hosts.resizing import Call, Image, Resizing, shared
 from tokenflex.ops import pixels
 
@@ -29,15 +30,17 @@ class Squares(Resizing):
 
     levels: ClassVar[str] = "a smaller square of whole patches, position embeddings interpolated"
 
-    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
-        """Of so many whole patches along a side."""
-        return Image(number=number, full=unit, unit=replace(unit, grid=shrunk(unit.grid, share)))
+    def image(
+        self, config: Any, modality: Modality, batch: HostBatch, number: int, full: ImageLayout, share: float
+    ) -> Image:
+        """A square of as many whole patches along a side as its share has."""
+        return Image(number=number, full=full, layout=replace(full, grid=shrunk(full.grid, share)))
 
     def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> list[Call]:
-        """One per size."""
+        """One call per size, with all images of that size."""
         values, found = batch.inputs[modality.pixels], list[Call]()
-        for grid in dict.fromkeys(image.unit.grid for image in images):
-            which = tuple(k for k, image in enumerate(images) if image.unit.grid == grid)
+        for grid in dict.fromkeys(image.layout.grid for image in images):
+            which = tuple(k for k, image in enumerate(images) if image.layout.grid == grid)
             full = images[which[0]].full.grid
             own = values[torch.tensor([images[k].number for k in which]).to(values.device)]
             size = (own.shape[-2] // full.rows * grid.rows, own.shape[-1] // full.cols * grid.cols)
@@ -62,19 +65,21 @@ class Padded(Resizing):
 
     @property
     def setting(self) -> str | None:
-        """The longest edge."""
+        """The processor's longest edge of an image, in pixels."""
         return "size"
 
-    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
-        """Of so many whole tokens in height and width; one at its own size keeps it to the pixel."""
-        size, grid = batch.cpu[self.sizes][number], shrunk(unit.grid, share)
-        if grid != unit.grid:
-            full, kept = (torch.tensor([one.rows, one.cols], dtype=size.dtype) for one in (unit.grid, grid))
-            size = size // full * kept
-        return Image(number=number, full=unit, unit=replace(unit, grid=grid), sizes={self.sizes: size})
+    def image(
+        self, config: Any, modality: Modality, batch: HostBatch, number: int, full: ImageLayout, share: float
+    ) -> Image:
+        """An image of as many whole tokens in height and width as its share has; at full size it keeps every pixel."""
+        size, grid = batch.cpu[self.sizes][number], shrunk(full.grid, share)
+        if grid != full.grid:
+            before, after = (torch.tensor([one.rows, one.cols], dtype=size.dtype) for one in (full.grid, grid))
+            size = size // before * after
+        return Image(number=number, full=full, layout=replace(full, grid=grid), sizes={self.sizes: size})
 
     def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> list[Call]:
-        """One, padded to the largest of the images asked for."""
+        """One call, its images padded to the largest of those asked for."""
         all_pixels, all_sizes = batch.inputs[modality.pixels], batch.cpu[self.sizes]
         sizes = torch.stack([image.sizes[self.sizes] for image in images])
         before: list[Size] = [tuple(all_sizes[image.number].tolist()) for image in images]
@@ -120,14 +125,16 @@ class Placed(Resizing):
 
     @property
     def setting(self) -> str | None:
-        """One of `GEMMA_BUDGETS`."""
+        """The processor's number of tokens per image, one of `GEMMA_BUDGETS`."""
         return "max_soft_tokens"
 
-    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
-        """Of so many whole tokens in height and width."""
-        grid = shrunk(unit.grid, share)
-        image = Image(number=number, full=unit, unit=replace(unit, grid=grid))
-        if grid == unit.grid:
+    def image(
+        self, config: Any, modality: Modality, batch: HostBatch, number: int, full: ImageLayout, share: float
+    ) -> Image:
+        """An image of as many whole tokens in height and width as its share has."""
+        grid = shrunk(full.grid, share)
+        image = Image(number=number, full=full, layout=replace(full, grid=grid))
+        if grid == full.grid:
             return image
         places = self._places(config, grid)
         fill = batch.cpu[self.places].shape[1] - len(places)
@@ -135,16 +142,16 @@ class Placed(Resizing):
         return replace(image, sizes={self.places: padded})
 
     def calls(self, config: Any, modality: Modality, batch: HostBatch, images: Sequence[Image]) -> list[Call]:
-        """One, padded to the largest of the images asked for."""
+        """One call, its images padded to the largest of those asked for."""
         all_pixels, own = batch.inputs[modality.pixels], batch.inputs[self.places]
         grids = [image.full.grid for image in images]
         counts = [len(self._places(config, grid)) for grid in grids]
         values = [all_pixels[p.number, :count] for p, count in zip(images, counts, strict=True)]
-        kinds = [(image.full.grid, image.unit.grid) for image in images]
+        kinds = [(image.full.grid, image.layout.grid) for image in images]
         made = pixels.together(values, kinds, lambda stacked, at: self._resized(stacked, config, *kinds[at]))
-        places = [self._places(config, image.unit.grid) for image in images]
+        places = [self._places(config, image.layout.grid) for image in images]
         most = max(map(len, places))
-        if all(image.unit.grid == image.full.grid for image in images):
+        if all(image.layout.grid == image.full.grid for image in images):
             most = all_pixels.shape[1]
         stacked = torch.stack([F.pad(one, (0, 0, 0, most - len(one))) for one in made])
         stacked_places = torch.stack([F.pad(one, (0, 0, 0, most - len(one)), value=-1) for one in places])

@@ -5,7 +5,7 @@ text has as many placeholders as that size takes, and its pixels are those of th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from tokenflex.contracts import HostBatch, Span
 from tokenflex.errors import InputError
 from tokenflex.hosts import placeholders
-from tokenflex.hosts.architecture import Modality, Unit
-from tokenflex.hosts.encoded import Item
+from tokenflex.hosts.layouts import ImageLayout
+from tokenflex.hosts.modality import BatchImage, Modality, batch_of
 
 
 def shared(modality: Modality, batch: HostBatch, *apart: str) -> dict[str, Any]:
@@ -63,21 +63,19 @@ class Image:
     Attributes:
         number: among those of its modality.
         full: how it lies in the prompt at full size.
-        unit: the same at its size.
+        layout: how it lies there at the size it is to have.
         sizes: its entry in every input that tells of sizes.
     """
 
     number: int
-    full: Unit
-    unit: Unit
+    full: ImageLayout
+    layout: ImageLayout
     sizes: Mapping[str, Int[Tensor, "*sizes"]] = field(default_factory=dict)
 
     @property
     def runs(self) -> tuple[int, ...]:
         """Placeholders that each of its runs is left with."""
-        if self.full.views == self.unit.views:
-            return self.full.kept(self.unit.grid)
-        return (self.unit.placeholders,)
+        return self.full.per_run_as(self.layout)
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,11 @@ class Call:
 
 
 class Resizing(ABC):
-    """How the images of one architecture are made smaller; data for the generic adapter.
+    """How the images of one architecture are made smaller; data for the adapters of stock hosts.
 
     Attributes:
         levels: which sizes there are, for tables.
-        whole: the tiles of an image must be one unit.
+        whole: whether the tiles of an image must be routed together.
     """
 
     levels: ClassVar[str]
@@ -109,17 +107,15 @@ class Resizing(ABC):
         """The argument of the processor's call that `processor_kwargs` gives, for tables; None where it gives none."""
         return None
 
-    def refusal(self, config: Any) -> str | None:
-        """Why a checkpoint's images can't be made smaller, as a clause; None when they can."""
-        return None
-
     @abstractmethod
-    def image(self, config: Any, modality: Modality, batch: HostBatch, number: int, unit: Unit, share: float) -> Image:
+    def image(
+        self, config: Any, modality: Modality, batch: HostBatch, number: int, full: ImageLayout, share: float
+    ) -> Image:
         """An image that keeps ``share`` of its pixels, before its pixels are made.
 
         Args:
             number: the image's among those of its modality.
-            unit: how it lies in the prompt.
+            full: how it lies in the prompt at full size.
         """
 
     @abstractmethod
@@ -128,10 +124,11 @@ class Resizing(ABC):
 
         Args:
             batch: at full size.
+            images: of this modality, at least one.
         """
 
     def processor_kwargs(self, config: Any, image: Image, tokens: int) -> Mapping[str, Any]:
-        """As `HostAdapter.processor_kwargs`.
+        """As `HostAdapter.processor_kwargs`, for one image.
 
         Args:
             image: at full size.
@@ -182,19 +179,13 @@ def _device(tensor: Any, home: torch.device) -> torch.device:
 
 
 def smaller_batch(
-    batch: HostBatch,
-    items: Sequence[Item],
-    images: Sequence[Image],
-    *,
-    dropped: Sequence[str],
-    pad_token_id: int,
+    batch: HostBatch, images: Sequence[Image], *, dropped: Collection[str], pad_token_id: int
 ) -> HostBatch:
-    """The batch of smaller images, without pixels, for the generic adapter.
+    """The batch of smaller images, without pixels.
 
     Args:
-        items: of the batch.
-        images: at the sizes they are to have.
-        dropped: inputs of the host's encoders.
+        images: of the batch, at the sizes they are to have.
+        dropped: inputs of the host's encoders that the batch no longer has.
 
     Raises:
         InputError: positions are the caller's own.
@@ -203,35 +194,22 @@ def smaller_batch(
     gone = {*dropped, *placeholders.SEQUENCE_KEYS, "input_ids"}
     inputs = {name: value for name, value in batch.inputs.items() if name not in gone} | text.inputs
     cpu = {name: value for name, value in batch.cpu.items() if name not in gone} | text.cpu
-    for name, sizes in _sizes(batch.cpu, items, images).items():
+    for name, sizes in _sizes(batch.cpu, images).items():
         cpu[name] = sizes
         inputs[name] = sizes.to(batch.inputs[name].device)
-    made = tuple(
-        (modality, image.unit, span) for (modality, _, _), image, span in zip(items, images, text.spans, strict=True)
-    )
-    return HostBatch(
-        inputs,
-        cpu,
-        text.spans,
-        tuple(image.unit.grid for image in images),
-        batch.frames,
-        made,
-        origin=text.origin,
-    )
+    made = [
+        BatchImage(item.modality, image.layout, span)
+        for item, image, span in zip(batch.items, images, text.spans, strict=True)
+    ]
+    return batch_of(inputs, cpu, made, text.origin)
 
 
-def _sizes(
-    cpu: Mapping[str, Tensor], items: Sequence[Item], images: Sequence[Image]
-) -> dict[str, Int[Tensor, "images *sizes"]]:
-    """Inputs that tell of sizes, of the smaller images."""
+def _sizes(cpu: Mapping[str, Tensor], images: Sequence[Image]) -> dict[str, Int[Tensor, "images *sizes"]]:
+    """Inputs that tell of sizes, with those of the smaller images."""
     found: dict[str, Tensor] = {}
-    for modality, _, _ in items:
-        for name in (*modality.sizes, modality.grids):
-            if name and name in cpu:
-                found[name] = cpu[name]
     for image in images:
         for name, sizes in image.sizes.items():
-            if found[name] is cpu[name]:
+            if name not in found:
                 found[name] = cpu[name].clone()
             found[name][image.number] = sizes
     return found

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
-from torch import Tensor
 
 from tokenflex.contracts import Grid
-from tokenflex.hosts.architecture import Architecture, Inputs, Modality, Unit
+from tokenflex.hosts.architecture import BLOCKS, PREFIX, TILE_TEXT, Architecture
+from tokenflex.hosts.layouts import GridLayout
+from tokenflex.hosts.modality import Inputs, Layouts, Modality, Shown
+from tokenflex.hosts.resized_canvas import Canvas
+from tokenflex.hosts.resized_views import Squares
 
 Side = Callable[[Any], int]
-Shown = Bool[Tensor, "rows length"]
-Units = Callable[[Any, Inputs, Shown], Sequence[Unit]]
 LLAVA_OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")
 TOWER, PROJECTOR = ("model.vision_tower",), ("model.multi_modal_projector",)
 
@@ -28,46 +28,46 @@ def run_lengths(shown: Shown) -> list[int]:
     return (ends[1] - begins[1]).tolist()
 
 
-def filled(grid: Callable[[Any], Grid]) -> Units:
+def filled(grid: Callable[[Any], Grid]) -> Layouts:
     """Every so many placeholders are one grid, whether text tokens lie between them or not."""
 
-    def units(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
-        unit = Unit(grid=grid(config))
-        return [unit] * math.ceil(int(shown.sum()) / unit.placeholders)
+    def layouts(config: Any, inputs: Inputs, shown: Shown) -> Sequence[GridLayout]:
+        layout = GridLayout(grid=grid(config))
+        return [layout] * math.ceil(int(shown.sum()) / layout.placeholders)
 
-    return units
+    return layouts
 
 
-def squares(side: Side) -> Units:
+def squares(side: Side) -> Layouts:
     """Every so many placeholders are one square."""
     return filled(lambda config: Grid(side(config), side(config)))
 
 
-def tiles_in_a_run(side: Side) -> Units:
+def tiles_in_a_run(side: Side) -> Layouts:
     """Each run of placeholders is one image, its squares one after the other."""
 
-    def units(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
+    def layouts(config: Any, inputs: Inputs, shown: Shown) -> Sequence[GridLayout]:
         grid = Grid(side(config), side(config))
-        return [Unit(grid=grid, views=math.ceil(length / grid.tokens)) for length in run_lengths(shown)]
+        return [GridLayout(grid=grid, views=math.ceil(length / grid.tokens)) for length in run_lengths(shown)]
 
-    return units
+    return layouts
 
 
-def alike(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
+def alike(config: Any, inputs: Inputs, shown: Shown) -> Sequence[GridLayout]:
     """Images (of ``tiles`` each, if pixels say so) share the placeholders equally, for towers of unknown stride."""
     pixels = inputs["pixel_values"]
     views = pixels.shape[1] if pixels.dim() == 5 else 1
     side = math.isqrt(int(shown.sum()) // (len(pixels) * views))
-    return [Unit(grid=Grid(side, side), views=views)] * len(pixels)
+    return [GridLayout(grid=Grid(side, side), views=views)] * len(pixels)
 
 
-def square_runs(config: Any, inputs: Inputs, shown: Shown) -> Sequence[Unit]:
+def square_runs(config: Any, inputs: Inputs, shown: Shown) -> Sequence[GridLayout]:
     """Each run of placeholders is a square of its own size."""
-    return [Unit(grid=Grid(math.isqrt(length), math.isqrt(length))) for length in run_lengths(shown)]
+    return [GridLayout(grid=Grid(math.isqrt(length), math.isqrt(length))) for length in run_lengths(shown)]
 
 
 def declared_grid(config: Any) -> Grid:
-    """(rows, columns) as the config has them."""
+    """The grid that the config names, as (rows, columns)."""
     return Grid(*config.grid)
 
 
@@ -81,54 +81,54 @@ def _int(value: Any) -> int:
 
 
 def patches(config: Any) -> int:
-    """Patches along a side of the tower's image."""
+    """The number of patches along a side of the tower's image."""
     return _int(config.vision_config.image_size) // _int(config.vision_config.patch_size)
 
 
 def by_factor(config: Any) -> int:
-    """Patches merged by ``downsample_factor``."""
+    """Tokens along a side, where ``downsample_factor`` patches become one."""
     return patches(config) // config.downsample_factor
 
 
 def by_ratio(config: Any) -> int:
-    """Patches merged by ``downsample_ratio`` < 1."""
+    """Tokens along a side, where a patch becomes ``downsample_ratio`` < 1 tokens."""
     return int(patches(config) * config.downsample_ratio)
 
 
 def by_scale(config: Any) -> int:
-    """Patches merged by ``scale_factor``."""
+    """Tokens along a side, where ``scale_factor`` patches become one."""
     return patches(config) // config.scale_factor
 
 
 def by_two_convolutions(config: Any) -> int:
-    """Patches halved twice."""
+    """Tokens along a side, where two convolutions halve the patches twice."""
     return math.ceil(math.ceil(patches(config) / 2) / 2)
 
 
 def of_gemma3(config: Any) -> int:
-    """Fixed tokens per image."""
+    """Tokens along a side, of the fixed number per image that the config names."""
     return math.isqrt(config.mm_tokens_per_image)
 
 
 def of_ovis2(config: Any) -> int:
-    """Patches merged by the tower's stride."""
+    """Tokens along a side, where the tower's stride of patches becomes one."""
     return math.ceil(patches(config) / config.vision_config.hidden_stride)
 
 
 def usual(config: Any) -> int:
-    """For towers of unknown stride: the side of 256 tokens."""
+    """Tokens along a side of 256, for towers whose stride isn't told."""
     return 16
 
 
 def without_class_token(config: Any) -> str | None:
-    """Class tokens lie on no grid."""
+    """Refuse checkpoints that keep the class token, which lies on no grid."""
     if getattr(config, "vision_feature_select_strategy", "default") == "full":
         return "vision_feature_select_strategy='full' keeps the class token, which lies on no grid"
     return None
 
 
 def llava_refusal(config: Any) -> str | None:
-    """Pixtral towers give LLaVA images of any size."""
+    """Refuse checkpoints with Pixtral's tower, whose images have any size."""
     if config.vision_config.model_type == "pixtral":
         return "its tower is Pixtral's, whose images have any size; only LLaVA with square images is served"
     return without_class_token(config)
@@ -136,7 +136,7 @@ def llava_refusal(config: Any) -> str | None:
 
 def square(
     side: Side,
-    units: Units | None = None,
+    layouts: Layouts | None = None,
     *,
     inputs: tuple[str, ...] = (),
     vision_tower: tuple[str, ...] = TOWER,
@@ -144,10 +144,16 @@ def square(
     flat: bool = True,
     **more: Any,
 ) -> Architecture:
-    """An architecture with one kind of square."""
+    """An architecture with one kind of square.
+
+    Args:
+        side: tokens along a side, from the config.
+        layouts: how images lie; None: one square each.
+        inputs: of the encoder, besides pixels.
+    """
     return Architecture(
         family="square",
-        modalities=(Modality(units=units or squares(side), inputs=inputs),),
+        modalities=(Modality(layouts=layouts or squares(side), inputs=inputs),),
         canonical=lambda config: Grid(side(config), side(config)),
         vision_tower=vision_tower,
         projector=projector,
@@ -156,58 +162,73 @@ def square(
     )
 
 
-ALIGNER: dict[str, Any] = {"vision_tower": ("model.vision_model",), "projector": ("model.aligner",)}
+FIXED = "its vision tower takes images of one size only"
+LEARNED = "its projector was made for one number of patches"
+READ: dict[str, Any] = {"attention_refusal": None}
+INTERPOLATED: dict[str, Any] = {"resizing": Squares()}
+ALIGNER: dict[str, Any] = {
+    "vision_tower": ("model.vision_model",), "projector": ("model.aligner",), **READ, **INTERPOLATED,
+}  # fmt: skip
 HYBRID = tuple(f"model.{name}" for name in ("vision_model", "high_res_vision_model", "high_res_vision_neck"))
 HYBRID_PROJECTOR = ("model.aligner", "model.high_res_vision_proj", "model.high_res_vision_alpha")
 ROWS_OF_TILES: dict[str, Any] = {
-    "vision_tower": ("model.vision_model",),
-    "projector": ("model.connector",),
-    "flat": False,
-}
+    "inputs": ("pixel_attention_mask",), "vision_tower": ("model.vision_model",), "projector": ("model.connector",),
+    "flat": False, "resizing": TILE_TEXT, **READ,
+}  # fmt: skip
+GEMMA3: dict[str, Any] = {"resizing": LEARNED, "packing_refusal": BLOCKS, **READ}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llava": square(patches, inputs=(*LLAVA_OPTIONS, "image_sizes"), flat=False, refusal=llava_refusal),
-    "vipllava": square(patches, inputs=LLAVA_OPTIONS[:1]),
+    "llava": square(
+        patches, inputs=(*LLAVA_OPTIONS, "image_sizes"), flat=False, refusal=llava_refusal, **READ, **INTERPOLATED
+    ),
+    "vipllava": square(patches, inputs=LLAVA_OPTIONS[:1], **READ, **INTERPOLATED),
     "video_llava": square(
         patches, inputs=LLAVA_OPTIONS, vision_tower=("model.image_tower", "model.video_tower"),
-        refusal=without_class_token,
+        refusal=without_class_token, **INTERPOLATED,
     ),
-    "aya_vision": square(by_factor, inputs=LLAVA_OPTIONS),
-    "cohere2_vision": square(by_factor),
-    "internvl": square(by_ratio, tiles_in_a_run(by_ratio), inputs=LLAVA_OPTIONS),
-    "qianfan_ocr": square(by_ratio, tiles_in_a_run(by_ratio), inputs=LLAVA_OPTIONS),
-    "got_ocr2": square(by_two_convolutions, tiles_in_a_run(by_two_convolutions)),
-    "pp_chart2table": square(by_two_convolutions, tiles_in_a_run(by_two_convolutions)),
-    "fast_vlm": square(usual, alike, inputs=LLAVA_OPTIONS),
-    "gemma3": square(of_gemma3),
-    "shieldgemma2": square(of_gemma3),
-    "paligemma": square(patches),
+    "aya_vision": square(by_factor, inputs=LLAVA_OPTIONS, resizing=TILE_TEXT, **READ),
+    "cohere2_vision": square(by_factor, resizing=TILE_TEXT, **READ),
+    "internvl": square(by_ratio, tiles_in_a_run(by_ratio), inputs=LLAVA_OPTIONS, resizing=Canvas(), **READ),
+    "qianfan_ocr": square(by_ratio, tiles_in_a_run(by_ratio), inputs=LLAVA_OPTIONS, resizing=Canvas()),
+    "got_ocr2": square(by_two_convolutions, tiles_in_a_run(by_two_convolutions), resizing=Canvas()),
+    "pp_chart2table": square(by_two_convolutions, tiles_in_a_run(by_two_convolutions), resizing=FIXED),
+    "fast_vlm": square(
+        usual, alike, inputs=LLAVA_OPTIONS,
+        resizing="how many pixels its vision tower makes a token of isn't told by its config",
+    ),
+    "gemma3": square(of_gemma3, **GEMMA3),
+    "shieldgemma2": square(of_gemma3, **GEMMA3),
+    "paligemma": square(patches, packing_refusal=BLOCKS, looks_ahead=PREFIX, **READ, **INTERPOLATED),
     "deepseek_vl": square(patches, **ALIGNER),
     "deepseek_vl_hybrid": square(
-        patches, inputs=("high_res_pixel_values",), vision_tower=HYBRID, projector=HYBRID_PROJECTOR
+        patches, inputs=("high_res_pixel_values",), vision_tower=HYBRID, projector=HYBRID_PROJECTOR,
+        resizing="its second vision tower takes images of one size only",
     ),
     "janus": square(patches, **ALIGNER),
-    "perception_lm": square(usual, alike),
+    "perception_lm": square(usual, alike, resizing="all images of a batch have equally many tiles", **READ),
     "idefics2": Architecture(
-        family="latents", modalities=(Modality(units=filled(latents), inputs=("pixel_attention_mask",)),),
-        canonical=latents,
-        vision_tower=("model.vision_model",), projector=("model.connector",),
+        family="latents", modalities=(Modality(layouts=filled(latents), inputs=("pixel_attention_mask",)),),
+        canonical=latents, vision_tower=("model.vision_model",), projector=("model.connector",),
+        resizing="learned queries read every view, so a smaller image has as many tokens as a larger one",
     ),
-    "idefics3": square(by_scale, inputs=("pixel_attention_mask",), **ROWS_OF_TILES),
-    "smolvlm": square(by_scale, inputs=("pixel_attention_mask",), **ROWS_OF_TILES),
-    "ovis2": square(of_ovis2, mark_field="visual_indicator_features", projector=("model.visual_embeddings_table",)),
+    "idefics3": square(by_scale, **ROWS_OF_TILES),
+    "smolvlm": square(by_scale, **ROWS_OF_TILES),
+    "ovis2": square(
+        of_ovis2, mark_field="visual_indicator_features", projector=("model.visual_embeddings_table",),
+        resizing=TILE_TEXT,
+    ),
     "granite_docling": square(
         lambda config: patches(config) // config.vision_config.scale_factor, square_runs,
         inputs=("pixel_attention_mask", "tile_fine_mask"), vision_tower=("model.vision_model",),
-        projector=("model.vision_model.connector",), flat=False,
+        projector=("model.vision_model.connector",), flat=False, resizing=TILE_TEXT,
     ),
     "step3p7": square(
         by_two_convolutions, square_runs, inputs=("pixel_values_local", "num_local_patches"),
-        vision_tower=("model.vision_model",), flat=False,
+        vision_tower=("model.vision_model",), flat=False, resizing=TILE_TEXT,
     ),
     "tokenflex_composed": Architecture(
-        family="composed", modalities=(Modality(units=filled(declared_grid)),), canonical=declared_grid,
-        vision_tower=("vision_tower",), projector=("multi_modal_projector",),
+        family="composed", modalities=(Modality(layouts=filled(declared_grid)),), canonical=declared_grid,
+        vision_tower=("vision_tower",), projector=("multi_modal_projector",), resizing=FIXED,
     ),
 }  # fmt: skip
-"""By ``model_type``."""
+"""The rows of this family, by ``model_type``."""

@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tokenflex import catalog
-from tokenflex.hosts.resizings import levels_of
+from tokenflex.hosts.architectures import levels_of
 from tokenflex.registry import hosts
 from tokenflex.tables import marked_page
 from tokenflex.tables.marked_page import markdown_table
