@@ -57,9 +57,7 @@ def test_it_is_begun_once(run):
 
 
 def test_another_run_is_refused_and_told_what_differs(run):
-    message = (
-        r"something else: host\.dim: 8 stored, 16 now\. Go back to that, or choose another folder"
-    )
+    message = r"something else: host\.dim: 8 stored, 16 now\. Go back to that, or choose another folder"
     with pytest.raises(ConfigError, match=message):
         run.begin(OTHER, notes)
 

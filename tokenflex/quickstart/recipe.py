@@ -194,7 +194,7 @@ def _train_routers(
 ) -> None:
     """Score the questions of stage 4 once, and train every router that isn't trained yet on what was stored."""
     data, collator = ChatDataset(_rows(phase, (), seed)), FlexCollator(processor)
-    inputs = {"router_inputs": "auto", "router_inputs_at": "projector"}
+    inputs: dict[str, Any] = {"router_inputs": "auto", "router_inputs_at": "projector"}
     with tempfile.TemporaryDirectory() as scratch:
         with progress.phase(FEEDBACK, BESIDES[FEEDBACK], 1):
             store = score(made.flex, data, collator, scratch, batch_size=phase.rows, progress=False, **inputs)
