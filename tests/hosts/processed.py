@@ -22,12 +22,12 @@ def image(height, width, seed=0):
     return Image.fromarray(np.stack(planes, -1).clip(0, 255).astype(np.uint8))
 
 
-def flat(unit):
-    return (START, *(IMAGE,) * unit.placeholders, END)
+def flat(layout):
+    return (START, *(IMAGE,) * layout.placeholders, END)
 
 
-def lines(unit):
-    rows = [(*(IMAGE,) * unit.grid.cols, BREAK) for _ in range(unit.grid.rows)]
+def lines(layout):
+    rows = [(*(IMAGE,) * layout.grid.cols, BREAK) for _ in range(layout.grid.rows)]
     ids = [token for row in rows for token in row]
     return (*ids[:-1], END)
 
@@ -94,10 +94,10 @@ def batch(tiny, adapter, processor, images, **told):
     write = WRITTEN.get(tiny.model_type, flat)
     if tiny.model_type in ("internvl", "qianfan_ocr", "got_ocr2"):
         counts = processor([*images], return_tensors="pt", **told)["num_patches"]
-        units = [modality.units(config, {}, torch.ones(1, 16 * int(n), dtype=torch.bool))[0] for n in counts]
+        layouts = [modality.layouts(config, {}, torch.ones(1, 16 * int(n), dtype=torch.bool))[0] for n in counts]
     else:
-        units = modality.units(config, cpu, torch.ones(1, 1, dtype=torch.bool))
-    texts = [[BOS, WORD + 1, *write(unit), WORD + 2, WORD + 3 + i] for i, unit in enumerate(units)]
+        layouts = modality.layouts(config, cpu, torch.ones(1, 1, dtype=torch.bool))
+    texts = [[BOS, WORD + 1, *write(layout), WORD + 2, WORD + 3 + i] for i, layout in enumerate(layouts)]
     length = max(map(len, texts))
     ids = torch.tensor([[0] * (length - len(text)) + text for text in texts])
     types = {tiny.token_types: (ids == IMAGE).long()} if tiny.token_types else {}
