@@ -308,3 +308,12 @@ def test_deepcopy_works(flex, left):
     twin = copy.deepcopy(flex)
     with torch.no_grad():
         assert torch.equal(twin(**left).logits, flex(**left).logits)
+
+
+def test_rows_of_a_language_model_that_carries_state_are_not_packed():
+    """Its layers would go on from one row to the next; the reason names them."""
+    host = tiny_llava_next()
+    adapter = LlavaNextAdapter(host)
+    assert adapter.packing_refusal is None
+    host.config.text_config.layer_types = ["full_attention", "linear_attention"]
+    assert "linear_attention layers carry" in str(adapter.packing_refusal)

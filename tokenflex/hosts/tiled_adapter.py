@@ -51,11 +51,6 @@ class TiledAdapter(StockAdapter):
     def _row(cls, model_type: str) -> Architecture:
         return ARCHITECTURES.get(model_type) or ARCHITECTURES[cls.derived_from]
 
-    @property
-    def packing_refusal(self) -> str | None:
-        """What was measured of the architecture."""
-        return self.architecture.packing_refusal
-
     def read(self, inputs: HostInputs) -> HostBatch:
         """Images, then videos.
 
