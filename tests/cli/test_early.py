@@ -108,6 +108,8 @@ import os, signal, sys, weakref
 from tokenflex.cli import quickstart
 from tokenflex.cli.main import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as a terminal starts it; jobs in the background ignore it
+
 class Thing:
     pass
 
