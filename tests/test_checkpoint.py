@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
 import threading
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tokenflex
+from tests.killed import killed_at_renaming
 from tokenflex import checkpoint, registry
 from tokenflex.errors import ConfigError
 from tokenflex.testing.tiny_hosts import tiny_llava_next
@@ -116,22 +115,7 @@ def test_savers_into_one_folder_take_turns(flex, tmp_path, monkeypatch):
 def test_killed_before_either_file_is_renamed_one_save_is_there(flex, tmp_path, call):
     checkpoint.save(tmp_path, *marked(flex, 1))
     again = marked(flex, 2)
-    child = os.fork()
-    if child == 0:  # pragma: no cover - dies below
-        seen, replace = [0], os.replace
-
-        def deadly(source, target):
-            if seen[0] == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(source, target)
-            seen[0] += 1
-
-        try:
-            os.replace = deadly
-            checkpoint.save(tmp_path, *again)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    killed_at_renaming(lambda: checkpoint.save(tmp_path, *again), call)
     found = checkpoint.load(tmp_path)
     assert found[0]["parts"]["router"]["config"]["text_tokens"] == call + 1
     assert belongs_together(found)

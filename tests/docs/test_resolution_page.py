@@ -29,4 +29,4 @@ def test_every_setting_is_explained():
 
 def test_an_architecture_of_no_table_is_refused():
     config = type("Config", (), {"model_type": "new"})
-    assert "isn't known here" in resizing_of(config)
+    assert "isn't known here" in resizing_of(config.model_type)

@@ -1,7 +1,5 @@
 """The pass: complete after any interruption, the same over any number of processes, refused if it is another's."""
 
-import os
-import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +11,7 @@ import tokenflex
 from tests.conftest import image
 from tests.evaluation.conftest import ROWS
 from tests.evaluation.test_questions import as_file
+from tests.killed import killed_at_renaming
 from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation import answering
 from tokenflex.evaluation.questions import Questions, read
@@ -94,26 +93,13 @@ def test_stopped_in_the_middle_it_goes_on_and_ends_the_same(still, processor, tm
 
 @pytest.mark.parametrize(("call", "after"), [(0, False), (0, True), (1, False), (1, True), (2, False), (3, True)])
 def test_killed_at_a_file_s_renaming_nothing_is_lost_or_doubled(still, processor, tmp_path, monkeypatch, call, after):
-    child = os.fork()
-    if child == 0:  # pragma: no cover - dies below
-        seen, replace = [0], os.replace
 
-        def deadly(source, target):
-            if seen[0] == call and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(source, target)
-            if seen[0] == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            seen[0] += 1
+    def write():
+        torch.set_num_threads(1)
+        monkeypatch.setattr("tokenflex.evaluation.run.SHARD_SIZE", 6)
+        answered(still, processor, tmp_path / "s", settings=["level:0", "router", "level:4"])
 
-        try:
-            torch.set_num_threads(1)
-            os.replace = deadly
-            monkeypatch.setattr("tokenflex.evaluation.run.SHARD_SIZE", 6)
-            answered(still, processor, tmp_path / "s", settings=["level:0", "router", "level:4"])
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    killed_at_renaming(write, call, after=after)
     again = answered(still, processor, tmp_path / "s", settings=["level:0", "router", "level:4"])
     whole = answered(still, processor, tmp_path / "w", settings=["level:0", "router", "level:4"])
     assert again.records == whole.records

@@ -54,7 +54,7 @@ def test_every_row_has_an_adapter_and_a_tiny_host():
 def test_what_is_asked_of_a_host_is_what_its_row_says(name):
     config, row = served(name).build().config, ARCHITECTURES[name]
     assert (unpackable(config), ungroupable(config)) == (row.packing_refusal, row.grouping_refusal)
-    assert (looks_ahead(config), resizing_of(config)) == (row.looks_ahead, row.resizing)
+    assert (looks_ahead(config), resizing_of(config.model_type)) == (row.looks_ahead, row.resizing)
     made_smaller = isinstance(row.resizing, Resizing)
     assert levels_of(name) == ((row.resizing.levels, row.resizing.setting) if made_smaller else None)
 
@@ -70,7 +70,7 @@ def test_of_an_unknown_architecture_nothing_is_refused_but_smaller_images():
     text = type("Text", (), {})
     config = type("Config", (), {"model_type": "new", "get_text_config": lambda self: text()})()
     assert [asked(config) for asked in (unpackable, ungroupable, looks_ahead)] == [None] * 3
-    assert "isn't known here" in resizing_of(config)
+    assert "isn't known here" in resizing_of(config.model_type)
     assert levels_of("new") is None
 
 

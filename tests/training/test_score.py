@@ -1,9 +1,7 @@
 """Feedback scored once: complete after any interruption, refused when it belongs to something else, as good as live."""
 
 import json
-import os
 import shutil
-import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import torch
 
 import tokenflex
 from tests.conftest import image
+from tests.killed import killed_at_renaming
 from tests.training.conftest import ROWS, Forgetful, turns
 from tokenflex import routers, scalers
 from tokenflex.contracts import ComponentConfig, Grid, Router, Scaler
@@ -86,24 +85,11 @@ def test_samples_without_answers_are_nan_and_left_out(fresh, dataset, processor,
 @pytest.mark.parametrize(("call", "after"), [(0, False), (1, False), (1, True), (2, False), (3, True), (4, True)])
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(fresh, dataset, collator, tmp_path, call, after, inputs):
     """A process that is killed at a file's renaming, before or after it, then a second one that goes on."""
-    child = os.fork()
-    if child == 0:  # pragma: no cover - dies below
-        seen, replace = [0], os.replace
 
-        def deadly(source, target):
-            if seen[0] == call and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(source, target)
-            if seen[0] == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            seen[0] += 1
+    def write():
+        scored(fresh(), dataset, collator, tmp_path / "s", router_inputs=inputs)
 
-        try:
-            os.replace = deadly
-            scored(fresh(), dataset, collator, tmp_path / "s", router_inputs=inputs)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    killed_at_renaming(write, call, after=after)
     done = FeedbackStore(tmp_path / "s").ids.tolist() if (tmp_path / "s" / "manifest.json").exists() else []
     assert len(done) < len(MANY)
     again = scored(fresh(), dataset, collator, tmp_path / "s", router_inputs=inputs)

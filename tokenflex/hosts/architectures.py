@@ -54,14 +54,13 @@ def looks_ahead(config: Any) -> str | None:
     return None if row is None else row.looks_ahead
 
 
-def resizing_of(config: Any) -> Resizing | str:
-    """How a host's images are made smaller before they are encoded, or why they can't be, as a clause."""
-    row = ARCHITECTURES.get(config.model_type)
+def resizing_of(model_type: str) -> Resizing | str:
+    """How an architecture's images are made smaller before they are encoded, or why they can't be, as a clause."""
+    row = ARCHITECTURES.get(model_type)
     return ANOTHER_RULE if row is None else row.resizing
 
 
 def levels_of(model_type: str) -> tuple[str, str | None] | None:
     """(Sizes that images of an architecture can have, the setting its processor has for them); None without any."""
-    row = ARCHITECTURES.get(model_type)
-    found = ANOTHER_RULE if row is None else row.resizing
+    found = resizing_of(model_type)
     return None if isinstance(found, str) else (found.levels, found.setting)
