@@ -38,6 +38,7 @@ def test_enough_architectures_are_served():
     assert len(CHECKS) == len({check.name for check in CHECKS}) >= 18
 
 
+@needs_the_pages_version
 def test_what_is_tried_often_is_served():
     assert set(OFTEN) <= set(KNOWN)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from PIL import Image
 
 from tests.hosts.processed import PROCESSORS, batch, image
@@ -171,6 +172,6 @@ def test_squares_are_seen_with_interpolated_positions(name):
     expected = adapter.host.base_model.get_image_features(**given).pooler_output
     images = adapter.encode_resized(read, [0.25, 0.25], [0, 1])
     torch.testing.assert_close(torch.cat([one.features for one in images]), torch.stack(list(expected)))
-    if name == "llava":  # whose forward hands the setting on
+    if name == "llava" and Version(transformers.__version__) >= Version("5.24"):  # its forward hands the setting on
         found = adapter.host(**spliced(adapter, read, [0.25, 0.25]).inputs).logits
         close(found, adapter.host(**{**small.inputs, **given}).logits, "the plain host on smaller images")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -112,6 +112,7 @@ def config(adapter):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), st.lists(st.floats(0.01, 1), min_size=2, max_size=6))
+@example(65, 1, [1.0, 0.9999999999999999])
 def test_sizes_ascend_with_their_share(config, height, width, shares):
     tiles = anyres.local_tiles(config, (height, width))
     full = TiledLayout(grid=Grid(8, 8), tiles=tiles, size=(height, width))

@@ -25,6 +25,10 @@ from tokenflex.training import (
 )
 from tokenflex.training.router_only import StoredRows
 
+checkpoints = pytest.mark.skipif(
+    not hasattr(TrainingArguments, "activation_checkpointing"),
+    reason="this transformers has no setting activation_checkpointing",
+)
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
 
 
@@ -85,6 +89,7 @@ def test_optimizers_get_a_rate_per_group(made, optim):
     assert {group["lr"] for group in optimizer.param_groups} == {2e-5, 1e-5}
 
 
+@checkpoints
 def test_activations_are_recomputed_and_tokens_counted(made):
     trainer = made(3, {"activation_checkpointing": True, "include_num_input_tokens_seen": "non_padding"})
     trainer.train()
@@ -177,7 +182,9 @@ def test_pushing_parts(made):
         made(4, {"push_to_hub": True})
 
 
-@pytest.mark.parametrize("name", ["activation_checkpointing", "include_num_input_tokens_seen"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("activation_checkpointing", marks=checkpoints), "include_num_input_tokens_seen"]
+)
 def test_a_router_alone_has_no_host_for(made, name):
     with pytest.raises(ConfigError, match=f"{name}=.*a RouterModel has no host"):
         made("alone", {name: True})

@@ -111,7 +111,7 @@ ROUND = st.tuples(ASKED, TEXTS.map(lambda words: "a" + words))
 @given(data=st.data())
 def test_labels_are_the_answers_whatever_they_say(name, data):
     """Also words that processors write themselves, several images a turn, or none."""
-    made_of, rows = processor(name), []
+    made_of, rows = made(name), []
     for _ in range(data.draw(st.integers(1, 2))):
         rounds, count, pairs = data.draw(st.lists(ROUND, min_size=1, max_size=3)), 0, []
         for (images, words, before), answer in rounds:

@@ -106,8 +106,16 @@ def write(
 
 def _entries(packed: Sequence[Tensor], rows: Sequence[int], architecture: Architecture) -> Any:
     """One entry per row of the batch, so that beams of every host repeat rows as a whole; or all in one tensor."""
-    if architecture.flat:
-        return torch.cat(list(packed))[:, None]
+    return torch.cat(list(packed))[:, None] if architecture.flat else per_row(packed, rows)
+
+
+def per_row(packed: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
+    """All images of a row as one entry, since ``generate`` may repeat entries one by one, which would mix up a row's.
+
+    Args:
+        packed: ``(tokens, dim)`` of every image.
+        rows: that they stand in.
+    """
     return [torch.cat([p for p, at in zip(packed, rows, strict=True) if at == row]) for row in dict.fromkeys(rows)]
 
 

@@ -2,19 +2,17 @@
 
 The host's encoder gives no features for the input embeddings but a list of (decoder layer, features per image), all
 packed alike (DeepStack). The first of them is what scaler and router see; the others are `VisualTokens.planes` and
-are averaged over the same tokens. For the host all images of a row are joined to one entry, since its beam search
-repeats entries one by one, which would mix up the images of a row.
+are averaged over the same tokens.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tokenflex.contracts import HostBatch, ScaledTokens, VisualTokens
 from tokenflex.hosts import anyres
-from tokenflex.hosts.encoded import EncoderOutputs, moved
+from tokenflex.hosts.encoded import EncoderOutputs, moved, per_row
 from tokenflex.hosts.modality import BatchImage, Modality
 from tokenflex.hosts.tiled_adapter import TiledAdapter
 
@@ -47,12 +45,10 @@ class Granite4VisionAdapter(TiledAdapter):
     ) -> Mapping[str, Any]:
         """Per decoder layer an entry for every row."""
         entries: list[tuple[int, list[Tensor]]] = []
+        rows = [item.span.row for item in items]
         for depth, layer in enumerate(self._layers):
             features = [moved(image, one, depth) for image, one in zip(images, scaled, strict=True)]
-            of_row: dict[int, list[Tensor]] = {}
-            for item, packed in zip(items, self._packed(items, features, scaled), strict=True):
-                of_row.setdefault(item.span.row, []).append(packed)
-            entries.append((layer, [torch.cat(row) for row in of_row.values()]))
+            entries.append((layer, per_row(self._packed(items, features, scaled), rows)))
         return {"image": EncoderOutputs(deepstack_features=entries)}
 
     @property

@@ -57,21 +57,24 @@ class Canvases(Resizing):
 
 
 def smaller(config: Any, full: ImageLayout, share: float) -> ImageLayout:
-    """An image whose canvas has at most ``share`` of its tiles; videos and images of one view stay as they are."""
-    if share == 1 or not isinstance(full, TiledLayout):
+    """An image whose canvas has at most ``share`` of its tiles; videos and images of one view stay as they are.
+
+    A canvas of another shape may need more tokens than that of the image, though it has no more tiles; it isn't taken.
+    """
+    if not isinstance(full, TiledLayout):
         return full
     most = int(share * full.tiles.tokens + SLACK)
-    found: list[tuple[int, int, Size, Grid]] = []
+    if most >= full.tiles.tokens:
+        return full
+    found: list[tuple[int, int, TiledLayout]] = []
     for canvas in map(tuple, config.image_grid_pinpoints):
         scale = min(canvas[0] / full.size[0], canvas[1] / full.size[1], 1.0)
         height, width = (max(round(side * scale), 1) for side in full.size)
         tiles = anyres.local_tiles(config, (height, width))
-        if tiles.tokens <= most:
-            found.append((tiles.tokens, height * width, (height, width), tiles))
-    if not found:
-        return GridLayout(grid=full.grid, end=1)
-    _, _, size, tiles = max(found, key=lambda one: one[:2])
-    return replace(full, tiles=tiles, size=size)
+        made = replace(full, tiles=tiles, size=(height, width))
+        if tiles.tokens <= most and made.placeholders <= full.placeholders:
+            found.append((tiles.tokens, height * width, made))
+    return max(found, key=lambda one: one[:2])[2] if found else GridLayout(grid=full.grid, end=1)
 
 
 def encoded_views(model: Any, inputs: Mapping[str, Any]) -> Float[Tensor, "views tokens dim"]:

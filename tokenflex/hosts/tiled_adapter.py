@@ -17,7 +17,7 @@ from tokenflex.contracts import Grid, HostBatch, HostInputs, ScaledTokens, Visua
 from tokenflex.hosts import anyres, placeholders, stock
 from tokenflex.hosts.architecture import Architecture
 from tokenflex.hosts.architectures import ARCHITECTURES
-from tokenflex.hosts.encoded import kept_of
+from tokenflex.hosts.encoded import kept_of, per_row
 from tokenflex.hosts.layouts import ImageLayout
 from tokenflex.hosts.modality import BatchImage, Inputs, Modality, Shown, batch_of, located
 from tokenflex.hosts.resized_tiles import encoded_views
@@ -110,12 +110,13 @@ class TiledAdapter(StockAdapter):
     def _written(
         self, items: Sequence[BatchImage], images: Sequence[VisualTokens], scaled: Sequence[ScaledTokens]
     ) -> Mapping[str, Any]:
-        """A list of ``(packed, dim)`` per modality, newlines in place."""
+        """A list of ``(packed, dim)`` per modality, one entry per row, newlines in place."""
         packed = self._packed(items, [one.features for one in scaled], scaled)
         found: dict[str, BaseModelOutputWithPooling] = {}
         for key in dict.fromkeys(item.modality.key for item in items):
-            own: Any = [one for item, one in zip(items, packed, strict=True) if item.modality.key == key]
-            found[key] = BaseModelOutputWithPooling(pooler_output=own)
+            own = [i for i, item in enumerate(items) if item.modality.key == key]
+            entries: Any = per_row([packed[i] for i in own], [items[i].span.row for i in own])
+            found[key] = BaseModelOutputWithPooling(pooler_output=entries)
         return found
 
     def _packed(
