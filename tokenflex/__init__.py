@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from tokenflex import confidences, contracts, errors, hosts, images, policies, routers, scalers, voters
     from tokenflex.composed import compose
     from tokenflex.contracts import Decision
-    from tokenflex.model import Budget, Escalate, FlexConfig, FlexModel, calibrate, load_parts, pinned, wrap
+    from tokenflex.conversations import Conversation
+    from tokenflex.model import Budget, Escalate, Fade, FlexConfig, FlexModel, calibrate, load_parts, pinned, wrap
 
     evaluation: ModuleType
     serving: ModuleType
@@ -20,8 +21,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "Conversation",
     "Decision",
     "Escalate",
+    "Fade",
     "FlexConfig",
     "FlexModel",
     "calibrate",
@@ -46,8 +49,10 @@ __all__ = [
 
 _HOMES = {
     "Budget": "tokenflex.model",
+    "Conversation": "tokenflex.conversations",
     "Decision": "tokenflex.contracts",
     "Escalate": "tokenflex.model",
+    "Fade": "tokenflex.model",
     "FlexConfig": "tokenflex.model",
     "FlexModel": "tokenflex.model",
     "calibrate": "tokenflex.model",

@@ -26,6 +26,7 @@ POLICIES = {
     "argmax": "tokenflex.policies.argmax:ArgmaxPolicy",
     "budget": "tokenflex.policies.budget:BudgetPolicy",
     "constant": "tokenflex.policies.constant:ConstantPolicy",
+    "fade": "tokenflex.policies.fade:FadePolicy",
 }
 CONFIDENCES = {
     "first-entropy": "tokenflex.confidences.first:FirstEntropy",

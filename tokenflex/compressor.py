@@ -77,11 +77,13 @@ class Choice:
         levels: one per image.
         scores: of the voter.
         judged: whether an image's best score is a finite number.
+        reasons: `Policy.reasons`, empty ones where it gives none.
     """
 
     levels: list[int]
     scores: Float[Tensor, "images levels"]
     judged: list[bool]
+    reasons: list[str]
 
 
 class Compressor(nn.Module):
@@ -238,17 +240,23 @@ class Compressor(nn.Module):
         judged = is_judged(scores)
         bound = STEP * torch.arange(scores.shape[-1], device=scores.device, dtype=scores.dtype)
         usable = torch.where(judged[:, None], scores, bound)
+        reasons = [""] * len(scores)
         if policy.couples:
-            groups = [on_device_of(torch.tensor(members), scores) for members in _groups(image.row for image in images)]
+            rows = _groups(image.row for image in images)
+            groups = [on_device_of(torch.tensor(members), scores) for members in rows]
             levels = torch.cat([policy(usable[members], tokens[members]) for members in groups])
             levels = levels[torch.cat(groups).argsort()]
+            for members, group in zip(rows, groups, strict=True):
+                for i, reason in zip(members, policy.reasons(usable[group], tokens[group]) or (), strict=False):
+                    reasons[i] = reason
         else:
             levels = policy(usable, tokens)
+            reasons = list(policy.reasons(usable, tokens) or reasons)
         table = torch.cat([scores.detach(), torch.stack([levels, judged.to(levels)], dim=-1).to(scores)], dim=-1).cpu()
         chosen, fine = table[:, -2:].long().T.tolist()
         if self.on_bad_scores == "raise":
             _refuse(fine, images)
-        return Choice(chosen, table[:, :-2], [bool(each) for each in fine])
+        return Choice(chosen, table[:, :-2], [bool(each) for each in fine], reasons)
 
     def require_judged(self, scores: Float[Tensor, "images levels"], images: Sequence[VisualTokens]) -> None:
         """Refuse scores that say nothing, as training on them would spoil router and voter.

@@ -232,6 +232,42 @@ class HostAdapter(ABC):
         """
 
     @property
+    def append_refusal(self) -> str | None:
+        """Why the turns of a conversation can't be put behind one another, as a clause; None when they can."""
+        return "its adapter doesn't say how turns are put behind one another"
+
+    def appended(self, batches: Sequence[HostBatch]) -> HostBatch:
+        """One row of several batches' tokens, each of one row without padding, with the images of all of them.
+
+        Pixels are left out: `splice` is given images that are encoded already. Never asked of adapters with an
+        `append_refusal`.
+
+        Args:
+            batches: as they were read, or as `resized` made them, in the order of the conversation.
+
+        Raises:
+            UnsupportedHostError: turns can't be put behind one another.
+            InputError: a batch isn't one row, or holds an input that can't be put behind another.
+        """
+        raise UnsupportedHostError(f"{self.model_type!r} can't take turns one by one: {self.append_refusal}.")
+
+    def written(
+        self, batch: HostBatch, images: Sequence[VisualTokens], scaled: Sequence[ScaledTokens], chosen: Sequence[int]
+    ) -> Mapping[str, Any]:
+        """What `splice` puts into the host's inputs for some of the images: those behind what a cache holds.
+
+        Never asked of adapters with an `append_refusal`.
+
+        Args:
+            images, scaled: of the whole batch.
+            chosen: numbers of the images, at least one.
+
+        Raises:
+            UnsupportedHostError: turns can't be put behind one another.
+        """
+        raise UnsupportedHostError(f"{self.model_type!r} can't take turns one by one: {self.append_refusal}.")
+
+    @property
     def resize_refusal(self) -> str | None:
         """Why images can't be made smaller before they are encoded, as a clause; None when they can."""
         return "its adapter doesn't make smaller images"

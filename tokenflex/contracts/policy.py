@@ -1,6 +1,7 @@
 """``Policy``: picks a level from scores and known token counts."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,3 +35,13 @@ class Policy(Component):
         Returns:
             The chosen level per image.
         """
+
+    def reasons(
+        self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]
+    ) -> Sequence[str] | None:
+        """Why each image gets its level, as a clause, for `Decision.reason`; None: by its scores.
+
+        Args:
+            scores, tokens: as for ``forward``.
+        """
+        return None

@@ -180,6 +180,7 @@ class Decision:
         tried: the passes in their order, where answers were allowed to escalate; else empty.
         processor: settings by which the host's own processor, or that of a serving engine, makes an image of about
             the chosen number of tokens; empty where it has none.
+        reason: why this level, as a clause, where the policy says so; else empty.
     """
 
     level: int
@@ -188,6 +189,7 @@ class Decision:
     of: int
     tried: tuple[Tried, ...] = ()
     processor: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reason: str = ""
 
     @property
     def margin(self) -> float | None:

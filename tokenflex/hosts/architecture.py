@@ -41,6 +41,7 @@ class Architecture:
             law ``ragged``).
         looks_ahead: why text tokens in front of an image depend on it, besides what its language model says (measured
             by the tests of escalation); None where they don't.
+        append_refusal: why turns of a conversation can't be read one by one, each with its own images.
     """
 
     family: str
@@ -58,3 +59,4 @@ class Architecture:
     packing_refusal: str | None = None
     grouping_refusal: str | None = None
     looks_ahead: str | None = None
+    append_refusal: str | None = None

@@ -24,7 +24,7 @@ from tokenflex.contracts import (
     VisualTokens,
 )
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
-from tokenflex.hosts import placeholders, stock
+from tokenflex.hosts import appending, placeholders, stock
 from tokenflex.hosts.architecture import Architecture
 from tokenflex.hosts.architectures import ARCHITECTURES, unpackable
 from tokenflex.hosts.encoded import kept_of
@@ -172,9 +172,24 @@ class StockAdapter(HostAdapter):
         of_rows = [scaled[i] for i in chosen]
         out |= self._placed(batch, plan, chosen, of_rows, tokens)
         if chosen:
-            items = [batch.items[i] for i in chosen]
-            out["mm_encoder_outputs"] = self._written(items, [images[i] for i in chosen], of_rows)
+            out |= self.written(batch, images, scaled, chosen)
         return Spliced(out, tokens, placeholders.index(plan))
+
+    @property
+    def append_refusal(self) -> str | None:
+        """What is known of the architecture's processor."""
+        return self.architecture.append_refusal
+
+    def appended(self, batches: Sequence[HostBatch]) -> HostBatch:
+        """Images stay modality by modality, as in a batch that was read as a whole."""
+        return appending.appended(batches, self.architecture, self._encoded_inputs)
+
+    def written(
+        self, batch: HostBatch, images: Sequence[VisualTokens], scaled: Sequence[ScaledTokens], chosen: Sequence[int]
+    ) -> Mapping[str, Any]:
+        """As `splice` writes it, ``mm_encoder_outputs``."""
+        items = [batch.items[i] for i in chosen]
+        return {"mm_encoder_outputs": self._written(items, [images[i] for i in chosen], [scaled[i] for i in chosen])}
 
     def resized(self, batch: HostBatch, shares: Sequence[float]) -> HostBatch:
         """The batch of smaller images, as the architecture's `Resizing` makes them."""

@@ -186,6 +186,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llava_onevision": tiles(
         tiled_if_alone, frames(halved, end=1), sizes=("image_sizes", "batch_num_images"), attention_refusal=None,
         refusal=of_known_canvas,
+        append_refusal="an image is laid out otherwise alone than in the company of others",
     ),
     "granite4_vision": tiles(
         tiled(by_rate), canonical=by_rate,

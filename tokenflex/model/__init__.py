@@ -6,5 +6,6 @@ from tokenflex.model.escalation.settings import Escalate
 from tokenflex.model.flex import Encoded, FlexModel
 from tokenflex.model.loading import load_parts, wrap
 from tokenflex.model.pins import pinned
+from tokenflex.policies.fade import Fade
 
-__all__ = ["Budget", "Encoded", "Escalate", "FlexConfig", "FlexModel", "calibrate", "load_parts", "pinned", "wrap"]
+__all__ = ["Budget", "Encoded", "Escalate", "Fade", "FlexConfig", "FlexModel", "calibrate", "load_parts", "pinned", "wrap"]

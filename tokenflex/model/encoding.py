@@ -86,6 +86,7 @@ def decide(
     known = [kept.level(one) for one in pinned] if kept is not None else []
     if known and None not in known:
         forced = [level for level in known if level is not None]
+    reasons = [""] * len(counts)
     if forced is not None:
         rows: Sequence[Tensor | None] = [None] * len(counts)
         picked = forced
@@ -95,13 +96,13 @@ def decide(
         with torch.no_grad():
             choice = flex.compressor.decided(scores(flex, encoded), costs, images, policy)
         encoded.made["judged"] = all(choice.judged)
-        picked, rows = list(choice.levels), list[Tensor | None](choice.scores)
+        picked, rows, reasons = list(choice.levels), list[Tensor | None](choice.scores), choice.reasons
         if kept is not None:
             picked, rows = kept.settled(pinned, picked, rows)
     table = counts.tolist()
     return tuple(
-        Decision(level=pick, scores=row, tokens=costs[pick], of=costs[-1])
-        for pick, row, costs in zip(picked, rows, table, strict=True)
+        Decision(level=pick, scores=row, tokens=costs[pick], of=costs[-1], reason=reason)
+        for pick, row, costs, reason in zip(picked, rows, table, reasons, strict=True)
     )
 
 

@@ -1,0 +1,6 @@
+"""Conversations about many images: encoded once, as fine as they have to be, read again only from where they changed."""
+
+from tokenflex.conversations.conversation import Conversation
+from tokenflex.conversations.reply import HeldMemory, Reply
+
+__all__ = ["Conversation", "HeldMemory", "Reply"]
