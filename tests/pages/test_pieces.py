@@ -84,7 +84,7 @@ def test_how_it_was_made_is_kept_with_the_answers(tmp_path):
     assert "a processor, 4 cores, 2 threads; device cpu" in text
     assert "a processor, 4 cores, 1 thread; device cpu" in text
     assert "tokenflex 0.1, torch 2.9, transformers 5, python 3.11" in text
-    assert "Part 2 of the answers" in text
+    assert "Group 2 of the answers" in text
     assert "not known" not in text
 
 
