@@ -25,7 +25,7 @@ from tokenflex import compressor
 from tokenflex.checkpoint import adapter_for, config_of
 from tokenflex.compressor import Compressor
 from tokenflex.contracts import Grid, Instruction, VisualTokens
-from tokenflex.measure.break_even import fit
+from tokenflex.profiling.break_even import fit
 from tokenflex.routers.avg import AVGRouter
 
 

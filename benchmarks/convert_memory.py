@@ -27,7 +27,7 @@ TOWER = {
 GRANULARITIES, WORDS = [36, 72, 144, 288, 576], 32
 MEASURE = """
 import json, sys, threading, time
-from tokenflex import released
+from tokenflex import conversion
 import tokenflex.hosts.llava_next
 import transformers.models.llava_next.modeling_llava_next, transformers.models.clip.modeling_clip
 def held():
@@ -41,7 +41,7 @@ def watch():
         time.sleep(0.002)
 threading.Thread(target=watch, daemon=True).start()
 start = time.perf_counter()
-done = getattr(released, sys.argv[1])(sys.argv[2], sys.argv[3])
+done = getattr(conversion, sys.argv[1])(sys.argv[2], sys.argv[3])
 own, resident = (most - base for most, base in zip(peak, before))
 print(json.dumps({"seconds": time.perf_counter() - start, "own": own, "resident": resident, "used": done.used}))
 """

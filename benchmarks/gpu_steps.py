@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks import measure, paper_speed, report, sizes, steps
-from tokenflex.measure.memory import LiveBytes
+from tokenflex.profiling.memory import LiveBytes
 
 STEPS = ("stage4/ours", "stage3/low", "stage3/packed", "stage3/joint")
 REQUESTS = ("vanilla", "routed 0", "routed 4", "forced 0")

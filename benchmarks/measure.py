@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokenflex.measure.flops import attention_formulas
+from tokenflex.profiling.flops import attention_formulas
 
 STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 """Settings of glibc under which what is freed goes back to the system at once."""

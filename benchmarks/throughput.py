@@ -26,9 +26,9 @@ from benchmarks import paper_speed, report, sizes
 from benchmarks.measure import Flops
 from tokenflex.errors import ConfigError
 from tokenflex.files import write_whole
-from tokenflex.measure.mix import MIXES, GivenLevels, levels_for, read_mix
-from tokenflex.measure.timing import clock_for, interleaved
 from tokenflex.model import FlexModel
+from tokenflex.profiling.mix import MIXES, GivenLevels, levels_for, read_mix
+from tokenflex.profiling.timing import clock_for, interleaved
 
 SETTINGS = ("finest", "coarsest", "routed", "padded")
 """What is measured besides the plain host."""

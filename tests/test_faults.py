@@ -22,15 +22,15 @@ from torch.utils.data import DataLoader, Dataset
 import tokenflex
 from tests.parity.golden import DATA
 from tests.training.conftest import ROWS
-from tokenflex import released
+from tokenflex import conversion
 from tokenflex.cli import main as main_module
 from tokenflex.cli import plugins
 from tokenflex.cli.main import main
+from tokenflex.conversion.finished import NAME
 from tokenflex.errors import ConfigError, DataError, LostProcessError, WriteError
 from tokenflex.files import locked, replaced, sweep, sweep_tensors, unwritten, whole, write_whole, writing
 from tokenflex.model import FlexModel
 from tokenflex.quickstart.run import run as quickstart
-from tokenflex.released.finished import NAME
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 from tokenflex.training import ChatDataset, FlexCollator, FlexTrainingArguments, RGLFTrainer
 from tokenflex.training.lost import told_of_lost_processes
@@ -139,7 +139,7 @@ def test_standard_output_on_a_full_disk():
 def converted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted")
     shutil.copytree(DATA / "e2e_g8" / "checkpoint", folder / "source")
-    released.convert(folder / "source", folder / "out")
+    conversion.convert(folder / "source", folder / "out")
     return folder
 
 
@@ -176,7 +176,7 @@ def test_another_folder_is_refused_and_force_is_offered(converted, tmp_path, cha
     change(out)
     before = contents(out)
     with pytest.raises(ConfigError, match=f"exists already, and .*{message}.*--force"):
-        released.convert(tmp_path / "copy" / "source", out)
+        conversion.convert(tmp_path / "copy" / "source", out)
     assert contents(out) == before
 
 
@@ -185,14 +185,14 @@ def test_force_replaces_a_model_and_nothing_else(converted, tmp_path):
     shutil.copytree(converted / "out", out)
     (out / "config.json").write_text("{}")
     (out / "more.json").write_text("{}")
-    assert released.convert(converted / "source", out, force=True).written
+    assert conversion.convert(converted / "source", out, force=True).written
     assert contents(out) == before
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("mine")
     with pytest.raises(ConfigError, match="isn't the folder of a model"):
-        released.convert(converted / "source", tmp_path / "home", force=True)
+        conversion.convert(converted / "source", tmp_path / "home", force=True)
     with pytest.raises(ConfigError, match="holds the source"):
-        released.convert(converted / "source", converted / "source", force=True)
+        conversion.convert(converted / "source", converted / "source", force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "out"]
 
 

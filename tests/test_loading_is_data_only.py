@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 import tokenflex
 from tests.parity.golden import DATA
-from tokenflex import checkpoint, loadable, reading, released
+from tokenflex import checkpoint, conversion, loadable, reading
 from tokenflex.composed import ComposedForConditionalGeneration
 from tokenflex.errors import ConfigError, InputError, TokenFlexError
 from tokenflex.model import Escalate, FlexModel
@@ -344,7 +344,7 @@ def test_released_checkpoints(tmp_path, name):
     source = shutil.copytree(DATA / "e2e_g8" / "checkpoint", tmp_path / "source")
     edited(source / file, change)
     with pytest.raises(ConfigError) as caught:
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
     assert words in str(caught.value)
 
 
@@ -354,7 +354,7 @@ def test_weights_of_released_checkpoints(tmp_path, value, words):
     name = "lm_head.weight"
     put(source, MODEL, lambda s: s.update({name: s[name].int() if value is None else torch.full_like(s[name], value)}))
     with pytest.raises(ConfigError, match=words):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,6 +1,9 @@
 """Names of version 0.1 that still work, with a warning that says what they are called now."""
 
 import importlib
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +12,12 @@ import tokenflex
 from tokenflex.contracts import Grid, VisualTokens
 
 IMAGE = VisualTokens(torch.zeros(1, 4, 2), Grid(2, 2), video=True, separators=torch.ones(3, 2))
+
+
+def named(path):
+    """What a dotted name leads to."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 @pytest.mark.parametrize(("old", "new"), [("clip", "video"), ("marks", "separators")])
@@ -42,17 +51,40 @@ def test_logits_at_targets():
 
 
 @pytest.mark.parametrize(
-    ("module", "old", "new"),
+    ("old", "new"),
     [
-        ("tokenflex.measure", "Answer", "AnswerProfile"),
-        ("tokenflex.measure", "Setting", "MeasuredSetting"),
-        ("tokenflex.serving", "chat_parts", "chat_items"),
+        ("tokenflex.measure.Answer", "tokenflex.profiling.AnswerProfile"),
+        ("tokenflex.measure.Setting", "tokenflex.profiling.MeasuredSetting"),
+        ("tokenflex.serving.chat_parts", "tokenflex.serving.chat_items"),
     ],
 )
-def test_names_that_say_what_they_are(module, old, new):
-    found = importlib.import_module(module)
-    with pytest.warns(DeprecationWarning, match=rf"{module}\.{old} is now called {module}\.{new}"):
-        assert getattr(found, old) is getattr(found, new)
+def test_names_that_say_what_they_are(old, new):
+    with pytest.warns(DeprecationWarning, match=f"^{re.escape(old)} is now called {re.escape(new)};"):
+        assert named(old) is named(new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("tokenflex.measure", "tokenflex.profiling"), ("tokenflex.released", "tokenflex.conversion")]
+)
+def test_packages_that_carry_their_commands_names(old, new):
+    """Every public name of the new package, and who asks for it by the old one is told on that very line."""
+    for name in importlib.import_module(new).__all__:
+        with pytest.warns(DeprecationWarning, match=f"^{old}.{name} is now called {new}.{name};") as told:
+            assert named(f"{old}.{name}") is named(f"{new}.{name}")
+        assert {one.filename for one in told} == {__file__}
+
+
+def test_names_are_imported_from_the_packages_former_places():
+    with pytest.warns(DeprecationWarning, match="is now called tokenflex.profiling.Plan") as told:
+        from tokenflex.measure import Plan
+    assert [one.filename for one in told] == [__file__]
+    assert Plan.__module__ == "tokenflex.profiling.plan"
+
+
+@pytest.mark.parametrize("old", ["tokenflex.measure", "tokenflex.released"])
+def test_former_packages_are_light_and_silent_until_they_are_asked(old):
+    script = f"import sys, {old}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "-c", script], check=True)
 
 
 def test_what_never_was_is_an_error():

@@ -57,5 +57,5 @@ def test_a_test_of_a_module_stands_in_the_folder_of_its_package(test):
 
 def test_what_stands_elsewhere_is_seen():
     assert misplaced(TESTS / "ops" / "test_registry.py") == ["."]
-    assert misplaced(TESTS / "training" / "test_timing.py") == ["measure"]
+    assert misplaced(TESTS / "training" / "test_timing.py") == ["profiling"]
     assert misplaced(TESTS / "ops" / "test_of_no_module.py") == []

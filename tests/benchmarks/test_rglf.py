@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import arithmetic, memory, rglf, sizes, step_time, steps
 from benchmarks.measure import Flops
-from tokenflex.measure.break_even import fit
+from tokenflex.profiling.break_even import fit
 
 
 def counted(stage, *, frozen_tower):

@@ -13,7 +13,7 @@ from tokenflex.demo import answering, showing
 from tokenflex.demo.answering import Asked, Reply, Side, Timing
 from tokenflex.evaluation.drawing import Cells
 from tokenflex.markup import readable
-from tokenflex.measure.timing import Times
+from tokenflex.profiling.timing import Times
 
 SCORES = torch.tensor([-1.0, 3.0])
 

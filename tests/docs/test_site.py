@@ -12,7 +12,7 @@ from tests.docs.fences import PAGES, ROOT
 from tokenflex import catalog
 
 TOOLS = ROOT / "docs" / "_site"
-MODULES = ("contracts", "training", "evaluation", "measure", "serving", "testing", "released", "composed")
+MODULES = ("contracts", "training", "evaluation", "profiling", "serving", "testing", "conversion", "composed")
 PLAIN_DATA = {"READ_OFF", "HostInputs", "Need", "PaddingSide", "STAGES", "METRICS"}
 """Constants and names of types, which the pages of what uses them explain."""
 REGISTRIES = {

@@ -3,9 +3,9 @@
 import pytest
 
 from tests.browser import BROWSER, MISSING, started
-from tests.measure.test_report import made as profiled
 from tests.pages.test_hostile import HOSTILE
-from tokenflex.measure.page import profile_html
+from tests.profiling.test_report import made as profiled
+from tokenflex.profiling.page import profile_html
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="a browser is driven by playwright: pip install playwright"

@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 
 from tests.evaluation.tables import made
-from tests.measure.test_report import made as profiled
 from tests.pages.conftest import SETTINGS
 from tests.pages.test_hostile import HOSTILE, only_own_script
+from tests.profiling.test_report import made as profiled
 from tokenflex.errors import DataError, InputError
 from tokenflex.evaluation.records import AnswerWriter, Evaluation
 from tokenflex.evaluation.report import report
 from tokenflex.markup import readable
-from tokenflex.measure.page import profile_html, sentence
 from tokenflex.pages import Cell, Column, Gallery, Overlay, Row, Table, how_made, rendering
 from tokenflex.pages.gallery import Card
+from tokenflex.profiling.page import profile_html, sentence
 
 
 def test_heads_can_be_clicked_are_reached_by_keyboard_and_explained(text):
@@ -84,7 +84,7 @@ def test_how_it_was_made_is_kept_with_the_answers(tmp_path):
     assert "a processor, 4 cores, 2 threads; device cpu" in text
     assert "a processor, 4 cores, 1 thread; device cpu" in text
     assert "tokenflex 0.1, torch 2.9, transformers 5, python 3.11" in text
-    assert "Part 2 of the answers" in text
+    assert "Group 2 of the answers" in text
     assert "not known" not in text
 
 

@@ -5,13 +5,13 @@ import re
 import pytest
 
 from tests.evaluation.tables import made
-from tests.measure.test_report import made as profiled
+from tests.profiling.test_report import made as profiled
 from tokenflex.evaluation.plot import pareto
 from tokenflex.evaluation.records import Evaluation
 from tokenflex.evaluation.summary import summarise
-from tokenflex.measure.page import image
 from tokenflex.pages import Series, points
 from tokenflex.pages.plot import PALETTE, SHAPES
+from tokenflex.profiling.page import image
 
 LEAST = 11
 """CSS pixels of a plot's text."""

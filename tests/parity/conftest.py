@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 
 import tokenflex
 from tests.parity.golden import DATA
-from tokenflex import released
+from tokenflex import conversion
 
 DEVIATIONS: dict[str, float] = defaultdict(float)
 
@@ -36,6 +36,6 @@ def pytest_terminal_summary(terminalreporter):
 def converted(request, tmp_path_factory):
     """(name of the golden set, model in float32 from the converted folder, the folder)."""
     out = tmp_path_factory.mktemp(request.param) / "converted"
-    released.convert(DATA / request.param / "checkpoint", out)
+    conversion.convert(DATA / request.param / "checkpoint", out)
     host = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
     return request.param, tokenflex.load_parts(out, host=host).eval(), out

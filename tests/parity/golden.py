@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from tokenflex.contracts import Grid, Instruction, VisualTokens
+from tokenflex.conversion import layout
 from tokenflex.ops.pooling import PYRAMID
-from tokenflex.released import layout
 from tokenflex.routers.avg import AVGRouter
 from tokenflex.scalers.average_pool import AveragePoolScaler
 from tokenflex.voters.position_weighted import PositionWeightedVoter

@@ -15,15 +15,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import tokenflex
 from tests.conftest import image
 from tests.parity.golden import DATA
-from tokenflex import released
+from tokenflex import conversion
 from tokenflex.cli.main import main
+from tokenflex.conversion.finished import NAME as RECORD
+from tokenflex.conversion.processor import SYSTEM
 from tokenflex.errors import ConfigError
-from tokenflex.released.finished import NAME as RECORD
-from tokenflex.released.processor import SYSTEM
 
 TENSORS = 100
 
-converting = importlib.import_module("tokenflex.released.convert")
+converting = importlib.import_module("tokenflex.conversion.convert")
 
 
 @pytest.fixture
@@ -100,9 +100,9 @@ def test_round_trip_is_bit_exact(source, tmp_path, shards):
     if shards > 1:
         sharded(source, shards)
     out, back = tmp_path / "out", tmp_path / "back"
-    released.convert(source, out)
+    conversion.convert(source, out)
     assert len(list(out.glob("model*.safetensors"))) == shards
-    done = released.reverse(out, back)
+    done = conversion.reverse(out, back)
     assert (done.source_tensors, done.used, done.parts) == (TENSORS, TENSORS, True)
     same(weights(source), weights(back))
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
@@ -119,7 +119,7 @@ def test_round_trip_is_bit_exact(source, tmp_path, shards):
 
 def test_reverse_of_a_model_trained_further(source, tmp_path, capsys):
     out, back = tmp_path / "out", tmp_path / "back"
-    released.convert(source, out)
+    conversion.convert(source, out)
     flex = tokenflex.load_parts(out, host=AutoModelForImageTextToText.from_pretrained(out, dtype=torch.bfloat16))
     with torch.no_grad():
         flex.compressor.router.mlp[0].bias += 1
@@ -136,13 +136,13 @@ def test_reverse_of_a_model_trained_further(source, tmp_path, capsys):
 
 def test_reverse_needs_a_converted_folder(source, tmp_path):
     with pytest.raises(ConfigError, match=r"shards\.json is missing"):
-        released.reverse(source, tmp_path / "out")
+        conversion.reverse(source, tmp_path / "out")
 
 
 def test_shards_convert_as_one_file_does(source, tmp_path):
-    released.convert(source, tmp_path / "one")
+    conversion.convert(source, tmp_path / "one")
     sharded(source)
-    released.convert(source, tmp_path / "three")
+    conversion.convert(source, tmp_path / "three")
     same(weights(tmp_path / "one"), weights(tmp_path / "three"))
     same(*(load_file(tmp_path / name / "tokenflex.safetensors") for name in ("one", "three")))
 
@@ -176,7 +176,7 @@ def add(name, tensor):
 def test_tensors_that_do_not_add_up_are_refused_and_nothing_is_written(source, tmp_path, change, message):
     rewrite(source, change)
     with pytest.raises(ConfigError, match=message):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
     assert left_behind(tmp_path) == ["source"]
 
 
@@ -186,9 +186,9 @@ def test_buffers_of_old_transformers_are_accounted_for(source, tmp_path):
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
     }
     rewrite(source, lambda state: state.update(buffers))
-    done = released.convert(source, tmp_path / "out")
+    done = conversion.convert(source, tmp_path / "out")
     assert done.source_tensors == done.used == TENSORS + 2
-    assert released.largest_difference(source, tmp_path / "out") == 0.0
+    assert conversion.largest_difference(source, tmp_path / "out") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -206,20 +206,20 @@ def test_buffers_of_old_transformers_are_accounted_for(source, tmp_path):
 def test_settings_stock_llava_next_cannot_express_are_refused(source, tmp_path, settings, message):
     configure(source, **settings)
     with pytest.raises(ConfigError, match=message):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
     assert left_behind(tmp_path) == ["source"]
 
 
 def test_pickles_are_never_read(source, tmp_path):
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"pytorch_model\.bin.*can run code"):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
 
 
 def test_a_damaged_file_is_named(source, tmp_path):
     (source / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match=r"model\.safetensors isn't safetensors: it has 7 bytes"):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
 
 
 def test_an_index_its_shards_do_not_bear_out_is_refused(source, tmp_path):
@@ -229,7 +229,7 @@ def test_an_index_its_shards_do_not_bear_out_is_refused(source, tmp_path):
     index["weight_map"]["model.ghost"] = sorted(index["weight_map"].values())[0]
     path.write_text(json.dumps(index))
     with pytest.raises(ConfigError, match=r"model\.ghost"):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("step", ["_keep_small_files", "_verify", "generation_config"])
@@ -239,7 +239,7 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path, monkeypatch,
 
     monkeypatch.setattr(converting, step, stop)
     with pytest.raises(KeyboardInterrupt):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
     assert left_behind(tmp_path) == ["source"]
 
 
@@ -248,13 +248,13 @@ def test_an_existing_folder_is_not_touched(source, tmp_path):
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="exists already"):
-        released.convert(source, out)
+        conversion.convert(source, out)
     assert left_behind(out) == ["mine.txt"]
 
 
 def test_a_repository_that_cannot_be_reached(tmp_path):
     with pytest.raises(ConfigError, match="nobody/nothing"):
-        released.convert("nobody/nothing", tmp_path / "out")
+        conversion.convert("nobody/nothing", tmp_path / "out")
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_a_stage_three_checkpoint_becomes_a_host_without_router(stage_three, tmp
     out = tmp_path / "out"
     assert main(["convert", str(stage_three), str(out), "--check"]) == 0
     assert "no router in this checkpoint" in capsys.readouterr().out
-    assert released.largest_difference(stage_three, out) == 0.0
+    assert conversion.largest_difference(stage_three, out) == 0.0
     flex = tokenflex.load_parts(out, host=AutoModelForImageTextToText.from_pretrained(out))
     (decision,) = flex.decide(**converting_example(stage_three))
     assert decision.level == 4
@@ -278,18 +278,18 @@ def test_a_stage_three_checkpoint_becomes_a_host_without_router(stage_three, tmp
 
 
 def converting_example(folder):
-    return released.check.example(folder)
+    return conversion.check.example(folder)
 
 
 def weights_back(out, back):
-    released.reverse(out, back)
+    conversion.reverse(out, back)
     return weights(back)
 
 
 def test_router_tensors_without_router_select_are_refused(source, tmp_path):
     configure(source, router_select=False)
     with pytest.raises(ConfigError, match="router"):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("scale", [True, [1, 4, 16, 64], "[1, 4, 16, 64]"])
@@ -299,8 +299,8 @@ def test_m3_checkpoints_have_square_pyramids(scale, tmp_path):
     configure(source, router_select=None, vis_token_granularity=None, matryoshka_vis_token_scale=scale)
     rewrite(source, without_router)
     out = tmp_path / "out"
-    assert not released.convert(source, out).parts
-    assert released.largest_difference(source, out) == 0.0
+    assert not conversion.convert(source, out).parts
+    assert conversion.largest_difference(source, out) == 0.0
     flex = tokenflex.load_parts(out, host=AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32))
     expected = (1, 9, 36, 144, 576) if scale is True else (1, 4, 16, 64)
     assert flex.compressor.scaler.granularities(flex.adapter.grid) == expected
@@ -338,7 +338,7 @@ TURNS = [
 def test_processor_and_conversation_wording(source, tmp_path):
     word_tokenizer(source)
     out = tmp_path / "out"
-    released.convert(source, out)
+    conversion.convert(source, out)
     processor = AutoProcessor.from_pretrained(out)
     text = processor.apply_chat_template(TURNS, add_generation_prompt=True)
     assert text == f"{SYSTEM} USER: <image>\nw1 w2 ASSISTANT: w3</s>USER: w4 ASSISTANT:"
@@ -357,7 +357,7 @@ def test_processor_and_conversation_wording(source, tmp_path):
 def test_a_tokenizer_of_another_model_is_refused(source, tmp_path):
     word_tokenizer(source, WORDS[:50])
     with pytest.raises(ConfigError, match="50 tokens and the model 64"):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
     assert left_behind(tmp_path) == ["source"]
 
 
@@ -374,7 +374,7 @@ def test_a_sentencepiece_tokenizer(source, tmp_path):
     settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
     out = tmp_path / "out"
-    released.convert(source, out)
+    conversion.convert(source, out)
     processor = AutoProcessor.from_pretrained(out)
     ids = processor.tokenizer("<image>\nthe image")["input_ids"]
     expected = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model")).encode("the image")
@@ -401,13 +401,13 @@ OUTSIDE = ["../../X.safetensors", "{root}/victim.safetensors", "a/../b.safetenso
 def test_the_way_back_writes_no_file_elsewhere(source, tmp_path, name):
     """A name in a model's own file neither replaces a file nor makes one outside the output."""
     out = tmp_path / "deep" / "out"
-    released.convert(source, out)
+    conversion.convert(source, out)
     (tmp_path / "victim.safetensors").write_text("mine")
     name = name.format(root=tmp_path) if isinstance(name, str) else name
     kept(out, lambda told: dict.fromkeys(told, name))
     before = everything(tmp_path)
     with pytest.raises(ConfigError, match=r"shards\.json names the file .* a shard is a \.safetensors file"):
-        released.reverse(out, tmp_path / "deep" / "back")
+        conversion.reverse(out, tmp_path / "deep" / "back")
     assert everything(tmp_path) == before
 
 
@@ -417,7 +417,7 @@ def test_shards_are_read_from_the_checkpoint_s_folder_only(source, tmp_path, nam
     weight_map = dict.fromkeys(load_file(tmp_path / "outside.safetensors"), name.format(root=tmp_path))
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ConfigError, match=r"index\.json names the file .*outside|x\.safetensors'"):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
     assert left_behind(tmp_path) == ["outside.safetensors", "source"]
 
 
@@ -426,7 +426,7 @@ def test_an_index_of_another_form_is_refused(source, tmp_path, told):
     sharded(source)
     (source / "model.safetensors.index.json").write_text(json.dumps(told))
     with pytest.raises(ConfigError, match=r"index\.json (holds no object|doesn't say which file)"):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["../tower", "{root}/tower", "linked"])
@@ -437,19 +437,19 @@ def test_the_vision_tower_is_read_from_the_checkpoint_s_folder_only(source, tmp_
     (source / "linked").symlink_to(tmp_path / "tower")
     configure(source, mm_vision_tower=name.format(root=tmp_path))
     with pytest.raises(ConfigError, match=r"leads out of .* Put the file itself into that folder"):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
 
 
 def test_links_to_files_elsewhere_are_not_copied(source, tmp_path):
     (tmp_path / "secret").write_text("secret")
     (source / "notes.txt").symlink_to(tmp_path / "secret")
     with pytest.raises(ConfigError, match=r"'notes\.txt' leads out of"):
-        released.convert(source, tmp_path / "out")
+        conversion.convert(source, tmp_path / "out")
     (source / "notes.txt").unlink()
-    released.convert(source, tmp_path / "out")
+    conversion.convert(source, tmp_path / "out")
     (tmp_path / "out" / "released" / "notes.txt").symlink_to(tmp_path / "secret")
     with pytest.raises(ConfigError, match=r"'released/notes\.txt' leads out of"):
-        released.reverse(tmp_path / "out", tmp_path / "back")
+        conversion.reverse(tmp_path / "out", tmp_path / "back")
     assert left_behind(tmp_path) == ["out", "secret", "source"]
 
 
@@ -464,7 +464,7 @@ def test_links_inside_the_folder_and_the_hub_s_cache_are_followed(source, tmp_pa
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, blobs / str(number))
         place.symlink_to(blobs / str(number))
-    released.convert(snapshot, tmp_path / "out")
+    conversion.convert(snapshot, tmp_path / "out")
     assert (tmp_path / "out" / "released" / "again.txt").read_text() == "notes"
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
     same(weights(source), weights_back(tmp_path / "out", tmp_path / "back"))
@@ -477,14 +477,14 @@ def test_of_two_conversions_into_one_folder_the_second_waits_and_finds_it_done(s
 
     def slow(folder):
         calls.append(folder)
-        other = threading.Thread(target=lambda: found.append(released.convert(source, out, waiting=waits.set)))
+        other = threading.Thread(target=lambda: found.append(conversion.convert(source, out, waiting=waits.set)))
         second.append(other)
         other.start()
         assert waits.wait(60)
         verify(folder)
 
     monkeypatch.setattr(converting, "_verify", slow)
-    assert released.convert(source, out).written
+    assert conversion.convert(source, out).written
     second[0].join(60)
     assert [done.written for done in found] == [False]
     assert len(calls) == 1

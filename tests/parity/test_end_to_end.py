@@ -12,9 +12,9 @@ from transformers import AutoImageProcessor, TrainerCallback
 from transformers.models.llava_next import LlavaNextImageProcessorPil
 
 from tests.parity.golden import case, cases, close
+from tokenflex.conversion import layout
 from tokenflex.ops.packing import anyres_count
 from tokenflex.ops.ranking import best_first, rglf_loss
-from tokenflex.released import layout
 from tokenflex.training import STAGES, FlexTrainingArguments, MultiGranularityTrainer, RGLFTrainer
 from tokenflex.training.objectives import RGLFObjective
 

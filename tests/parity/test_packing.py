@@ -6,12 +6,12 @@ from transformers.image_processing_utils import select_best_resolution
 
 from tests.parity.golden import case, cases, extra, tensors
 from tokenflex.contracts import Grid, ScaledTokens, VisualTokens
+from tokenflex.conversion import layout
 from tokenflex.errors import ConfigError
 from tokenflex.hosts.instruction import published_words
 from tokenflex.hosts.llava_next import LlavaNextAdapter
 from tokenflex.hosts.placeholders import IGNORE
 from tokenflex.ops.packing import NEWLINE, anyres_count, anyres_order, kept_spans
-from tokenflex.released import layout
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 
 IMAGE_SLOT, IMAGE = -200, 30

@@ -5,10 +5,10 @@ import torch
 
 from tests.parity.golden import Published, case, cases, close
 from tokenflex.contracts import Grid, VisualTokens
+from tokenflex.conversion import layout
 from tokenflex.errors import ConfigError
 from tokenflex.ops.relevance import most_relevant, relevance
 from tokenflex.ops.straight_through import straight_through
-from tokenflex.released import layout
 from tokenflex.scalers.average_pool import AveragePoolScaler
 
 

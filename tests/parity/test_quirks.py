@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 import tokenflex
 from tests.parity.golden import DATA, case, cases
 from tests.parity.test_end_to_end import fresh, inputs_for, one_step, training_inputs
-from tokenflex import released
+from tokenflex import conversion
 from tokenflex.contracts import Grid
 from tokenflex.hosts.llava_next import LlavaNextAdapter
 from tokenflex.ops.packing import kept_spans
@@ -22,7 +22,7 @@ from tokenflex.training import MultiGranularityTrainer, RGLFTrainer
 def g8(tmp_path_factory):
     """The smaller golden checkpoint, converted; float32."""
     out = tmp_path_factory.mktemp("g8") / "converted"
-    released.convert(DATA / "e2e_g8" / "checkpoint", out)
+    conversion.convert(DATA / "e2e_g8" / "checkpoint", out)
     return tokenflex.load_parts(out, host=AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)).eval()
 
 

@@ -25,7 +25,7 @@ import tokenflex
 from tests.parity.golden import DATA
 from tests.torture.cage import Subject, fuzz
 from tests.torture.outcome import Outcome
-from tokenflex import checkpoint, reading, released
+from tokenflex import checkpoint, conversion, reading
 from tokenflex.composed import ComposedForConditionalGeneration
 from tokenflex.errors import ConfigError
 from tokenflex.model import Escalate, FlexModel
@@ -197,7 +197,7 @@ def released_subject(root: Path) -> Subject:
     def load(folder: Path) -> Any:
         out = folder.with_name("converted")
         shutil.rmtree(out, ignore_errors=True)
-        released.convert(folder, out)
+        conversion.convert(folder, out)
         spec, weights = checkpoint.load(out)
         host = load_file(out / "model.safetensors")
         pages = {name: json.loads((out / f"{name}.json").read_text()) for name in ("config", "generation_config")}

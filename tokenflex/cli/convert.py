@@ -29,19 +29,19 @@ def register(commands: Any) -> None:
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Convert, check if asked to, and say what was done."""
-    from tokenflex import released
+    from tokenflex import conversion
 
     def waiting() -> None:
         print(f"Another process is converting into {options.out}; waiting for its end.", file=sys.stderr)
 
-    way = released.reverse if options.reverse else released.convert
+    way = conversion.reverse if options.reverse else conversion.convert
     done = way(options.source, options.out, force=options.force, waiting=waiting)
     said: dict[str, Any] = {"source_tensors": done.source_tensors, "used": done.used}
     if not done.written:
         said["written"] = False
     if options.check:
         layouts = (options.out, options.source) if options.reverse else (options.source, options.out)
-        said = {"max_abs_diff": released.largest_difference(*layouts), **said}
+        said = {"max_abs_diff": conversion.largest_difference(*layouts), **said}
     if options.json:
         print(json.dumps(said))
         return 0

@@ -72,11 +72,11 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from transformers.utils import logging
 
     from tokenflex.cli.quickstart_model import quickstart_model
-    from tokenflex.measure import Plan, profile, report
-    from tokenflex.measure.mix import read_mix
-    from tokenflex.measure.requests import Requests, photograph, question
-    from tokenflex.measure.run import steps
     from tokenflex.model.sources import load
+    from tokenflex.profiling import Plan, profile, report
+    from tokenflex.profiling.mix import read_mix
+    from tokenflex.profiling.requests import Requests, photograph, question
+    from tokenflex.profiling.run import steps
 
     if min(options.batch) < 1:
         raise ConfigError(f"--batch {min(options.batch)}: a batch has 1 row or more.")

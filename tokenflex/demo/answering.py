@@ -14,8 +14,8 @@ from tokenflex.errors import ConfigError, DataError
 from tokenflex.evaluation.answering import Answer, Batch
 from tokenflex.evaluation.drawing import Cells
 from tokenflex.evaluation.settings import Setting, parse
-from tokenflex.measure.timing import Times, clock_for, interleaved
 from tokenflex.model import Budget, FlexModel
+from tokenflex.profiling.timing import Times, clock_for, interleaved
 from tokenflex.training.data import Sample, read_text
 
 LONGEST = 2000

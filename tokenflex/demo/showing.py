@@ -13,7 +13,7 @@ from PIL import Image
 from tokenflex.demo.answering import Asked, Model, Reply, Timing
 from tokenflex.evaluation.drawing import data_address, thumbnail, with_kept_tokens
 from tokenflex.markup import readable
-from tokenflex.measure.timing import Times
+from tokenflex.profiling.timing import Times
 
 TINY = 100_000_000
 """Parameters below which the page says that milliseconds show little."""

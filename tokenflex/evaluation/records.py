@@ -8,7 +8,7 @@
                       without TokenFlex; over all images), ``passes`` of the language model and ``wasted``, the tokens
                       of all but the last (null in files of older versions: 1 and 0), and for the gallery ``cells`` (see
                       `tokenflex.evaluation.drawing`); its metadata say under ``made`` how its answers were made (see
-                      `tokenflex.measure.surroundings.provenance`), which files of older versions don't
+                      `tokenflex.profiling.surroundings.provenance`), which files of older versions don't
 
 How files appear, how runs go on with them and how they are checked: `tokenflex.run_folder.folder`.
 """

@@ -23,8 +23,8 @@ from tokenflex.evaluation.records import (
     evaluation_fingerprint,
 )
 from tokenflex.evaluation.settings import Setting
-from tokenflex.measure.surroundings import provenance
 from tokenflex.model import FlexModel
+from tokenflex.profiling.surroundings import provenance
 from tokenflex.run_folder import RunFolder
 
 GALLERY = 24

@@ -138,7 +138,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Part:
+class FilledCache:
     """The cache of some rows.
 
     Attributes:
@@ -191,15 +191,15 @@ def generate(rows: Rows, inputs: Mapping[str, Any], options: Mapping[str, Any], 
     settings = Options(rows.host, options)
     apart = CALL + HEAD * rows.count + rows.count * rows.length // JOINING
     groups = groups_of(rows, batching, lambda: refusal(rows, inputs) or refused_generate(rows, settings), apart)
-    parts = [prefilled(rows.splice(group).inputs, settings, rows.host) for group in groups]
-    return behind(rows, inputs, groups, parts, options)
+    filled = [prefilled(rows.splice(group).inputs, settings, rows.host) for group in groups]
+    return behind(rows, inputs, groups, filled, options)
 
 
 def behind(
     rows: Rows,
     inputs: Mapping[str, Any],
     groups: Sequence[Sequence[int]],
-    parts: Sequence[Part],
+    filled: Sequence[FilledCache],
     options: Mapping[str, Any],
 ) -> Any:
     """What the host generates behind caches of all rows without their last token, which are used up.
@@ -207,13 +207,13 @@ def behind(
     Args:
         inputs, options: as for `generate`.
         groups: numbers of the rows of each cache.
-        parts: one per group.
+        filled: one per group.
     """
-    caches, sizes = [part.cache for part in parts], [part.columns for part in parts]
-    cache = joining.join(caches, groups, sizes, rows.length - 1, rows.side) if parts else None
+    caches, sizes = [one.cache for one in filled], [one.columns for one in filled]
+    cache = joining.join(caches, groups, sizes, rows.length - 1, rows.side) if filled else None
     if cache is None:
         return rows.host.generate(**inputs, **options)
-    batch = continued(rows, inputs, parts[0].name, cache)
+    batch = continued(rows, inputs, filled[0].name, cache)
     joining.repeat(cache, Options(rows.host, options).copies)
     return rows.host.generate(**batch, **options)
 
@@ -389,7 +389,9 @@ def _passed_on(output: Any, encoded: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def prefilled(inputs: Mapping[str, Any], settings: Options, host: Any, begun: Mapping[str, Any] = NOTHING) -> Part:
+def prefilled(
+    inputs: Mapping[str, Any], settings: Options, host: Any, begun: Mapping[str, Any] = NOTHING
+) -> FilledCache:
     """The cache of some rows without their last token.
 
     Args:
@@ -411,7 +413,7 @@ def prefilled(inputs: Mapping[str, Any], settings: Options, host: Any, begun: Ma
     part = {name: value for name, value in inputs.items() if name != LABELS}
     short = {name: value[..., :-1] if name in (IDS, *SEQUENCE_KEYS) else value for name, value in part.items()}
     output = host.generate(**short, **begun, generation_config=config)
-    return Part(continuing.name_of_cache(output), continuing.cache_of(output), short[IDS].shape[1])
+    return FilledCache(continuing.name_of_cache(output), continuing.cache_of(output), short[IDS].shape[1])
 
 
 def _is_plain(value: Any) -> bool:

@@ -11,7 +11,7 @@ def how_made(made: Mapping[str, Any] | None, further: Mapping[str, str] | None =
     """Pairs of a term and what is known of it; what was not recorded is said to be unknown.
 
     Args:
-        made: what `tokenflex.measure.surroundings.provenance` gave for the results; None where nothing was kept.
+        made: what `tokenflex.profiling.surroundings.provenance` gave for the results; None where nothing was kept.
         further: terms of the page's own, such as the seed.
     """
     known: Mapping[str, Any] = made or {}

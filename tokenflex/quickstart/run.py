@@ -14,9 +14,9 @@ from transformers.utils import logging as transformers_logging
 from tokenflex.contracts import Grid
 from tokenflex.errors import ConfigError
 from tokenflex.files import locked
-from tokenflex.measure.surroundings import provenance
 from tokenflex.model import Escalate, FlexModel, calibrate, wrap
 from tokenflex.ops.pooling import PYRAMID
+from tokenflex.profiling.surroundings import provenance
 from tokenflex.quickstart import evaluate, page, report
 from tokenflex.quickstart.evaluate import GradedAnswers, Results
 from tokenflex.quickstart.hosts import build_small_host, require_known

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from tokenflex.contracts import Decision, HostInputs
-from tokenflex.measure import flops
 from tokenflex.model import FlexModel
+from tokenflex.profiling import flops
 
 
 @dataclass(frozen=True)

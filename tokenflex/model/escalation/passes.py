@@ -15,7 +15,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from tokenflex.contracts import Confidence, Spliced
 from tokenflex.hosts import continuing, grouped, joining, stock
-from tokenflex.hosts.grouped import IDS, LABELS, MASK, Options, Part, Rows
+from tokenflex.hosts.grouped import IDS, LABELS, MASK, FilledCache, Options, Rows
 from tokenflex.model import callbacks, encoding, generation
 from tokenflex.model.escalation.prefixes import WORTH, Prefixes
 from tokenflex.model.escalation.watching import AfterOne, AnswerWatch, answer_mask
@@ -40,12 +40,12 @@ class Kept:
 
     Attributes:
         rows: their numbers.
-        part: their cache, without the last token.
+        filled: their cache, without the last token.
         spliced: what was read; None once rows have settled.
     """
 
     rows: Group
-    part: Part
+    filled: FilledCache
     spliced: Spliced | None = None
 
 
@@ -121,11 +121,11 @@ class Passes:
             stay = [i for i, row in enumerate(one.rows) if row in sure or row not in asked]
             for place, row in enumerate(one.rows):
                 if place not in stay and one.spliced is not None:
-                    self._prefixes.remember(row, place, one.spliced, one.part)
+                    self._prefixes.remember(row, place, one.spliced, one.filled)
             if stay and len(stay) < len(one.rows):
-                joining.select(one.part.cache, stay)
+                joining.select(one.filled.cache, stay)
             if stay:
-                kept.append(Kept([one.rows[i] for i in stay], one.part))
+                kept.append(Kept([one.rows[i] for i in stay], one.filled))
         self._kept = kept
 
     def finish(self, levels: Sequence[int]) -> tuple[Rows, Any]:
@@ -141,11 +141,11 @@ class Passes:
             if begun:
                 return rows, self.flex.host.generate(**inputs, **begun, **options)
             return rows, grouped.generate(rows, inputs, options, self.flex.batching)
-        parts = [*self._kept, *(Kept(group, self._prefilled(rows, group)) for group in rest)]
+        kept = [*self._kept, *(Kept(group, self._prefilled(rows, group)) for group in rest)]
         self._kept = []
-        return rows, grouped.behind(rows, inputs, [one.rows for one in parts], [one.part for one in parts], options)
+        return rows, grouped.behind(rows, inputs, [one.rows for one in kept], [one.filled for one in kept], options)
 
-    def _prefilled(self, rows: Rows, group: Group) -> Part:
+    def _prefilled(self, rows: Rows, group: Group) -> FilledCache:
         part = dict(rows.splice(group).inputs)
         return grouped.prefilled(part, self.settings, rows.host, self._prefixes.behind(group, part))
 
@@ -176,16 +176,16 @@ class Passes:
         part.pop(LABELS, None)
         length, options = part[IDS].shape[1], self._asked(group, part[IDS], first)
         if keep and not self.crops:
-            kept = grouped.prefilled(part, self.settings, rows.host)
-            self._kept.append(Kept(group, kept))
-            part = grouped.continued(rows, part, kept.name, copy.deepcopy(kept.cache))
+            filled = grouped.prefilled(part, self.settings, rows.host)
+            self._kept.append(Kept(group, filled))
+            part = grouped.continued(rows, part, filled.name, copy.deepcopy(filled.cache))
         else:
             part |= self._prefixes.behind(group, part)
         output, answers = self._read(part, options, length, measure)
         if self.crops and (keep or self._prefixes.shares):
             cache = continuing.cache_of(output)
             joining.crop(cache, length - 1)
-            self._kept.append(Kept(group, Part(continuing.name_of_cache(output), cache, length - 1), spliced))
+            self._kept.append(Kept(group, FilledCache(continuing.name_of_cache(output), cache, length - 1), spliced))
         return answers
 
     def _asked(self, group: Group, ids: Tensor, first: bool) -> dict[str, Any]:

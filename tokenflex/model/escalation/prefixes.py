@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from tokenflex.contracts import Spliced
 from tokenflex.hosts import joining, stock
 from tokenflex.hosts.architectures import looks_ahead
-from tokenflex.hosts.grouped import IDS, MASK, Part
+from tokenflex.hosts.grouped import IDS, MASK, FilledCache
 
 WORTH = 32
 """Tokens that a call must save for the copying to pay."""
@@ -49,11 +49,11 @@ class Prefixes:
         self.worth, self.name = worth, ""
         self._heads: dict[int, Head] = {}
 
-    def remember(self, row: int, place: int, spliced: Spliced, part: Part) -> None:
+    def remember(self, row: int, place: int, spliced: Spliced, filled: FilledCache) -> None:
         """Keep what a row has read in front of its first image.
 
         Args:
-            place: of the row in ``spliced`` and ``part``, which are padded on the left.
+            place: of the row in ``spliced`` and ``filled``, which are padded on the left.
         """
         if not self.shares or row in self._heads:
             return
@@ -61,9 +61,9 @@ class Prefixes:
         ids = spliced.inputs[IDS][place, start : start + count].cpu()
         layers = tuple(
             tuple(one[place, :, start : start + count].clone() for one in (layer.keys, layer.values))
-            for layer in part.cache.layers
+            for layer in filled.cache.layers
         )
-        self.name = part.name
+        self.name = filled.name
         self._heads[row] = Head(ids, layers)  # pyright: ignore[reportArgumentType]
 
     def behind(self, rows: Sequence[int], inputs: Mapping[str, Any]) -> dict[str, Any]:
