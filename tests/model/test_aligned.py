@@ -6,8 +6,10 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from transformers import AutoModelForImageTextToText
 
 import tokenflex
@@ -179,7 +181,8 @@ def test_logits_to_keep_counts_in_the_callers_positions(flex, inputs, keep):
     expected = whole[:, keep] if isinstance(keep, torch.Tensor) else whole[:, -keep:]
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, atol=1e-5)
-    assert computed <= expected.shape[:2].numel()
+    if Version(transformers.__version__) >= Version("5.24"):  # the host's own slicing before its head
+        assert computed <= expected.shape[:2].numel()
 
 
 def test_logits_to_keep_of_a_host_that_computes_all(batch):

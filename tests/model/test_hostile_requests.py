@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenflex
+from tests.hosts.served import served
 from tests.torture import requests
 from tests.torture.faulty import FAULTS, Requests
 from tests.torture.outcome import Counts
@@ -19,6 +20,7 @@ few = settings(max_examples=15, deadline=None)
 
 
 def asked(name, rows=ROWS):
+    served(name)
     flex = requests.model(name)
     return flex, dict(ZOO[name].batch(flex.host.config, rows))
 
@@ -38,6 +40,7 @@ def refused(flex, inputs, message):
                 call()
 
 
+@pytest.mark.skipif(len(HOSTS) < len(requests.HOSTS), reason="this transformers doesn't know all of the hosts")
 def test_hosts_of_every_family_are_tried():
     families = {requests.model(name).adapter.family for name in HOSTS}
     assert families == {"square", "latents", "tiles", "grid_thw", "ragged"}

@@ -10,7 +10,7 @@ from tokenflex.contracts import Decision, Policy
 from tokenflex.contracts.levels import spread
 from tokenflex.contracts.numbers import integer
 from tokenflex.conversations import turns
-from tokenflex.conversations.history import History, Prompt
+from tokenflex.conversations.history import History, Prompt, bytes_of
 from tokenflex.conversations.kept_cache import KeptCache, signature
 from tokenflex.conversations.reply import HeldMemory, Reply
 from tokenflex.errors import ConfigError, InputError, UnsupportedHostError
@@ -76,8 +76,9 @@ class Conversation:
         self.flex, self.processor, self.budget, self.routing = flex, processor, budget, routing
         self.memory = memory
         self._policy(None, budget)
-        said = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system is not None else []
-        self.messages: list[Mapping[str, Any]] = said
+        self.messages: list[Mapping[str, Any]] = []
+        if system is not None:
+            self.messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
         self.decisions: tuple[Decision, ...] = ()
         self._history, self._cache = History(flex, offload), KeptCache(cache)
         self._answer = torch.zeros(0, dtype=torch.long)
@@ -89,7 +90,7 @@ class Conversation:
     @property
     def held(self) -> HeldMemory:
         """What is held now."""
-        return HeldMemory(self._cache.bytes, self._history.bytes)
+        return HeldMemory(self._cache.bytes, bytes_of(self._history.turns))
 
     def ask(
         self,
@@ -126,9 +127,7 @@ class Conversation:
         return reply
 
     @torch.no_grad()
-    def go_on(
-        self, inputs: Mapping[str, Any], *, level: Level = None, budget: Budgets = None, **options: Any
-    ) -> Reply:
+    def go_on(self, inputs: Mapping[str, Any], *, level: Level = None, budget: Budgets = None, **options: Any) -> Reply:
         """As `ask`, with a turn that is tokens already, for templates or processors of one's own.
 
         Args:
@@ -150,7 +149,7 @@ class Conversation:
         self._require_room(told)
         prompt = self._history.prompt(told, [decision.level for decision in decisions])
         try:
-            reply = self._answered(prompt, decisions, options)
+            reply = self._answered(told, prompt, decisions, options)
         except BaseException:
             self._cache.clear()
             raise
@@ -178,8 +177,8 @@ class Conversation:
         levels, policy = request.read(level, asked, self.flex.compressor.num_levels)
         if policy is not None and policy.couples and self.routing != "reroute":
             raise ConfigError(
-                f"routing={self.routing!r} keeps levels of earlier turns, and {type(policy).__name__} shares its tokens "
-                "out among all images anew. Use routing='reroute' with it."
+                f"routing={self.routing!r} keeps levels of earlier turns, and {type(policy).__name__} shares its "
+                "tokens out among all images anew. Use routing='reroute' with it."
             )
         return levels, policy
 
@@ -203,9 +202,11 @@ class Conversation:
         kept = self._history.decided(told, tuple(bound), None)
         return tuple(one if one.level == level else k for one, level, k in zip(found, bound, kept, strict=True))
 
-    def _answered(self, prompt: Prompt, decisions: Sequence[Decision], options: Mapping[str, Any]) -> Reply:
+    def _answered(
+        self, told: Sequence[Encoded], prompt: Prompt, decisions: Sequence[Decision], options: Mapping[str, Any]
+    ) -> Reply:
         flex, inputs = self.flex, prompt.spliced.inputs
-        levels, own = [decision.level for decision in decisions], getattr(self.flex.host, "generation_config", None)
+        levels = [decision.level for decision in decisions]
         known = signature(prompt.spliced, prompt.order, prompt.tokens, levels, flex.compressor.num_levels)
         if self._looks_ahead:
             self._cache.clear()
@@ -214,24 +215,31 @@ class Conversation:
         if self._cache.cache is not None:
             given |= {name_of_cache(flex.host): self._cache.cache}
         ids = inputs["input_ids"]
-        if own is not None and flex.generation_config != own:
-            options = generation.with_config(options, flex.generation_config)
-        options = generation.lengths(options, own, prompt.length - ids.shape[1])
-        options = callbacks.in_the_callers_prompt(options, ids, ids, own)
-        output = flex.host.generate(**given, **{**options, "return_dict_in_generate": True, "use_cache": True})
+        output = flex.host.generate(**given, **self._asked(options, prompt))
         answer = output.sequences[0, ids.shape[1] :]
         self._cache.keep(continuing.cache_of(output), [*known, *answer.tolist()])
-        memory = HeldMemory(self._cache.bytes, self._history.bytes)
+        memory = HeldMemory(self._cache.bytes, bytes_of(told))
         if self.memory is not None and memory.total > self.memory:
             self._cache.clear()
-            memory = HeldMemory(0, memory.features, dropped=True)
+            memory = HeldMemory(self._cache.bytes, memory.features, dropped=True)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         text = "" if tokenizer is None else tokenizer.decode(answer, skip_special_tokens=True).strip()
         return Reply(text, answer.cpu(), tuple(decisions), ids.shape[1] - reused, reused, memory)
 
+    def _asked(self, options: Mapping[str, Any], prompt: Prompt) -> dict[str, Any]:
+        """Options of the host's ``generate``; placeholders are never said, since nothing could be gone on from them."""
+        flex, own = self.flex, getattr(self.flex.host, "generation_config", None)
+        ids = prompt.spliced.inputs["input_ids"]
+        said = Options(flex.host, options)("suppress_tokens")
+        asked = {**options, "suppress_tokens": sorted({*(said or ()), *flex.adapter.placeholder_ids}) or None}
+        if own is not None and flex.generation_config != own:
+            asked = generation.with_config(asked, flex.generation_config)
+        asked = generation.lengths(asked, own, prompt.length - ids.shape[1])
+        asked = callbacks.in_the_callers_prompt(asked, ids, ids, own)
+        return {**asked, "return_dict_in_generate": True, "use_cache": True}
+
     def _require_room(self, told: Sequence[Encoded]) -> None:
-        before, self._history.turns = self._history.turns, list(told)
-        taken, self._history.turns = self._history.bytes, before
+        taken = bytes_of(told)
         if self.memory is not None and taken > self.memory:
             raise InputError(
                 f"the features of {sum(len(turn.counts) for turn in told)} images take {taken} bytes, more than "
@@ -240,8 +248,6 @@ class Conversation:
             )
 
     def _require_one_answer(self, options: Mapping[str, Any]) -> None:
-        if "escalate" in options:
-            raise InputError("escalate= isn't taken in a conversation; use generate() with the whole of it.")
         copies = Options(self.flex.host, options).copies
         if copies > 1:
             raise InputError(f"{copies} answers to one question can't all be gone on from; ask for one.")

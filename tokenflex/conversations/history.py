@@ -126,11 +126,6 @@ class History:
         tokens = [spliced.tokens[place] for place in where]
         return Prompt(spliced, order, tokens, length, merged, images, scaled, where)
 
-    @property
-    def bytes(self) -> int:
-        """Of the images' features."""
-        return sum(one.numel() * one.element_size() for turn in self.turns for one in _held(turn.images))
-
     def _instruction(self, turns: Sequence[Encoded]) -> Instruction:
         """The last question."""
         return self.flex.adapter.instructions(self.flex.adapter.appended([_batch(turn) for turn in turns]))[0]
@@ -146,6 +141,11 @@ class History:
         layouts = tuple(one for turn in turns for one in turn.layouts)
         sizes = tuple(one for turn in turns for one in turn.sizes)
         return Encoded(images, instructions, counts, None, layouts, sizes)
+
+
+def bytes_of(turns: Sequence[Encoded]) -> int:
+    """What the features of the turns' images take."""
+    return sum(one.numel() * one.element_size() for turn in turns for one in _held(turn.images))
 
 
 def moved(turn: Encoded, device: torch.device) -> Encoded:

@@ -15,7 +15,8 @@ class HeldMemory:
     Attributes:
         cache: keys and values of the language model.
         features: the images' tokens as the vision tower gave them.
-        dropped: whether the cache was given up after this turn, to stay within the limit; the next turn reads all again.
+        dropped: whether the cache was given up after this turn, to stay within the limit, so that the next one reads
+            everything again.
     """
 
     cache: int

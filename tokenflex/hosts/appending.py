@@ -49,22 +49,23 @@ def appended(batches: Sequence[HostBatch], architecture: Architecture, encoded: 
     for batch in batches:
         items += [replace(item, span=replace(item.span, row=0, at=item.span.at + start)) for item in batch.items]
         start += batch.cpu[IDS].shape[1]
-    order = [modality for modality in architecture.modalities]
+    order = list(architecture.modalities)
     items.sort(key=lambda item: order.index(item.modality))
     return batch_of(inputs, cpu, items)
 
 
 def _require_one_row(batches: Sequence[HostBatch]) -> None:
-    for number, batch in enumerate(batches):
+    for batch in batches:
         rows, length = batch.cpu[IDS].shape
         if rows != 1 or not bool(batch.attended.all()):
             raise InputError(
-                f"turn {number} has {rows} rows of {length} tokens, {int((~batch.attended).sum())} of them padding; a "
+                f"a turn has {rows} rows of {length} tokens, {int((~batch.attended).sum())} of them padding; a "
                 "turn is one row without padding."
             )
         if batch.inputs.get(POSITIONS) is not None:
             raise InputError(
-                f"turn {number} comes with {POSITIONS}, and where it stands in the conversation isn't theirs to say."
+                f"a turn comes with {POSITIONS}, and where it stands in the conversation isn't theirs to say; leave "
+                "them out."
             )
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import transformers
+from packaging.version import Version
+
 from tokenflex.contracts import Grid
 from tokenflex.hosts.architecture import Architecture
 from tokenflex.hosts.layouts import GridLayout, Runs
@@ -132,6 +135,7 @@ MERGER: dict[str, Any] = {
 ADAPTED: dict[str, Any] = {
     "vision_tower": ("model.vision_tower",), "projector": ("model.vision_adapter", "model.vision_projection"),
 }  # fmt: skip
+ALL_TYPES = "this transformers tells its experts apart by the types of the whole row's tokens"
 COLUMNS = "its generate counts padding into positions"
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -156,7 +160,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         video=videos("views", token="image_token_id", type=2),
     ),
     "ernie4_5_vl_moe": rotary(
-        vision_tower=("model.vision_tower",), projector=("model.resampler_model",), resizing=QWEN
+        vision_tower=("model.vision_tower",), projector=("model.resampler_model",), resizing=QWEN,
+        looks_ahead=None if Version(transformers.__version__) >= Version("5.24") else ALL_TYPES,
     ),
     "paddleocr_vl": rotary(projector=("model.projector",), resizing=BY_ROWS),
     "hunyuan_vl": rotary(

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenflex.contracts import Grid, HostBatch
+from tokenflex.contracts import HostBatch
 from tokenflex.contracts.scaler import SLACK
 from tokenflex.hosts import anyres
 from tokenflex.hosts.layouts import GridLayout, ImageLayout, TiledLayout

@@ -8,4 +8,15 @@ from tokenflex.model.loading import load_parts, wrap
 from tokenflex.model.pins import pinned
 from tokenflex.policies.fade import Fade
 
-__all__ = ["Budget", "Encoded", "Escalate", "Fade", "FlexConfig", "FlexModel", "calibrate", "load_parts", "pinned", "wrap"]
+__all__ = [
+    "Budget",
+    "Encoded",
+    "Escalate",
+    "Fade",
+    "FlexConfig",
+    "FlexModel",
+    "calibrate",
+    "load_parts",
+    "pinned",
+    "wrap",
+]

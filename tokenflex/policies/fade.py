@@ -109,9 +109,7 @@ class FadePolicy(Policy):
         """
         return self.plan(scores, tokens).levels
 
-    def reasons(
-        self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]
-    ) -> Sequence[str]:
+    def reasons(self, scores: Float[Tensor, "images levels"], tokens: Int[Tensor, "images levels"]) -> Sequence[str]:
         """Why every image gets its level, as a clause."""
         plan, found = self.plan(scores, tokens), list[str]()
         for age, before, level in torch.stack([plan.ages, plan.by_age, plan.levels], dim=-1).tolist():
