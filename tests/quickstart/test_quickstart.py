@@ -20,6 +20,7 @@ from tokenflex.quickstart import evaluate
 from tokenflex.quickstart.evaluate import GradedAnswers, Results
 from tokenflex.quickstart.host import seeded
 from tokenflex.quickstart.images import COARSE_KINDS, COLS, FINE_KINDS, INKS, ROWS, SPACINGS, exam, scenes, words
+from tokenflex.quickstart.lines import AT
 from tokenflex.quickstart.recipe import QuickstartPlan
 from tokenflex.quickstart.run import run
 from tokenflex.quickstart.tower import TowerWork
@@ -33,7 +34,15 @@ def tiny(**settings):
     """The recipe in small; a promise with one wrong answer in five needs few questions."""
     plan = QuickstartPlan()
     phases = tuple(replace(phase, rows=2, steps=2) for phase in plan.phases)
-    sizes = {"stock": 20, "questions": 36, "calibration": 24, "risk": 0.2, "confidence": 0.9, "pretrain_steps": 2}
+    sizes = {
+        "scored": 4,
+        "stock": 20,
+        "questions": 36,
+        "calibration": 24,
+        "risk": 0.2,
+        "confidence": 0.9,
+        "pretrain_steps": 2,
+    }
     return replace(plan, phases=phases, **{**sizes, **settings})
 
 
@@ -242,7 +251,10 @@ def test_comparison_of_settings():
     unsure = GradedAnswers(said, table[picks, places], costs[0] + picks * costs[1], picks, once + picks, work[0])
     promise = tokenflex.Escalate(risk=0.1, confidence=0.9, threshold=0.5)
     routers = {"router": routed, "reconstruction_router": levels[0]}
-    results = Results(levels, routers, {"escalate": (unsure, promise)}, smaller=levels[0])
+    # It says level 1 for all, most of all for those that need it; half of the tokens lead to where they are needed.
+    scores = np.stack([np.zeros(count), np.where(np.arange(count) < count // 2, 2.0, 1.0)], axis=1)
+    blind = replace(levels[1], scores=scores)
+    results = Results(levels, routers, {"escalate": (unsure, promise)}, levels[0], {"router_without_image": blind})
     found = evaluate.compare(results, questions, 0)
     assert [level["accuracy"] for level in found["levels"]] == [0.5, 1.0]
     assert found["router"]["accuracy"] == 0.75
@@ -259,6 +271,11 @@ def test_comparison_of_settings():
     needed = {question.kind for _, question in questions[: count // 2]}  # level 0 is wrong there
     assert levels_by_kind == {kind: int(kind in needed) for kind in {question.kind for _, question in questions}}
     assert found["level_per_kind"]["accuracy"] == 1.0
+    assert found["router_without_image"]["accuracy"] == 1.0
+    priced = found["router_without_image"][AT]
+    assert priced["tokens_mean"] <= found["router"]["tokens_mean"], "a common price: all of a kind, or none"
+    assert priced["accuracy"] == 0.5
+    assert AT not in found["router"]
     assert found["escalate"]["tokens_mean"] == 2 + 6 / 4
     assert found["escalate"]["passes_mean"] == 1.25
     assert found["escalate"]["differs_from_finest"] == 0.75

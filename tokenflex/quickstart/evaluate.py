@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import ProcessorMixin
 
 from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
 from tokenflex.evaluation.summary import Column, Table
 from tokenflex.model import Escalate, FlexModel
+from tokenflex.policies.budget import best_at, overtaking, shared_weight
 from tokenflex.quickstart.images import CELL, COARSE_KINDS, FINE_KINDS, SPACINGS, Scene, SceneQuestion, row
+from tokenflex.quickstart.lines import AT
 from tokenflex.quickstart.tower import tower_work
 
 BATCH, SHUFFLES, RESAMPLES = 96, 200, 2000
@@ -31,6 +34,7 @@ class GradedAnswers:
         levels: of the answers.
         passes: of the language model.
         tower: FLOPs of the vision tower.
+        scores: ``(questions, levels)`` of a router; None where none was asked.
     """
 
     texts: tuple[str, ...]
@@ -39,6 +43,7 @@ class GradedAnswers:
     levels: np.ndarray
     passes: np.ndarray
     tower: np.ndarray
+    scores: np.ndarray | None = None
 
 
 def batches(flex: FlexModel, processor: ProcessorMixin, exam: Exam) -> Iterator[dict[str, Any]]:
@@ -77,6 +82,7 @@ def answer(
         texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
         decisions += output.decisions
         tick()
+    scores = [decision.scores for decision in decisions]
     return GradedAnswers(
         texts=tuple(texts),
         right=np.array([text == question.answer for text, (_, question) in zip(texts, exam, strict=True)]),
@@ -84,6 +90,7 @@ def answer(
         levels=np.array([d.level for d in decisions]),
         passes=np.array([len(d.tried) or 1 for d in decisions]),
         tower=np.array([work.of(d) for d in decisions], dtype=np.float64),
+        scores=None if None in scores else np.stack([one.numpy() for one in scores if one is not None]),
     )
 
 
@@ -124,7 +131,8 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
 
     Random choices, ``random_...``, are the mean over 200 shuffles of a router's own among the questions; the oracle
     takes the coarsest level that answers right (the coarsest of all where none does). ``level_per_kind``: see
-    `best_per_kind`. Towers are compared with that of the finest level.
+    `best_per_kind`. Routers that see less are also compared at the router's tokens: see `within`. Towers are compared
+    with that of the finest level.
     """
     levels = results.levels
     table = np.stack([answers.right for answers in levels])
@@ -152,6 +160,11 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     def chosen(answers: GradedAnswers, name: str) -> dict[str, Any]:
         return {**entry(answers, name), **choices(answers, exam, len(levels))}
 
+    def seeing_less(answers: GradedAnswers, name: str) -> dict[str, Any]:
+        allowed = float(results.routers["router"].tokens.sum())
+        priced = {} if answers.scores is None else {AT: mean_of([within(answers.scores, costs.T, allowed)])}
+        return {**chosen(answers, name), **priced}
+
     def promised(name: str, answers: GradedAnswers, escalate: Escalate) -> dict[str, Any]:
         differs = np.array([one != other for one, other in zip(answers.texts, levels[-1].texts, strict=True)])
         return {
@@ -164,7 +177,8 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     return {
         "levels": [entry(answers, f"level:{level}") for level, answers in enumerate(levels)],
         **{name: entry(answers, name) for name, answers in smaller.items()},
-        **{name: chosen(answers, name) for name, answers in {**results.routers, **results.ablations}.items()},
+        **{name: chosen(answers, name) for name, answers in results.routers.items()},
+        **{name: seeing_less(answers, name) for name, answers in results.ablations.items()},
         **{f"random_{name.removesuffix('_router')}": dealt(answers) for name, answers in results.routers.items()},
         "level_per_kind": {
             **mean_of([np.array([per_kind[question.kind] for _, question in exam])]),
@@ -173,6 +187,19 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
         **{name: promised(name, *found) for name, found in results.escalated.items()},
         "oracle": mean_of([np.where(table.any(0), table.argmax(0), 0)]),
     }
+
+
+def within(scores: np.ndarray, costs: np.ndarray, allowed: float) -> np.ndarray:
+    """Levels by a router's scores at the lowest price per token at which all questions fit into ``allowed`` tokens.
+
+    Args:
+        scores, costs: ``(questions, levels)``.
+    """
+    tokens, table = torch.from_numpy(costs), torch.from_numpy(scores)
+    prices, free = overtaking(table, tokens), torch.ones(costs.shape, dtype=torch.bool)
+    weights = torch.zeros(len(costs), dtype=torch.float64)
+    shared = shared_weight(prices, tokens, free, weights, torch.tensor(allowed, dtype=torch.float64))
+    return best_at(prices, tokens, free, shared).numpy()
 
 
 def best_per_kind(right: np.ndarray, exam: Exam) -> dict[str, int]:

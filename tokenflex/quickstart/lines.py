@@ -4,6 +4,8 @@ from typing import Any
 
 from tokenflex.quickstart.images import COARSE_KINDS, FINE_KINDS
 
+AT = "at_the_routers_tokens"
+"""Key, in a router's that sees less: what it does at a price that leaves it the router's tokens, or fewer."""
 KINDS = (*FINE_KINDS, *COARSE_KINDS)
 SETTINGS = (
     ("smaller_image", "smaller image", "s", "grey"),
@@ -25,6 +27,20 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The table's lines: a name and a summary each."""
     levels = [(f"level {i}", summary) for i, summary in enumerate(result["levels"])]
     return [*levels, *((name, result[key]) for key, name, _, _ in SETTINGS if key in result)]
+
+
+def seeing_less(result: dict[str, Any]) -> list[str]:
+    """What routers that see less do with as many tokens as the router has."""
+    found: list[str] = []
+    for key, name, _, _ in SETTINGS:
+        priced = result.get(key, {}).get(AT)
+        if priced is not None:
+            found.append(
+                f"{name[0].upper()}{name[1:]}: at a price per token that leaves it no more than the router's "
+                f"{result['router']['tokens_mean']:.1f} tokens ({priced['tokens_mean']:.1f}) it answers "
+                f"{priced['accuracy']:.3f} right, the router {result['router']['accuracy']:.3f}."
+            )
+    return found
 
 
 def promises(result: dict[str, Any]) -> list[str]:

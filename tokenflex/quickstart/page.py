@@ -29,7 +29,7 @@ from tokenflex.pages import (
 )
 from tokenflex.quickstart.evaluate import RESAMPLES, Exam, GradedAnswers
 from tokenflex.quickstart.images import CELL, FINE_KINDS, SENTENCES, scene_in_words
-from tokenflex.quickstart.lines import KINDS, SETTINGS, promises, rows
+from tokenflex.quickstart.lines import KINDS, SETTINGS, promises, rows, seeing_less
 
 Draw = Callable[[Image.Image, int], tuple[Image.Image, Overlay]]
 """From an image and a level to the image as it is shown, and its tokens."""
@@ -71,7 +71,7 @@ def quickstart_html(
         accuracy=_accuracy(result),
         choices=_choices(result, "kind", "What the router chose"),
         spacings=_choices(result, "spacing", "What the router chose, by the room around a digit"),
-        promises=promises(result),
+        promises=[*seeing_less(result), *promises(result)],
         gallery=Gallery(cards(exam, finest, routed, draw)),
         times=_times(result),
     )

@@ -38,7 +38,7 @@ from tokenflex.training.router_only import stored_host_of
 
 RESOLUTION = "resolution"
 TOWER, FEEDBACK, ABLATIONS = "stage 0: vision tower", "feedback for stage 4", "routers that see less"
-BESIDES = {"images": 5.0, TOWER: 15.0, FEEDBACK: 35.0, ABLATIONS: 40.0, "calibration": 20.0, "evaluation": 50.0}
+BESIDES = {"images": 5.0, TOWER: 15.0, FEEDBACK: 35.0, ABLATIONS: 80.0, "calibration": 20.0, "evaluation": 50.0}
 """Expected seconds on two CPU cores of what isn't a `Phase`, by name."""
 SEEING_LESS = {"router_without_image": "question", "router_without_question": "image"}
 """What routers of the ablation see, by their names in the report."""
@@ -76,16 +76,19 @@ class QuickstartPlan:
         calibration: questions that the promise of escalation is calibrated on.
         risk, confidence: of that promise; see `tokenflex.Escalate`.
         shares: of the image's pixels, per level, where levels are sizes.
+        scored: questions that the routers learn from.
+        tolerance: see `RGLFObjective`.
     """
 
     stock: int = 3000
+    scored: int = 9600
     questions: int = 1536
     calibration: int = 768
     risk: float = 0.02
     confidence: float = 0.95
     shares: tuple[float, ...] = SHARES
     router_text_tokens: int = 4
-    tolerance: float = 0.1
+    tolerance: float = 0.05
     pretrain_steps: int = 200
     pretrain_rate: float = 3e-3
     phases: tuple[Phase, ...] = (
@@ -94,7 +97,7 @@ class QuickstartPlan:
         Phase(
             STAGES[3].with_rates(vision_tower=2.5e-4, projector=2e-3, language_model=2e-3, scaler=0.0), 16, 450, 105.0
         ),
-        Phase(STAGES[4].with_rates(router=2e-3), 32, 300, 20.0),
+        Phase(STAGES[4].with_rates(router=2e-3), 32, 600, 40.0),
     )
 
     @property
@@ -193,7 +196,8 @@ def _train_routers(
     keep: Callable[..., None],
 ) -> None:
     """Score the questions of stage 4 once, and train every router that isn't trained yet on what was stored."""
-    data, collator = ChatDataset(_rows(phase, (), seed)), FlexCollator(processor)
+    asked = [row(image, [question]) for image, question in exam(seed, "train", plan.scored)]
+    data, collator = ChatDataset(asked), FlexCollator(processor)
     inputs: dict[str, Any] = {"router_inputs": "auto", "router_inputs_at": "projector"}
     with tempfile.TemporaryDirectory() as scratch:
         with progress.phase(FEEDBACK, BESIDES[FEEDBACK], 1):
@@ -273,11 +277,9 @@ def _run(trainer: FlexTrainer) -> None:
     trainer.train()
 
 
-def _rows(phase: Phase, stock: Any, seed: int) -> list[Row]:
-    """Stage 1 narrates digits and inks, stages 2 and 3 ask everything, stage 4 asks single questions."""
+def _rows(phase: Phase, stock: Sequence[Scene], seed: int) -> list[Row]:
+    """Stage 1 narrates digits and inks, stages 2 and 3 ask everything."""
     count, number = phase.rows * phase.steps, phase.stage.number
-    if number == 4:
-        return [row(image, [question]) for image, question in exam(seed, "train", count)]
     return practice(seed + number, stock, count, 16 if number == 1 else 12, coarse=number > 1)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from tokenflex.files import locked, sweep, write_whole
 from tokenflex.quickstart.evaluate import Exam, GradedAnswers
 from tokenflex.quickstart.images import FINE_KINDS
-from tokenflex.quickstart.lines import KINDS, promises, rows
+from tokenflex.quickstart.lines import KINDS, promises, rows, seeing_less
 from tokenflex.quickstart.page import Draw, quickstart_html
 
 
@@ -45,7 +45,7 @@ def show(console: Console, result: dict[str, Any], folder: Path) -> None:
         "work of the vision tower, of that at the finest level. Random router: the router's own choices, dealt out at "
         f"random.{less}{untrained if 'reconstruction_router' in result else ''}"
     )
-    for line in promises(result):
+    for line in (*seeing_less(result), *promises(result)):
         console.print(line)
     spent = sum(result["seconds"].values())
     console.print(f"{spent:.0f} s on {result['device']}. Wrote report.json, report.html and model/ to {folder}")
