@@ -171,12 +171,12 @@ def test_other_misfits_are_refused():
 
 
 @torch.no_grad()
-def test_videos_beside_a_filled_cache_are_refused():
+def test_videos_without_placeholders_beside_a_filled_cache_are_refused():
     tiny = served("qwen2_5_vl")
     flex, inputs = prepared("qwen2_5_vl")
     out = first_turn(flex, inputs, 0)
     ids, mask = extended(out.compact_sequences, out.compact_attention_mask)
-    with pytest.raises(InputError, match=r"already holds .* pass no pixel_values_videos"):
+    with pytest.raises(InputError, match="video_grid_thw is missing"):
         flex.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -209,3 +209,95 @@ def test_a_batch_without_its_mask_generates_as_with_it(name):
     bare = {key: value for key, value in inputs.items() if key != "attention_mask"}
     assert torch.equal(flex.generate(**bare, level=1, max_new_tokens=NEW), expected)
     assert [d.level for d in flex.decide(**bare)] == decided
+
+
+MORE = ((30, AN_IMAGE, 31), (32, AN_IMAGE, 33, AN_IMAGE, 34, 35))
+
+
+def a_turn(flex, name, out, rows):
+    """A further turn with images, as the processor writes it, behind what was said."""
+    turn = served(name).batch(flex.host.config, rows, first=3)
+    ids = torch.cat([out.compact_sequences, turn["input_ids"]], dim=1)
+    mask = torch.cat([out.compact_attention_mask, turn["attention_mask"]], dim=1)
+    types = {
+        key: torch.cat([torch.zeros_like(out.compact_sequences), turn[key]], dim=1)
+        for key in ("token_type_ids", "mm_token_type_ids")
+        if key in turn
+    }
+    return turn, {**turn, **types, "input_ids": ids, "attention_mask": mask, **filled(out)}
+
+
+def said(out, count):
+    return out.sequences[:, -count:]
+
+
+@pytest.mark.parametrize("levels", [(1, 0, 3), (4, 4, 4), (0, 4, 0)])
+@pytest.mark.parametrize("name", [*HOSTS, "llava", "idefics3", "lfm2_vl"])
+@torch.no_grad()
+def test_a_turn_with_images_is_what_the_whole_conversation_gives(name, levels):
+    """The whole conversation is read at once by a `Conversation` whose cache was let go of."""
+    flex, _ = prepared(name)
+    inputs = served(name).batch(flex.host.config, ROWS[:1])
+    reference = tokenflex.Conversation(flex)
+    out = flex.generate(**inputs, level=levels[0], **options(flex))
+    given = {key: value for key, value in options(flex).items() if key.startswith("m")}
+    assert torch.equal(said(out, NEW)[0], reference.go_on(inputs, level=levels[0], **given).ids)
+    for number, level in enumerate(levels[1:], 1):
+        turn, whole = a_turn(flex, name, out, MORE[number - 1 : number])
+        out = flex.generate(**whole, level=level, **options(flex))
+        reference._cache.clear()
+        before = [decision.level for decision in reference.decisions]
+        units = len(flex.encode(turn).counts)
+        expected = reference.go_on(turn, level=[*before, *[level] * units], **given)
+        assert torch.equal(said(out, NEW)[0], expected.ids), "behind images, ids that were read together"
+        assert [decision.level for decision in out.decisions] == [level] * units
+        assert out.compact_sequences.shape[1] == len(reference._cache.held) + 1
+    ids, mask = extended(out.compact_sequences, out.compact_attention_mask, TURN[:1])
+    last = flex.generate(input_ids=ids, attention_mask=mask, **filled(out), **options(flex))
+    reference._cache.clear()
+    levels = [decision.level for decision in reference.decisions]
+    expected = reference.go_on({"input_ids": TURN[:1], "attention_mask": torch.ones(1, 3)}, level=levels, **given)
+    assert torch.equal(said(last, NEW)[0], expected.ids)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "internvl", "qwen2_5_vl", "qwen3_vl", "mistral3"])
+@torch.no_grad()
+def test_turns_with_images_of_a_batch_are_those_of_its_rows(name):
+    flex, inputs = prepared(name)
+    out = first_turn(flex, inputs, 1)
+    _, whole = a_turn(flex, name, out, MORE)
+    both = flex.generate(**whole, level=[0, 2, 1], **options(flex))
+    for row, levels in enumerate(([0], [2, 1])):
+        alone = first_turn(flex, served(name).batch(flex.host.config, ROWS[row : row + 1], first=row), 1)
+        assert torch.equal(said(alone, NEW)[0], said(out, NEW)[row])
+        turn = served(name).batch(flex.host.config, MORE[row : row + 1], first=3 + row)
+        ids = torch.cat([alone.compact_sequences, turn["input_ids"]], dim=1)
+        more = {
+            key: torch.cat([torch.zeros_like(alone.compact_sequences), turn[key]], dim=1)
+            for key in ("token_type_ids", "mm_token_type_ids")
+            if key in turn
+        }
+        given = {**turn, **more, "input_ids": ids, "attention_mask": torch.ones_like(ids), **filled(alone)}
+        assert torch.equal(said(flex.generate(**given, level=levels, **options(flex)), NEW)[0], said(both, NEW)[row])
+
+
+@torch.no_grad()
+def test_a_turn_with_images_of_a_host_that_looks_ahead():
+    flex, inputs = prepared("paligemma")
+    _, whole = a_turn(flex, "paligemma", first_turn(flex, inputs, 1), MORE)
+    with pytest.raises(InputError, match="images can't be put behind a cache of this host"):
+        flex.generate(**whole, level=1, **options(flex))
+
+
+@torch.no_grad()
+def test_what_a_turn_with_images_cant_be_given():
+    flex, inputs = prepared("llava")
+    out = first_turn(flex, inputs, 1)
+    _, whole = a_turn(flex, "llava", out, MORE)
+    with pytest.raises(InputError, match="behind a conversation's cache is written once"):
+        flex.generate(**whole, escalate=tokenflex.Escalate(threshold=0.5), **options(flex))
+    with pytest.raises(InputError, match="don't begin with the"):
+        flex.generate(**{**whole, "input_ids": whole["input_ids"] + 1}, level=1, **options(flex))
+    del filled(out)[next(iter(filled(out)))].tokenflex_prompt
+    with pytest.raises(InputError, match="that this model didn't fill"):
+        flex.generate(**whole, level=1, **options(flex))

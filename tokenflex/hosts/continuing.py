@@ -88,10 +88,7 @@ def require_continuation(batch: Mapping[str, Any], held: int, adapter: HostAdapt
     """
     ids = batch["input_ids"]
     fresh = ids if new_only else ids[:, held:]
-    if fresh.shape[1] == 0:
-        raise InputError(
-            f"input_ids has {ids.shape[1]} tokens and the cache holds {held}, so no new token is left. {REMEDY}"
-        )
+    _require_new(ids, 0 if new_only else held, held)
     tokens = torch.tensor(adapter.placeholder_ids, device=ids.device, dtype=ids.dtype)
     count = int(torch.isin(fresh, tokens).sum())
     if count:
@@ -99,13 +96,31 @@ def require_continuation(batch: Mapping[str, Any], held: int, adapter: HostAdapt
             f"{count} image placeholders stand behind the {held} tokens that the cache holds, and no image comes with "
             f"them: these ids are longer than the shortened prompt in the cache. {REMEDY}"
         )
-    note = getattr(cache_of(batch), NOTE, None)
-    if new_only or note is None:
+    if not new_only:
+        require_beginning(batch, held)
+
+
+def require_beginning(batch: Mapping[str, Any], held: int) -> None:
+    """Refuse ids that begin with something else than the cache.
+
+    Raises:
+        InputError: they do, as far as it is known what the cache was filled with, or there is no new token.
+    """
+    ids, note = batch["input_ids"], getattr(cache_of(batch), NOTE, None)
+    _require_new(ids, held, held)
+    if note is None:
         return
     length = min(held, note.ids.shape[1], ids.shape[1])
     before = _rows(note.ids, len(ids))[:, :length].to(ids.device)
     if not torch.equal(before, ids[:, :length]):
         raise InputError(f"input_ids don't begin with the {held} tokens that the cache holds. {REMEDY}")
+
+
+def _require_new(ids: Tensor, known: int, held: int) -> None:
+    if ids.shape[1] <= known:
+        raise InputError(
+            f"input_ids has {ids.shape[1]} tokens and the cache holds {held}, so no new token is left. {REMEDY}"
+        )
 
 
 def positions(batch: Mapping[str, Any], held: int, adapter: HostAdapter, new_only: bool) -> dict[str, Tensor]:

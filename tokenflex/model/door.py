@@ -54,7 +54,7 @@ def check(batch: Mapping[str, Any], adapter: HostAdapter, held: int = 0, prefixe
         raise InputError(
             f"the cache already holds {held} tokens, the images among them; pass no {', '.join(shown)} with it. To "
             "continue a conversation give generate() the earlier output's compact_sequences, extended by the new "
-            "turn, as input_ids, and compact_attention_mask alike. For another image begin without a cache."
+            "turn, as input_ids, and compact_attention_mask alike; there new images may come with it."
         )
     ids = present.get("input_ids")
     if shown and (ids is None or "inputs_embeds" in present):

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ from tokenflex.model import (
     aligned,
     callbacks,
     compiling,
+    continued,
     door,
     encoding,
     exporting,
@@ -317,13 +318,13 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         Args:
             held: tokens that the cache holds.
         """
-        self._nothing_to_choose(batch, level, budget)
+        self.nothing_to_choose(batch, level, budget)
         if held and "input_ids" in batch:
             continuing.require_continuation(batch, held, self.adapter, new_only=True)
             batch = batch | continuing.positions(batch, held, self.adapter, new_only=True)
         return batch
 
-    def _nothing_to_choose(self, batch: HostInputs, level: Level, budget: Budgets) -> None:
+    def nothing_to_choose(self, batch: HostInputs, level: Level, budget: Budgets) -> None:
         """Check level and budget where they meet no image.
 
         Raises:
@@ -363,8 +364,8 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
                 count the caller's prompt.
 
         Raises:
-            InputError: images, placeholders and levels don't fit together; a filled cache comes with images, or with
-                ids that don't continue what it holds; or as for `prepare`.
+            InputError: images, placeholders and levels don't fit together; ids don't continue what a filled cache
+                holds; or as for `prepare`.
             ConfigError: as for `prepare`.
         """
         request.check(self, kwargs, level, budget)
@@ -380,17 +381,17 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         if generation.assists(options):
             return self.host.generate(**batch, **options)
         held = continuing.held_by(batch)
-        door.check(batch, self.adapter, held)
+        door.check(batch, self.adapter, held, prefixed=held > 0)
         batch = dict(generation.with_mask(batch, self.host, options))
         embedded = "inputs_embeds" in batch and not held  # ids beside embeddings are for bookkeeping only
         if "input_ids" not in batch or embedded or not door.shortens(batch) or self._is_paged(batch, options):
             climbing.require_ids(allowed, batch)
-            self._nothing_to_choose(batch, level, budget)
+            self.nothing_to_choose(batch, level, budget)
             return self.host.generate(**batch, **options)
         if allowed is not None:
             return climbing.generate(self, batch, allowed, budget, options, own)
         if held:
-            return self._continue(batch, held, level, budget, options)
+            return continued.generate(self, batch, held, level, budget, options)
         rows, decisions = self.in_rows(batch, level, "left", budget)
         spliced, ids = rows.whole, rows.whole.inputs["input_ids"]
         options = generation.lengths(options, own, batch["input_ids"].shape[1] - ids.shape[1])
@@ -399,21 +400,6 @@ class FlexModel(aligned.Headless, Hosting, GenerationMixin):
         for found in (batch, output if isinstance(output, ModelOutput) else {}):
             continuing.remember(continuing.cache_of(found), spliced.inputs, self.adapter)
         return generation.restore(output, batch["input_ids"], spliced, decisions)
-
-    def _continue(
-        self, batch: dict[str, Any], held: int, level: Level, budget: Budgets, options: Mapping[str, Any]
-    ) -> Any:
-        """The host's ``generate`` behind a filled cache."""
-        self._nothing_to_choose(batch, level, budget)
-        continuing.require_continuation(batch, held, self.adapter, new_only=False)
-        placed = continuing.positions(batch, held, self.adapter, new_only=False)
-        output = self.host.generate(**batch, **placed, **options)
-        if isinstance(output, ModelOutput):
-            continuing.pass_on(batch, output)
-            mask = batch["attention_mask"]
-            generation.add_compact(output, output["sequences"], mask, batch["input_ids"].shape[1])
-            output["decisions"] = ()
-        return output
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile what decides each image's level: scaler, router and voter, as one graph; see `compile_parts`.

@@ -172,8 +172,8 @@ def require_served(batch: Mapping[str, Any], decoding: Options, escalate: Escala
     refused = [name for name in names if batch.get(name) is not None or decoding.options.get(name) is not None]
     if refused:
         raise InputError(
-            f"escalate calls the host once per level, and {', '.join(refused)} belongs to one call. Leave it out; to "
-            "go on from a conversation's cache no image is read, so there is nothing to escalate."
+            f"escalate calls the host once per level, and {', '.join(refused)} belongs to one call. Leave it out; "
+            "an answer behind a conversation's cache is written once."
         )
     if decoding("do_sample") and (escalate.calibrated is not None or escalate.threshold is None):
         raise InputError(
