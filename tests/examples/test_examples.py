@@ -41,6 +41,19 @@ def saved(tmp_path):
     return str(tmp_path / "model"), str(tmp_path / "parts")
 
 
+def test_screens(run):
+    lines = run("screens.py", "--steps", "5")
+    assert len(lines) == 7
+    found = [
+        re.findall(r"(\d+) of (\d+) tokens, levels ([\d ]+); read (\d+), reused (\d+)", line) for line in lines[:-1]
+    ]
+    spent, full, levels, _, reused = zip(*(one[0] for one in found), strict=True)
+    assert max(map(int, spent[:5])) <= 400 < int(full[-1])
+    assert [int(one) for one in levels[4].split()] == sorted(int(one) for one in levels[4].split())
+    assert int(reused[0]) == 0 < int(reused[1])
+    assert int(reused[5]) > int(reused[4]), "no new image, so nothing fades"
+
+
 def tokens(lines):
     return [int(found[1]) for line in lines if (found := re.search(r"(\d+) of \d+ tokens", line))]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LogitsProcessor
 
@@ -366,6 +367,8 @@ def kept(name):
     return model(name)[0]
 
 
+SLACK = 1.0 if Version(torch.__version__) >= Version("2.14") else 1.01
+"""Older versions of torch count attention otherwise than the estimate of what a call costs."""
 MIXES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 120)), min_size=2, max_size=5)
 
 
@@ -389,7 +392,7 @@ def test_auto_never_costs_more_than_padded(name, mix, chosen, call):
                 with FlopCounterMode(display=False) as counter:
                     run(**inputs, level=level)
                 work[way] = counter.get_total_flops()
-            assert work["auto"] <= 1.002 * work["padded"], "what the estimate of a call leaves out"
+            assert work["auto"] <= SLACK * work["padded"]
     finally:
         grouped.CALL = before
 

@@ -125,6 +125,13 @@ class Results:
     smaller: GradedAnswers | None = None
     ablations: Mapping[str, GradedAnswers] = field(default_factory=dict[str, GradedAnswers])
 
+    @property
+    def others(self) -> dict[str, GradedAnswers]:
+        """All settings but the levels."""
+        smaller = {} if self.smaller is None else {"smaller_image": self.smaller}
+        escalated = {name: answers for name, (answers, _) in self.escalated.items()}
+        return {**smaller, **self.routers, **self.ablations, **escalated}
+
 
 def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     """Every setting, the choices of each router dealt out at random, the best level of each kind, the oracle.
@@ -142,8 +149,7 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     per_kind = best_per_kind(table, exam)
 
     smaller = {} if results.smaller is None else {"smaller_image": results.smaller}
-    escalated = {name: answers for name, (answers, _) in results.escalated.items()}
-    sure = intervals(levels, {**smaller, **results.routers, **results.ablations, **escalated}, seed)
+    sure = intervals(levels, results.others, seed)
 
     def entry(answers: GradedAnswers, name: str) -> dict[str, Any]:
         tower = float(answers.tower.mean() / levels[-1].tower.mean())
@@ -161,9 +167,10 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
         return {**entry(answers, name), **choices(answers, exam, len(levels))}
 
     def seeing_less(answers: GradedAnswers, name: str) -> dict[str, Any]:
+        if answers.scores is None:
+            return chosen(answers, name)
         allowed = float(results.routers["router"].tokens.sum())
-        priced = {} if answers.scores is None else {AT: mean_of([within(answers.scores, costs.T, allowed)])}
-        return {**chosen(answers, name), **priced}
+        return {**chosen(answers, name), AT: mean_of([within(answers.scores, costs.T, allowed)])}
 
     def promised(name: str, answers: GradedAnswers, escalate: Escalate) -> dict[str, Any]:
         differs = np.array([one != other for one, other in zip(answers.texts, levels[-1].texts, strict=True)])
