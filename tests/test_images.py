@@ -23,7 +23,10 @@ RAMP = np.linspace(0, 65535, 600).round().reshape(20, 30)
 
 def encoded(image, kind="PNG", **options):
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
+    try:
+        image.save(buffer, format=kind, **options)
+    except OSError as error:
+        pytest.skip(f"this Pillow writes no such image: {error}")
     return buffer.getvalue()
 
 

@@ -228,11 +228,11 @@ REFUSED = {
     "run lengths": (bitmap(9000, 9000), "run-length encoded bitmap of 9000 x 9000"),
     "text bomb": (
         png(numbers(2, 2, 3), more=chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(10**8)))),
-        "MAX_TEXT_CHUNK|too large",
+        "(?i)MAX_TEXT_CHUNK|too large",
     ),
     "profile bomb": (
         png(numbers(2, 2, 3), more=chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(10**8)))),
-        "MAX_TEXT_CHUNK|too large",
+        "(?i)MAX_TEXT_CHUNK|too large",
     ),
     "no pixels": (png(np.zeros((1, 1, 3)))[:16] + bytes(8) + png(np.zeros((1, 1, 3)))[24:], "can't be read"),
 }

@@ -36,7 +36,7 @@ def test_built_in_names():
     assert own["confidence"] == [
         "first-entropy", "first-margin", "first-probability", "mean-log-probability", "min-margin",
     ]  # fmt: skip
-    assert own["policy"] == ["argmax", "budget", "constant"]
+    assert own["policy"] == ["argmax", "budget", "constant", "fade"]
     assert {"llava", "llava_next", "qwen2_vl", "tokenflex_composed"} <= set(registry.hosts.names())
     assert len(registry.hosts.names()) >= 70
     for name in registry.hosts.names():

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from transformers import GenerationMixin
 
 import tokenflex
+from tests.hosts.served import served
 from tokenflex.errors import InputError
+from tokenflex.hosts import continuing
 from tokenflex.model import FlexModel
 from tokenflex.testing.tiny_hosts import tiny_llava_next
 from tokenflex.testing.zoo.hosts import ZOO
@@ -36,7 +38,7 @@ def supervised(batch):
 class TestVocabulary:
     @pytest.mark.parametrize("name", [UNTIED, TIED])
     def test_resized_as_on_the_host_and_saved(self, name, tmp_path):
-        plain, flex = ZOO[name].build(), at_finest(ZOO[name].build())
+        plain, flex = served(name).build(), at_finest(served(name).build())
         size = plain.get_input_embeddings().weight.shape[0]
         for model in (plain, flex):
             torch.manual_seed(1)
@@ -55,7 +57,7 @@ class TestVocabulary:
 
     @pytest.mark.parametrize("name", [UNTIED, TIED])
     def test_shrunk_and_padded(self, name):
-        flex = at_finest(ZOO[name].build())
+        flex = at_finest(served(name).build())
         before = flex.get_input_embeddings().weight.detach().clone()
         flex.resize_token_embeddings(len(before) - 8)
         assert torch.equal(flex.get_input_embeddings().weight, before[:-8])
@@ -66,14 +68,14 @@ class TestVocabulary:
     def test_inside_a_wrapped_host(self):
         peft = pytest.importorskip("peft")
         config = peft.LoraConfig(target_modules=["q_proj"], r=2)
-        flex = at_finest(peft.get_peft_model(ZOO[UNTIED].build(), config))
+        flex = at_finest(peft.get_peft_model(served(UNTIED).build(), config))
         flex.resize_token_embeddings(70)
         assert flex.host.get_base_model().lm_head.weight.shape[0] == 70
         batch = inputs_of(UNTIED, flex.host)
         assert flex(**batch).logits.shape[-1] == 70
 
     def test_embeddings_can_be_replaced(self):
-        flex = at_finest(ZOO[UNTIED].build())
+        flex = at_finest(served(UNTIED).build())
         table = torch.nn.Embedding(64, 32)
         head = torch.nn.Linear(32, 64, bias=False)
         flex.set_input_embeddings(table)
@@ -84,19 +86,19 @@ class TestVocabulary:
 
 class TestWeights:
     def test_tied_keys_are_the_hosts(self):
-        host = ZOO[TIED].build()
+        host = served(TIED).build()
         want = {f"host.{name}": f"host.{source}" for name, source in host.all_tied_weights_keys.items()}
         assert want
         assert at_finest(host).all_tied_weights_keys == want
 
     def test_plans_are_the_hosts(self):
-        host = ZOO[UNTIED].build()
+        host = served(UNTIED).build()
         assert host.tp_plan
         assert at_finest(host).tp_plan == {f"host.{name}": plan for name, plan in host.tp_plan.items()}
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_parts_stay_in_float32(self, dtype, tmp_path):
-        flex = at_finest(ZOO[UNTIED].build())
+        flex = at_finest(served(UNTIED).build())
         assert flex._keep_in_fp32_modules_strict == {"compressor"}
         assert flex._keep_in_fp32_modules == {"compressor.router", "compressor.voter"}
         flex.save_pretrained(tmp_path)
@@ -105,7 +107,7 @@ class TestWeights:
         assert {tensor.dtype for tensor in again.host.state_dict().values()} == {dtype}
 
     def test_parts_are_built_in_float32(self):
-        config = at_finest(ZOO[UNTIED].build()).config
+        config = at_finest(served(UNTIED).build()).config
         torch.set_default_dtype(torch.float16)
         try:
             built = FlexModel(copy.deepcopy(config))
@@ -115,12 +117,12 @@ class TestWeights:
         assert {tensor.dtype for tensor in built.host.state_dict().values()} == {torch.float16}
 
     def test_parts_without_weights_are_not_named(self):
-        flex = at_finest(ZOO[UNTIED].build(), router="constant", voter="mean")
+        flex = at_finest(served(UNTIED).build(), router="constant", voter="mean")
         assert not flex._keep_in_fp32_modules_strict
         assert not flex._keep_in_fp32_modules
 
     def test_what_has_no_values_yet_gets_them(self):
-        config = at_finest(ZOO[UNTIED].build()).config
+        config = at_finest(served(UNTIED).build()).config
         with torch.device("meta"):
             flex = FlexModel(copy.deepcopy(config)).eval()
         flex.to_empty(device="cpu")
@@ -144,7 +146,7 @@ class TestWeights:
 
     @pytest.mark.parametrize("name", [UNTIED, "qwen2_5_vl"])
     def test_original_names_are_the_hosts(self, name, tmp_path):
-        host = ZOO[name].build()
+        host = served(name).build()
         flex = at_finest(host)
         host.save_pretrained(tmp_path / "host")
         flex.save_pretrained(tmp_path / "flex", save_original_format=True)
@@ -159,7 +161,7 @@ class TestWeights:
 class TestOutputs:
     @pytest.mark.parametrize("name", [UNTIED, "qwen2_5_vl"])
     def test_attentions_and_hidden_states(self, name):
-        host = ZOO[name].build()
+        host = served(name).build()
         host.set_attn_implementation("eager")
         batch = inputs_of(name, host)
         asked = {"output_attentions": True, "output_hidden_states": True}
@@ -175,28 +177,28 @@ class TestOutputs:
         assert coarse.hidden_states[0].shape[1] == length
 
     def test_signature_and_bases(self):
-        flex = at_finest(ZOO[UNTIED].build())
+        flex = at_finest(served(UNTIED).build())
         rest = inspect.signature(flex.forward).parameters["kwargs"]
         assert rest == inspect.signature(flex.host.forward).parameters["kwargs"]
         assert GenerationMixin in FlexModel.__bases__
 
     @pytest.mark.parametrize("name", [UNTIED, TIED])
     def test_inputs_are_prepared_by_the_host(self, name):
-        flex = at_finest(ZOO[name].build())
+        flex = at_finest(served(name).build())
         theirs = flex.host.prepare_inputs_for_generation
         assert inspect.signature(flex.prepare_inputs_for_generation) == inspect.signature(theirs)
         assert flex.prepare_inputs_for_generation == theirs
         assert FlexModel.can_generate()
 
     def test_embeddings_beside_their_ids(self):
-        host = ZOO[UNTIED].build()
+        host = served(UNTIED).build()
         ids = inputs_of(UNTIED, host)["input_ids"]
         flex, noise = at_finest(host), torch.rand(*ids.shape, 32)
         asked = {"input_ids": ids, "inputs_embeds": noise, "max_new_tokens": 3, "do_sample": False}
         assert torch.equal(flex.generate(**asked), host.generate(**asked))
 
     def test_attention_by_its_kind(self):
-        flex = at_finest(ZOO[UNTIED].build())
+        flex = at_finest(served(UNTIED).build())
         config = flex.config
         flex.set_attn_implementation("eager")
         flex.set_attn_implementation({"": "sdpa"})
@@ -212,7 +214,7 @@ class TestOutputs:
 
     @pytest.mark.parametrize("reentrant", [True, False])
     def test_gradient_checkpointing(self, reentrant):
-        flex = at_finest(ZOO[UNTIED].build()).train()
+        flex = at_finest(served(UNTIED).build()).train()
         batch = supervised(inputs_of(UNTIED, flex.host))
         flex(**batch).loss.backward()
         weight = flex.get_input_embeddings().weight
@@ -245,7 +247,7 @@ class TestPrefixTuning:
 
     @pytest.mark.filterwarnings("ignore")
     def test_is_the_hosts(self, name):
-        hosts = [ZOO[name].build() for _ in range(3)]
+        hosts = [served(name).build() for _ in range(3)]
         text, batch = hosts[0].config.get_text_config(), supervised(inputs_of(name, hosts[0]))
         plain = self.peft_around(hosts[0], text)
         around = self.peft_around(at_finest(hosts[1]), text)
@@ -267,26 +269,26 @@ class TestPrefixTuning:
 
     @pytest.mark.filterwarnings("ignore")
     def test_generation_belongs_inside(self, name):
-        host = ZOO[name].build()
+        host = served(name).build()
         text, batch = host.config.get_text_config(), inputs_of(name, host)
         around = self.peft_around(at_finest(host), text)
         with pytest.raises(InputError, match=r"tokenflex\.wrap\(get_peft_model"):
             around.generate(**batch, max_new_tokens=3)
-        inside = at_finest(self.peft_around(ZOO[name].build(), text))
+        inside = at_finest(self.peft_around(served(name).build(), text))
         want = inside.host.generate(**batch, max_new_tokens=3, do_sample=False)
         assert torch.equal(inside.generate(**batch, max_new_tokens=3, do_sample=False), want)
 
     @pytest.mark.filterwarnings("ignore")
     def test_positions_of_the_caller_have_no_place_for_it(self, name):
-        host = ZOO[name].build()
+        host = served(name).build()
         text, batch = host.config.get_text_config(), inputs_of(name, host)
         around = self.peft_around(at_finest(host), text)
         with pytest.raises(InputError, match="prefix of 3 tokens"):
             around(**batch, align="input")
 
     def test_a_cache_with_images_is_no_prefix(self, name):
-        flex = at_finest(ZOO[name].build())
+        flex = at_finest(served(name).build())
         batch = inputs_of(name, flex.host)
-        filled = flex(**batch, use_cache=True, level=0)["cache"]
+        filled = continuing.cache_of(flex(**batch, use_cache=True, level=0))
         with pytest.raises(InputError, match="the images among them"):
-            flex(**batch, cache=filled)
+            flex(**batch, past_key_values=filled)

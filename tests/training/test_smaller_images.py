@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from tests.hosts.served import served
 from tests.model.smaller import assembled, batch_of, plain_inputs, watched
 from tests.training.test_levels import gradients, same
 from tokenflex.errors import ConfigError
@@ -30,6 +31,7 @@ ROUTER = {"router": "avg", "voter": "position-weighted"}
 
 
 def made(name="qwen2_5_vl", stage=3, **parts):
+    served(name)
     flex = assembled(name, **parts)
     select(flex, STAGES[stage])
     inputs = batch_of(flex, side="right")

@@ -108,7 +108,7 @@ PROMISES = {
     "an nll that isn't finite": put("nll", 1, [float("inf")] * 5),
     "an nll and no answer tokens": put("answer_tokens", 2, 0),
     "fewer than 0 visual tokens": put("visual_tokens", 0, [1, 1, 1, 1, -1]),
-    r"column\(s\) \['nll'\] hold nulls": put("nll", 0, None),
+    r"column\(s\) \['nll'\] hold nulls|can't be read as Parquet": put("nll", 0, None),
     r"lists in the column 'nll' hold nulls": put("nll", 0, [1.0, None, 1.0, 1.0, 1.0]),
     r"missing column\(s\) \['answer_tokens'\]": CHANGES["no column"],
 }

@@ -148,7 +148,6 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     places = np.arange(len(exam))
     per_kind = best_per_kind(table, exam)
 
-    smaller = {} if results.smaller is None else {"smaller_image": results.smaller}
     sure = intervals(levels, results.others, seed)
 
     def entry(answers: GradedAnswers, name: str) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
 
     return {
         "levels": [entry(answers, f"level:{level}") for level, answers in enumerate(levels)],
-        **{name: entry(answers, name) for name, answers in smaller.items()},
+        **({} if results.smaller is None else {"smaller_image": entry(results.smaller, "smaller_image")}),
         **{name: chosen(answers, name) for name, answers in results.routers.items()},
         **{name: seeing_less(answers, name) for name, answers in results.ablations.items()},
         **{f"random_{name.removesuffix('_router')}": dealt(answers) for name, answers in results.routers.items()},
