@@ -22,7 +22,8 @@ def register(commands: Any) -> None:
         help="answer OpenAI's chat completions, with as many visual tokens as an image needs",
         description="Serve /v1/chat/completions, /v1/models, /health and /metrics. Requests choose by "
         'image_url.detail (low, auto, high: coarsest level, routed, finest), or by a key "tokenflex" of the body: '
-        '{"level": 1} or {"budget": {"ratio": 0.3}}. Images come as data: URLs. Needs the extra \'serve\'.',
+        '{"level": 1}, {"budget": {"ratio": 0.3}} or {"conversation": {"tokens": 2000}}. Images come as data: URLs. '
+        "Needs the extra 'serve'.",
     )
     model = parser.add_argument_group("model: MODEL, or --host with --parts")
     model.add_argument("model", nargs="?", metavar="MODEL",
@@ -55,6 +56,9 @@ def _add_limits(group: Any) -> None:
     group.add_argument("--batch-wait", type=float, default=5.0, metavar="MS",
                        help="milliseconds to wait for more (default: 5)")  # fmt: skip
     group.add_argument("--max-images", type=int, default=8, metavar="N", help="per request (default: 8)")
+    group.add_argument("--conversation-tokens", type=int, metavar="N",
+                       help="visual tokens that all images of a request share, older ones becoming coarser "
+                       "(default: each image for itself)")  # fmt: skip
     group.add_argument("--max-pixels", type=float, default=48.0, metavar="M",
                        help="millions, of a request's images together (default: 48)")  # fmt: skip
     group.add_argument("--max-body", type=float, default=24.0, metavar="MIB", help="of a request (default: 24)")
@@ -105,6 +109,7 @@ def limits(options: argparse.Namespace) -> Any:
         batch=options.max_batch,
         wait=options.batch_wait / 1000,
         images=options.max_images,
+        conversation=options.conversation_tokens,
         body=int(options.max_body * MIB),
         pixels=int(options.max_pixels * 1_000_000),
         new_tokens=options.max_new_tokens,

@@ -82,6 +82,41 @@ def test_details_of_several_images(start, small, drawn):
     assert levels[1] == flex.decide(**inputs, budget={"ratio": 0.3})[1].level
 
 
+def history(drawn, count):
+    """A user shows an image per turn, and is answered."""
+    messages = []
+    for image in drawn[:count]:
+        messages += question("which photo", image)
+        messages.append({"role": "assistant", "content": "cat"})
+    return messages
+
+
+def test_a_conversations_images_share_a_budget(start, small, drawn):
+    client, shared = start(), {"tokens": 60, "step": 1, "recall": 0.0}
+    found = []
+    for count in (1, 2, 3):
+        messages = [*history(drawn, count), *question("how many")]
+        answer = ask(client, messages, extra_body={"tokenflex": {"conversation": shared}})
+        again = ask(client, messages, extra_body={"tokenflex": {"conversation": shared}})
+        assert told(answer) == told(again), "whoever answers, the same images have the same levels"
+        assert answer.usage.visual_tokens <= 60
+        found.append(answer.tokenflex["levels"])
+    assert all(levels == sorted(levels) for levels in found)
+    assert found[2][0] < found[0][0], "the first image has faded"
+    more = ask(
+        client, [*history(drawn, 3), *question("which wash")], extra_body={"tokenflex": {"conversation": shared}}
+    )
+    assert more.tokenflex["levels"] == found[2], "another question, the same prefix"
+
+
+def test_a_server_may_share_by_itself(start, drawn):
+    client = start(conversation=60)
+    messages = [*history(drawn, 3), *question("how many")]
+    assert ask(client, messages).usage.visual_tokens <= 60
+    finest = ask(client, messages, extra_body={"tokenflex": {"level": -1}}).usage
+    assert finest.visual_tokens == finest.visual_tokens_full > 60
+
+
 def test_a_prompt_that_fits_only_as_it_is_shortened(start, small, drawn):
     client, text = start(), "how many " * 225
     _, length, used, full = direct(small, text.strip(), drawn[0], new=1, level=0)

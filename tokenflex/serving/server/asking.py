@@ -1,15 +1,15 @@
 """From a request's words to what a model is asked."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
+from tokenflex.contracts import ComponentConfig
 from tokenflex.contracts.levels import spread
 from tokenflex.errors import ConfigError, InputError
-from tokenflex.model import request
+from tokenflex.model import Fade, request
 from tokenflex.serving.server.images import Images
 from tokenflex.serving.server.limits import Limits
 from tokenflex.serving.server.protocol import Chat, ImageItem
@@ -36,7 +36,7 @@ class Ask:
         messages: in the form of chat templates: contents are lists of ``text`` and ``image`` items.
         images: in the order of their items.
         levels: of every image; None lets the router decide.
-        budget: that the router keeps to.
+        budget: that the router keeps to; settings of a policy.
         stop: strings that end the answer, and aren't part of it.
         stream: whether words are wanted as they come.
     """
@@ -44,7 +44,7 @@ class Ask:
     messages: tuple[dict[str, Any], ...]
     images: tuple[Image.Image, ...]
     levels: tuple[int | None, ...]
-    budget: Any
+    budget: ComponentConfig | None
     sampling: Sampling
     stop: tuple[str, ...] = ()
     stream: bool = False
@@ -54,7 +54,7 @@ class Ask:
         """Equal for requests that can be answered in one batch."""
         kind = {type(level) for level in self.levels}
         alone = id(self) if self.sampling.seed is not None else None
-        return frozenset(kind), json.dumps(self.budget, sort_keys=True), self.sampling, alone
+        return frozenset(kind), self.budget, self.sampling, alone
 
 
 async def read_ask(chat: Chat, images: Images, limits: Limits, num_levels: int, placeholders: Sequence[str]) -> Ask:
@@ -91,20 +91,36 @@ async def read_ask(chat: Chat, images: Images, limits: Limits, num_levels: int, 
         raise RefusedError(
             f"The texts have {characters} characters; at most {limits.characters} are taken.", "too_large", 413
         )
-    levels, budget = _choice(chat, details, num_levels)
+    levels, budget = _choice(chat, details, num_levels, limits.conversation)
     sampling = _sampling(chat, limits)
     read_images = await images.read(urls)
     return Ask(tuple(messages), read_images, levels, budget, sampling, tuple(chat.stop), chat.stream)
 
 
-def _choice(chat: Chat, details: Sequence[str], num_levels: int) -> tuple[tuple[int | None, ...], Any]:
-    """Levels of the images, and the router's budget."""
-    level, budget = chat.tokenflex.level, chat.tokenflex.budget
+def _choice(
+    chat: Chat, details: Sequence[str], num_levels: int, conversation: int | None
+) -> tuple[tuple[int | None, ...], ComponentConfig | None]:
+    """Levels of the images, and the router's budget.
+
+    Args:
+        conversation: tokens that all images share where the request asks for nothing.
+    """
+    level, asked = chat.tokenflex.level, chat.tokenflex
+    if asked.budget is not None and asked.conversation is not None:
+        raise RefusedError("tokenflex.budget and tokenflex.conversation are two budgets; give one of them.")
     try:
+        if asked.conversation is not None:
+            budget: ComponentConfig | None = Fade.from_dict(asked.conversation)
+        elif asked.budget is not None:
+            budget = request.read_budget(asked.budget)
+        else:
+            budget = None
         read, _ = request.read(level, budget, num_levels)
         forced = None if read is None else spread(read, len(details)) if details or not isinstance(read, int) else []
     except (InputError, ConfigError) as error:
         raise RefusedError(f"tokenflex: {error}", param="tokenflex") from error
+    if budget is None and conversation is not None:
+        budget = Fade(tokens=conversation)
     named = [{"low": 0, "high": num_levels - 1}.get(detail) for detail in details]
     if forced is None:
         return tuple(named), budget if None in named else None

@@ -24,6 +24,8 @@ class Limits:
         pixels: of all images of a request together.
         new_tokens: the longest answer that may be asked for.
         default_new_tokens: the longest answer where a request doesn't say.
+        conversation: visual tokens that all images of a request share where it asks for nothing itself
+            (`tokenflex.Fade`); None: each image for itself.
         seconds: for reading a request's body, and again for fetching its images.
         hosts: ``name`` or ``name:port`` of servers that images may be fetched from; none by default.
 
@@ -41,12 +43,15 @@ class Limits:
     pixels: int = 48_000_000
     new_tokens: int = 1024
     default_new_tokens: int = 256
+    conversation: int | None = None
     seconds: float = 10.0
     hosts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self) if field.name != "hosts"):
             value = getattr(self, name)
+            if value is None and name == "conversation":
+                continue
             if not (value > 0 or (name == "wait" and value == 0)):
                 raise ConfigError(f"{name}={value} lets no request through; use a number above 0.")
         object.__setattr__(self, "default_new_tokens", min(self.default_new_tokens, self.new_tokens))

@@ -73,6 +73,7 @@ class Choice(Strict):
 
     level: Any = None
     budget: Any = None
+    conversation: Any = None
 
 
 class StreamOptions(Strict):
