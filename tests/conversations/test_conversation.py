@@ -11,7 +11,7 @@ from tests.conversations.common import ANSWER, LATER, ROWS, cold, internvl, open
 from tokenflex.conversations import Conversation
 from tokenflex.errors import ConfigError, DataError, InputError, UnsupportedHostError
 from tokenflex.tables import hosts as hosts_table
-from tokenflex.testing.zoo.recipe import AN_IMAGE
+from tokenflex.testing.zoo.recipe import A_VIDEO, AN_IMAGE
 
 OFTEN = (
     "llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "mistral3", "lfm2_vl",
@@ -282,3 +282,22 @@ def test_turns_of_several_rows_or_with_positions_are_refused():
     mask[0, 0] = 0
     with pytest.raises(InputError, match="1 of them padding"):
         conversation.go_on({**inputs, "attention_mask": mask})
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava_next_video", "glm4v"])
+def test_videos_and_images_in_turn(name):
+    """A batch has images first and videos behind them, whatever the order of the turns."""
+    tiny, flex = opened(name)
+    conversation = Conversation(flex)
+    rows = ((1, A_VIDEO, 2), (3, AN_IMAGE, 4), (5, A_VIDEO, 6), (7, 8))
+    shown, found = 0, []
+    for number, row in enumerate(rows):
+        batch = turn(tiny, flex, row, number, shown)
+        shown += 1
+        level = [1, 2, 0][: min(shown, 3)]
+        found.append(conversation.go_on(batch, level=level, **options(flex)))
+        assert torch.equal(cold(conversation), found[-1].ids)
+    assert [one.level for one in conversation.decisions] == [1, 2, 0]
+    assert all(reply.reused > 0 for reply in found[1:])
+    counts = [int(one.counts[0, level]) for one, level in zip(conversation._history.turns[::2], (1, 2, 0), strict=False)]
+    assert [one.tokens for one in conversation.decisions] == counts
