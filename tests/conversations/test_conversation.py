@@ -290,14 +290,12 @@ def test_videos_and_images_in_turn(name):
     tiny, flex = opened(name)
     conversation = Conversation(flex)
     rows = ((1, A_VIDEO, 2), (3, AN_IMAGE, 4), (5, A_VIDEO, 6), (7, 8))
-    shown, found = 0, []
+    found = []
     for number, row in enumerate(rows):
-        batch = turn(tiny, flex, row, number, shown)
-        shown += 1
-        level = [1, 2, 0][: min(shown, 3)]
+        batch, level = turn(tiny, flex, row, number, number), [1, 2, 0][: number + 1]
         found.append(conversation.go_on(batch, level=level, **options(flex)))
         assert torch.equal(cold(conversation), found[-1].ids)
     assert [one.level for one in conversation.decisions] == [1, 2, 0]
     assert all(reply.reused > 0 for reply in found[1:])
-    counts = [int(one.counts[0, level]) for one, level in zip(conversation._history.turns[::2], (1, 2, 0), strict=False)]
-    assert [one.tokens for one in conversation.decisions] == counts
+    asked = zip(conversation._history.turns[::2], conversation.decisions, strict=False)
+    assert all(int(one.counts[0, decision.level]) == decision.tokens for one, decision in asked)
