@@ -119,8 +119,7 @@ def refusals(flex):
 
 def grids(flex):
     """More grids than graphs are allowed."""
-    settings = torch._dynamo.config
-    setattr(settings, "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit", 2)
+    torch._dynamo.config.recompile_limit = 2
     backend = CompileCounterWithBackend("eager")
     words = [Instruction(torch.randn(4, 32), torch.ones(4, dtype=torch.bool))]
     seen = [[VisualTokens(torch.randn(2, side * side, 32), Grid(side, side))] for side in (4, 6, 8, 10, 12)]

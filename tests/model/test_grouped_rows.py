@@ -367,11 +367,10 @@ def kept(name):
     return model(name)[0]
 
 
-SLACK = 1.0 if Version(torch.__version__) >= Version("2.14") else 1.01
-"""Older versions of torch count attention otherwise than the estimate of what a call costs."""
 MIXES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 120)), min_size=2, max_size=5)
 
 
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.14"), reason="older versions count attention otherwise")
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_vl"])
 @given(MIXES, st.lists(st.integers(0, 4), min_size=10, max_size=10), st.sampled_from([1, 64]))
 @example([(0, 13), (1, 4)], [0] * 10, 1)
@@ -392,7 +391,7 @@ def test_auto_never_costs_more_than_padded(name, mix, chosen, call):
                 with FlopCounterMode(display=False) as counter:
                     run(**inputs, level=level)
                 work[way] = counter.get_total_flops()
-            assert work["auto"] <= SLACK * work["padded"]
+            assert work["auto"] <= work["padded"]
     finally:
         grouped.CALL = before
 
