@@ -38,7 +38,7 @@ from tokenflex.training.router_only import stored_host_of
 
 RESOLUTION = "resolution"
 TOWER, FEEDBACK, ABLATIONS = "stage 0: vision tower", "feedback for stage 4", "routers that see less"
-BESIDES = {"images": 5.0, TOWER: 15.0, FEEDBACK: 35.0, ABLATIONS: 80.0, "calibration": 20.0, "evaluation": 50.0}
+BESIDES = {"images": 5.0, TOWER: 15.0, FEEDBACK: 35.0, ABLATIONS: 100.0, "calibration": 20.0, "evaluation": 50.0}
 """Expected seconds on two CPU cores of what isn't a `Phase`, by name."""
 SEEING_LESS = {"router_without_image": "question", "router_without_question": "image"}
 """What routers of the ablation see, by their names in the report."""
@@ -97,7 +97,7 @@ class QuickstartPlan:
         Phase(
             STAGES[3].with_rates(vision_tower=2.5e-4, projector=2e-3, language_model=2e-3, scaler=0.0), 16, 450, 105.0
         ),
-        Phase(STAGES[4].with_rates(router=2e-3), 32, 600, 40.0),
+        Phase(STAGES[4].with_rates(router=3e-3), 32, 1200, 50.0),
     )
 
     @property
