@@ -55,7 +55,7 @@ class Reader:
             return {} if budget is None or not levels else {"budget": budget}
         units = self._levels(inputs, asks)
         if None in units:
-            routed = self.flex.decide(**inputs, **({} if budget is None else {"budget": budget}))
+            routed = self.flex.decide(**inputs, budget=budget)
             units = [one.level if level is None else level for one, level in zip(routed, units, strict=True)]
         return {"level": units}
 
