@@ -29,7 +29,7 @@ def quickstart_model() -> str:
     with locked(Path(TRAINED[0]), waiting=_say_waiting):
         if not Path(TRAINED[0], "config.json").is_file():
             print("No model was given and none is in quickstart/model: running 'tokenflex quickstart' first, about "
-                  "five minutes.", file=sys.stderr)  # fmt: skip
+                  "eight minutes.", file=sys.stderr)  # fmt: skip
             with contextlib.redirect_stdout(sys.stderr):
                 quickstart(Path(TRAINED[0]).parent)
     return TRAINED[0]
