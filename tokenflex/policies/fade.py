@@ -25,8 +25,8 @@ class Fade(ComponentConfig):
     Attributes:
         tokens: visual tokens, separators included, that all images of a request share; None: any number.
         newest: share of them that is kept for the newest images.
-        recall: share that is kept for older images that the router wants finer; 0 goes by age alone, and asks no
-            router.
+        recall: share that is kept for older images that the router wants finer; 0 goes by age alone, whatever the
+            router says.
         step: images that count as newest together, above 0. Older images become coarser only after every ``step``
             images, so that the prompt up to the newest ones stays the same meanwhile.
         fading: what ``step`` images are worth, compared with the ``step`` images behind them, above 0, at most 1.
