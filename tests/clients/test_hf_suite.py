@@ -33,8 +33,8 @@ def packed(*names):
 class TestSources:
     def test_tests_alone_are_unpacked(self, tmp_path):
         wanted = ("tests/test_modeling_common.py", "tests/generation/test_utils.py")
-        names = (*wanted, "src/transformers/x.py", "tests/models/a/b.py", "tests/data.bin")
-        folder = sources.unpacked(packed(*names), tmp_path)
+        others = ("src/transformers/x.py", "tests/models/a/b.py", "tests/data.bin", "tests/generation/../../../out.py")
+        folder = sources.unpacked(packed(*wanted, *others), tmp_path)
         assert folder == tmp_path / "transformers-1" / "tests"
         assert sorted(str(one.relative_to(folder.parent)) for one in folder.rglob("*.py")) == sorted(wanted)
 

@@ -116,7 +116,10 @@ def per_row(packed: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
         packed: ``(tokens, dim)`` of every image.
         rows: that they stand in.
     """
-    return [torch.cat([p for p, at in zip(packed, rows, strict=True) if at == row]) for row in dict.fromkeys(rows)]
+    of_rows: dict[int, list[Tensor]] = {}
+    for row, one in zip(rows, packed, strict=True):
+        of_rows.setdefault(row, []).append(one)
+    return [torch.cat(own) if len(own) > 1 else own[0] for own in of_rows.values()]
 
 
 def _packed(
