@@ -73,7 +73,7 @@ def test_without_a_model_the_quickstart_s_is_trained_and_served(call, capsys, mo
     monkeypatch.setattr(demo, "wait", interrupted)
     code, err = call("--port", "0", "--runs", "0", "--device", "cpu")
     assert code == 130
-    assert "running 'tokenflex quickstart' first, about eight minutes" in found["err"]
+    assert "running 'tokenflex quickstart' first, five to eight minutes" in found["err"]
     assert "quickstart/model" in found["err"]
     assert found["page"].status_code == 200
     assert "tokenflex demo: interrupted." in err

@@ -28,8 +28,8 @@ def quickstart_model() -> str:
         raise ConfigError("no model was given, and 'tokenflex quickstart' has left none here. Run that first.")
     with locked(Path(TRAINED[0]), waiting=_say_waiting):
         if not Path(TRAINED[0], "config.json").is_file():
-            print("No model was given and none is in quickstart/model: running 'tokenflex quickstart' first, about "
-                  "eight minutes.", file=sys.stderr)  # fmt: skip
+            print("No model was given and none is in quickstart/model: running 'tokenflex quickstart' first, five "
+                  "to eight minutes.", file=sys.stderr)  # fmt: skip
             with contextlib.redirect_stdout(sys.stderr):
                 quickstart(Path(TRAINED[0]).parent)
     return TRAINED[0]
