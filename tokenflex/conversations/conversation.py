@@ -139,15 +139,17 @@ class Conversation:
             InputError: as `ask`, or images and placeholders don't match.
         """
         flex = self.flex
-        request.check(flex, options, level, self.budget if budget is None and level is None else budget)
+        budget = self.budget if budget is None and level is None else budget
+        request.check(flex, options, level, budget)
         levels, policy = self._policy(level, budget)
         self._require_one_answer(options)
         inputs = {name: one.to(flex.device) if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}
         door.check(inputs, flex.adapter)
         told = [*self._told(), self._history.encoded(inputs)]
-        decisions = self._decided(told, levels, policy)
+        here = self._history.at_hand(told)
+        decisions = self._decided(here, levels, policy)
         self._require_room(told)
-        prompt = self._history.prompt(told, [decision.level for decision in decisions])
+        prompt = self._history.prompt(here, [decision.level for decision in decisions])
         try:
             reply = self._answered(told, prompt, decisions, options)
         except BaseException:
@@ -173,8 +175,7 @@ class Conversation:
         return [*self._history.turns, self._history.said(turns.spoken(self._answer.to(self.flex.device)))]
 
     def _policy(self, level: Level, budget: Budgets) -> tuple[int | tuple[int, ...] | None, Policy | None]:
-        asked = self.budget if budget is None and level is None else budget
-        levels, policy = request.read(level, asked, self.flex.compressor.num_levels)
+        levels, policy = request.read(level, budget, self.flex.compressor.num_levels)
         if policy is not None and policy.couples and self.routing != "reroute":
             raise ConfigError(
                 f"routing={self.routing!r} keeps levels of earlier turns, and {type(policy).__name__} shares its "
@@ -183,15 +184,15 @@ class Conversation:
         return levels, policy
 
     def _decided(
-        self, told: Sequence[Encoded], levels: int | tuple[int, ...] | None, policy: Policy | None
+        self, here: Sequence[Encoded], levels: int | tuple[int, ...] | None, policy: Policy | None
     ) -> tuple[Decision, ...]:
         """One decision per image of the conversation."""
-        count, before = sum(len(turn.counts) for turn in told), [decision.level for decision in self.decisions]
+        count, before = sum(len(turn.counts) for turn in here), [decision.level for decision in self.decisions]
         if not count:
             if levels is not None:
                 spread(levels, 0)
             return ()
-        found = self._history.decided(told, levels, policy)
+        found = self._history.decided(here, levels, policy)
         if levels is not None or self.routing == "reroute" or not before:
             return found
         now = [decision.level for decision in found]
@@ -199,7 +200,7 @@ class Conversation:
             bound = [*before, *now[len(before) :]]
         else:
             bound = [max(pair) for pair in zip(before, now, strict=False)] + now[len(before) :]
-        kept = self._history.decided(told, tuple(bound), None)
+        kept = self._history.decided(here, tuple(bound), None)
         return tuple(one if one.level == level else k for one, level, k in zip(found, bound, kept, strict=True))
 
     def _answered(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tokenflex.contracts import Decision, HostBatch, Instruction, Policy, ScaledTokens, Spliced, VisualTokens
+from tokenflex.contracts import Decision, HostBatch, Policy, ScaledTokens, Spliced, VisualTokens
 from tokenflex.model import encoding
 from tokenflex.model.encoding import Encoded
 from tokenflex.model.tower import Chosen, tower_of
@@ -87,30 +87,43 @@ class History:
         batch = self.flex.adapter.read(inputs)
         return Encoded((), (), torch.zeros(0, self.flex.compressor.num_levels, dtype=torch.long), batch)
 
+    def at_hand(self, turns: Sequence[Encoded]) -> list[Encoded]:
+        """Turns as they are decided about: features on the host's device, with the last question."""
+        adapter, tower = self.flex.adapter, tower_of(self.flex.adapter, self.flex.compressor)
+        question, found = adapter.instructions(adapter.appended([_batch(turn) for turn in turns]))[0], list[Encoded]()
+        for turn in turns:
+            here, count = moved(turn, self.flex.device), len(turn.counts)
+            images = tower.with_instructions(here.images, (question,) * count, range(count))
+            found.append(replace(here, images=images, instructions=(question,) * count))
+        return found
+
     def decided(
         self, turns: Sequence[Encoded], levels: int | tuple[int, ...] | None, policy: Policy | None
     ) -> tuple[Decision, ...]:
-        """One decision per image, oldest first, by the last question."""
-        whole = self._together(turns, self._instruction(turns))
-        return encoding.decide(self.flex, whole, levels, policy)
+        """One decision per image, oldest first.
+
+        Args:
+            turns: from `at_hand`.
+        """
+        images, instructions, layouts, sizes = (
+            tuple(one for turn in turns for one in getattr(turn, name))
+            for name in ("images", "instructions", "layouts", "sizes")
+        )
+        counts = torch.cat([turn.counts for turn in turns])
+        return encoding.decide(self.flex, Encoded(images, instructions, counts, None, layouts, sizes), levels, policy)
 
     def prompt(self, turns: Sequence[Encoded], levels: Sequence[int]) -> Prompt:
-        """All turns as one row, every image at its level."""
+        """All turns as one row, every image at its level.
+
+        Args:
+            turns: from `at_hand`.
+        """
         adapter, tower = self.flex.adapter, tower_of(self.flex.adapter, self.flex.compressor)
-        instruction = self._instruction(turns) if "instruction" in self.flex.compressor.needs else None
         chosen, first = list[Chosen](), 0
         for turn in turns:
-            batch, count = _batch(turn), len(turn.counts)
-            own = levels[first : first + count]
-            first += count
-            if not count:
-                chosen.append(Chosen(batch, (), ()))
-                continue
-            here = moved(turn, self.flex.device)
-            if instruction is not None:
-                images = tower.with_instructions(here.images, [instruction] * count, range(count))
-                here = replace(here, images=images, instructions=(instruction,) * count)
-            chosen.append(tower.chosen(here, batch, own))
+            batch, own = _batch(turn), levels[first : first + len(turn.counts)]
+            first += len(own)
+            chosen.append(tower.chosen(turn, batch, own) if own else Chosen(batch, (), ()))
         merged = adapter.appended([one.batch for one in chosen])
         starts = _starts([one.batch for one in chosen])
         begins = [start + int(s.at[0]) for one, start in zip(chosen, starts, strict=True) for s in one.batch.spans]
@@ -118,29 +131,12 @@ class History:
         where = [places.index(begin) for begin in begins]  # of every image, its number in the merged batch
         back = sorted(range(len(where)), key=where.__getitem__)
         images, scaled = ([each for one in chosen for each in getattr(one, name)] for name in ("images", "scaled"))
-        images = [replace(images[i], row=0) for i in back]
-        scaled = [scaled[i] for i in back]
+        images, scaled = [images[i] for i in back], [scaled[i] for i in back]
         spliced = adapter.splice(merged, images, scaled, "left")
         order = sorted(range(len(begins)), key=begins.__getitem__)
         length = sum(_batch(turn).cpu["input_ids"].shape[1] for turn in turns)
         tokens = [spliced.tokens[place] for place in where]
         return Prompt(spliced, order, tokens, length, merged, images, scaled, where)
-
-    def _instruction(self, turns: Sequence[Encoded]) -> Instruction:
-        """The last question."""
-        return self.flex.adapter.instructions(self.flex.adapter.appended([_batch(turn) for turn in turns]))[0]
-
-    def _together(self, turns: Sequence[Encoded], instruction: Instruction) -> Encoded:
-        """The images of all turns, as they are decided about, turn by turn."""
-        here = [moved(turn, self.flex.device) for turn in turns]
-        images = tuple(replace(image, row=0) for turn in here for image in turn.images)
-        tower = tower_of(self.flex.adapter, self.flex.compressor)
-        instructions = (instruction,) * len(images)
-        images = tower.with_instructions(images, instructions, range(len(images)))
-        counts = torch.cat([turn.counts for turn in turns])
-        layouts = tuple(one for turn in turns for one in turn.layouts)
-        sizes = tuple(one for turn in turns for one in turn.sizes)
-        return Encoded(images, instructions, counts, None, layouts, sizes)
 
 
 def bytes_of(turns: Sequence[Encoded]) -> int:

@@ -13,14 +13,13 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from tokenflex.contracts import Spliced
+from tokenflex.hosts import joining
 
 Signature = list[int]
 """Of every token what the language model was given: a text token's id, or a negative number for image and level."""
 READ = 2
 """Tokens at the end of a prompt that are read whatever a cache holds: ``generate`` needs one to begin with, and hosts
 take a single one for a step of an answer."""
-CUT = ("DynamicLayer", "StaticLayer")
-"""Layers that hold one column per token and nothing else, so that the last ones can be taken off."""
 
 
 def signature(
@@ -64,7 +63,7 @@ class KeptCache:
             The tokens that it holds of the prompt; 0 where it can't be used, and then it is empty.
         """
         columns = min(common(self.held, prompt), len(prompt) - READ)
-        if columns <= 0 or not cut(self.cache, len(self.held) - columns):
+        if columns <= 0 or not cut(self.cache, columns, len(self.held)):
             self.clear()
             return 0
         self.held = self.held[:columns]
@@ -91,20 +90,22 @@ class KeptCache:
         return sum(one.numel() * one.element_size() for one in tensors(self.cache))
 
 
-def cut(cache: Any, columns: int) -> bool:
-    """Take the last columns off a cache, if that can be done."""
-    if not columns:
+def cut(cache: Any, columns: int, held: int) -> bool:
+    """Leave the first columns of a cache, if that can be done.
+
+    Args:
+        held: columns that it has.
+    """
+    if columns == held:
         return True
-    if type(cache) not in (DynamicCache, StaticCache) or any(type(one).__name__ not in CUT for one in cache.layers):
+    kinds = {type(layer).__name__ for layer in cache.layers} if type(cache) in (DynamicCache, StaticCache) else set()
+    if kinds == {"DynamicLayer"}:
+        joining.crop(cache, columns)
+        return True
+    if kinds != {"StaticLayer"}:
         return False
-    for layer in cache.layers:
-        if not layer.is_initialized:
-            continue
-        if type(layer).__name__ == "StaticLayer":  # what stands behind its length is written over
-            layer.cumulative_length -= columns
-        else:
-            keep = layer.keys.shape[-2] - columns
-            layer.keys, layer.values = layer.keys[:, :, :keep], layer.values[:, :, :keep]
+    for layer in cache.layers:  # what stands behind its length is written over
+        layer.cumulative_length -= held - columns
     return True
 
 

@@ -14,9 +14,10 @@ from transformers.utils import ModelOutput
 from tokenflex.contracts import Decision, Spliced
 from tokenflex.errors import InputError
 from tokenflex.hosts import continuing, stock
+from tokenflex.hosts.appending import IDS, MASK, PER_TOKEN
 from tokenflex.hosts.architectures import looks_ahead
-from tokenflex.hosts.continuing import NOTE, Prompt
-from tokenflex.hosts.placeholders import POSITIONS, TOKEN_KEYS
+from tokenflex.hosts.continuing import NOTE
+from tokenflex.hosts.placeholders import POSITIONS
 from tokenflex.model import callbacks, door, generation
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from tokenflex.model.request import Budgets, Level
 else:
     FlexModel = Level = Budgets = Any
-
-IDS, MASK = "input_ids", "attention_mask"
-PER_TOKEN = (IDS, MASK, *TOKEN_KEYS)
 
 
 def generate(
@@ -66,17 +64,13 @@ def _with_images(
     turn = {name: value for name, value in turn.items() if name not in continuing.CACHES}
     rows, decisions = flex.in_rows(turn, level, "left", budget)
     whole = _behind(flex, batch, rows.whole, held)
-    name = next(name for name in continuing.CACHES if batch.get(name) is not None)
+    name = continuing.name_of_cache(batch)
     own, ids = getattr(flex.host, "generation_config", None), whole.inputs[IDS]
     options = generation.lengths(options, own, batch[IDS].shape[1] - ids.shape[1])
     options = callbacks.in_the_callers_prompt(options, batch[IDS], ids, own)
     output = flex.host.generate(**whole.inputs, **{name: batch[name]}, **options)
     for found in (batch, output if isinstance(output, ModelOutput) else {}):
-        cache = continuing.cache_of(found)
-        if cache is not None:
-            placed = {IDS: ids, MASK: whole.inputs[MASK]}
-            placed |= {POSITIONS: whole.inputs[POSITIONS]} if POSITIONS in whole.inputs else {}
-            setattr(cache, NOTE, Prompt(ids, placed if flex.adapter.position_inputs else {}))
+        continuing.remember(continuing.cache_of(found), whole.inputs, flex.adapter)
     return generation.restore(output, batch[IDS], whole, tuple[Decision, ...](decisions))
 
 

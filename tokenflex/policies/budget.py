@@ -105,11 +105,10 @@ class BudgetPolicy(Policy):
         """
         permitted = self.between(scores.shape[-1]).to(scores.device).expand(tokens.shape)
         finest = tokens[:, -1:]
+        if self.couples:
+            return at_common_price(scores, tokens, permitted, self._allowed(finest.sum()), self.budget.weight)
         prices = overtaking(scores, tokens)
         weights = torch.full(scores.shape[:1], self.budget.weight, dtype=torch.float64, device=scores.device)
-        if self.couples:
-            allowed = self._allowed(finest.sum())
-            return best_at(prices, tokens, permitted, shared_weight(prices, tokens, permitted, weights, allowed))
         allowed = permitted & (tokens <= self._allowed(finest))
         cheapest = tokens == tokens.masked_fill(~permitted, tokens.max() + 1).amin(-1, keepdim=True)
         allowed = torch.where(allowed.any(-1, keepdim=True), allowed, permitted & cheapest)
@@ -180,6 +179,23 @@ def best_at(
     overtaken = ((prices <= weights[..., None, None]) & permitted[:, None, :]).any(-1)
     alive = permitted & ~overtaken
     return tokens.masked_fill(~alive, -1).argmax(-1)
+
+
+def at_common_price(
+    scores: Float[Tensor, "images levels"],
+    tokens: Int[Tensor, "images levels"],
+    permitted: Bool[Tensor, "images levels"],
+    allowed: Float[Tensor, ""],
+    least: float,
+) -> Int[Tensor, " images"]:
+    """The best levels at the lowest weight, ``least`` or more, at which they cost at most ``allowed`` together.
+
+    Args:
+        permitted: at least one level per image.
+    """
+    prices = overtaking(scores, tokens)
+    weights = torch.full(scores.shape[:1], least, dtype=torch.float64, device=scores.device)
+    return best_at(prices, tokens, permitted, shared_weight(prices, tokens, permitted, weights, allowed))
 
 
 def shared_weight(

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenflex.contracts import ComponentConfig, Count, NotNegative, Policy, Share
 from tokenflex.errors import ConfigError
 from tokenflex.ops.convexity import concave
-from tokenflex.policies.budget import Budget, BudgetPolicy, best_at, overtaking, shared_weight
+from tokenflex.policies.budget import Budget, BudgetPolicy, at_common_price
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ class FadePolicy(Policy):
             return ages
         share = tokens.double() / tokens[:, -1:].clamp(min=1)
         worth = share.clamp(min=torch.finfo(torch.float32).tiny).log() * (self.fade.fading ** ages.double())[:, None]
-        return _at_common_price(worth, tokens, permitted, allowed, 0.0)
+        return at_common_price(worth, tokens, permitted, allowed, 0.0)
 
     def _recalled(
         self,
@@ -172,7 +172,7 @@ class FadePolicy(Policy):
         enough = concave(scores.double().softmax(-1).cumsum(-1), tokens)
         finer = torch.arange(scores.shape[-1], device=scores.device) >= by_age[:, None]
         spent = tokens.gather(-1, by_age[:, None]).sum()
-        return _at_common_price(enough, tokens, permitted & finer, spent + allowed, self.fade.worth)
+        return at_common_price(enough, tokens, permitted & finer, spent + allowed, self.fade.worth)
 
 
 def within(
@@ -182,16 +182,3 @@ def within(
     fits = permitted & (tokens <= allowed)
     cheapest = tokens.masked_fill(~permitted, tokens.max() + 1).argmin(-1)
     return torch.where(fits.any(-1), tokens.masked_fill(~fits, -1).argmax(-1), cheapest)
-
-
-def _at_common_price(
-    worth: Float[Tensor, "images levels"],
-    tokens: Int[Tensor, "images levels"],
-    permitted: Bool[Tensor, "images levels"],
-    allowed: Float[Tensor, ""],
-    least: float,
-) -> Int[Tensor, " images"]:
-    """The best levels at the lowest price, ``least`` or more, at which they cost at most ``allowed`` together."""
-    prices = overtaking(worth, tokens)
-    weights = torch.full((len(tokens),), least, dtype=torch.float64, device=tokens.device)
-    return best_at(prices, tokens, permitted, shared_weight(prices, tokens, permitted, weights, allowed))

@@ -12,8 +12,7 @@ from transformers import ProcessorMixin
 from tokenflex.chat import special_tokens, written
 from tokenflex.contracts import Decision
 from tokenflex.evaluation.summary import Column, Table
-from tokenflex.model import Escalate, FlexModel
-from tokenflex.policies.budget import best_at, overtaking, shared_weight
+from tokenflex.model import Budget, Escalate, FlexModel
 from tokenflex.quickstart.images import CELL, COARSE_KINDS, FINE_KINDS, SPACINGS, Scene, SceneQuestion, row
 from tokenflex.quickstart.lines import AT
 from tokenflex.quickstart.tower import tower_work
@@ -168,7 +167,7 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     def seeing_less(answers: GradedAnswers, name: str) -> dict[str, Any]:
         if answers.scores is None:
             return chosen(answers, name)
-        allowed = float(results.routers["router"].tokens.sum())
+        allowed = int(results.routers["router"].tokens.sum())
         return {**chosen(answers, name), AT: mean_of([within(answers.scores, costs.T, allowed)])}
 
     def promised(name: str, answers: GradedAnswers, escalate: Escalate) -> dict[str, Any]:
@@ -195,17 +194,14 @@ def compare(results: Results, exam: Exam, seed: int) -> dict[str, Any]:
     }
 
 
-def within(scores: np.ndarray, costs: np.ndarray, allowed: float) -> np.ndarray:
+def within(scores: np.ndarray, costs: np.ndarray, allowed: int) -> np.ndarray:
     """Levels by a router's scores at the lowest price per token at which all questions fit into ``allowed`` tokens.
 
     Args:
         scores, costs: ``(questions, levels)``.
     """
-    tokens, table = torch.from_numpy(costs), torch.from_numpy(scores)
-    prices, free = overtaking(table, tokens), torch.ones(costs.shape, dtype=torch.bool)
-    weights = torch.zeros(len(costs), dtype=torch.float64)
-    shared = shared_weight(prices, tokens, free, weights, torch.tensor(allowed, dtype=torch.float64))
-    return best_at(prices, tokens, free, shared).numpy()
+    shared = Budget(tokens=allowed, per="request").build()
+    return shared(torch.from_numpy(scores), torch.from_numpy(costs)).numpy()
 
 
 def best_per_kind(right: np.ndarray, exam: Exam) -> dict[str, int]:

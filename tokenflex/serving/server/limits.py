@@ -50,8 +50,8 @@ class Limits:
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self) if field.name != "hosts"):
             value = getattr(self, name)
-            least = {"wait": 0, "conversation": None}.get(name, 1)
-            if value != least and not (value is not None and value > 0):
+            besides = {"wait": (0,), "conversation": (None,)}.get(name, ())
+            if value not in besides and not (value is not None and value > 0):
                 raise ConfigError(f"{name}={value} lets no request through; use a number above 0.")
         object.__setattr__(self, "default_new_tokens", min(self.default_new_tokens, self.new_tokens))
         object.__setattr__(self, "hosts", frozenset(host.lower() for host in self.hosts))
