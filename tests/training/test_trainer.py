@@ -78,6 +78,29 @@ def test_gradients_reach_every_trained_parameter(fresh, training_batch, argument
             assert reached == (group in TRAINED[stage])
 
 
+class NormedOverBatches(torch.nn.Module):
+    """A layer normalisation with a batch normalisation behind it."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first, self.second = first, torch.nn.BatchNorm1d(first.weight.shape[0])
+
+    def forward(self, hidden):
+        return self.second(self.first(hidden).transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 4])
+def test_statistics_of_what_is_frozen_stay(fresh, arguments, collator, stage):
+    """A tower with batch normalisation gives the features of evaluation, unless it is trained."""
+    flex = fresh()
+    tower = next(m for m in flex.host.modules() if hasattr(m, "pre_layrnorm"))
+    tower.pre_layrnorm = NormedOverBatches(tower.pre_layrnorm)
+    norm = tower.pre_layrnorm.second
+    trainer_for(flex, arguments(max_steps=2, warmup_steps=0.0), collator, stage).train()
+    assert bool(norm.num_batches_tracked == 0) == ("vision_tower" not in TRAINED[stage])
+    assert torch.equal(norm.running_var, torch.ones_like(norm.running_var)) == ("vision_tower" not in TRAINED[stage])
+
+
 def unused_parameters(flex):
     """The tower's last layers, which `vision_feature_layer` = -2 skips, and rows without words get no image."""
     tower = flex.host.model.vision_tower

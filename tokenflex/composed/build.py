@@ -23,7 +23,7 @@ from tokenflex.composed.model import ComposedForConditionalGeneration
 from tokenflex.composed.processor import build_processor, placeholder, with_placeholder
 from tokenflex.composed.projector import CUSTOM, build_projector
 from tokenflex.composed.transformers_tower import TransformersTower
-from tokenflex.composed.vision import SOURCES, Fit, Preprocessing, Size, TowerRequest, VisionTower, source
+from tokenflex.composed.vision import SOURCES, Fit, Layer, Preprocessing, Size, TowerRequest, VisionTower, source
 from tokenflex.errors import ConfigError
 
 Vision = str | PreTrainedConfig | PreTrainedModel
@@ -45,7 +45,7 @@ def compose(
     tokenizer: Any = None,
     pretrained: bool = True,
     image_size: int | Size | None = None,
-    layer: int = -1,
+    layer: Layer = -1,
     fit: Fit | None = None,
     dtype: torch.dtype | None = None,
     vision_weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = None,
@@ -63,7 +63,8 @@ def compose(
         tokenizer: the language model's, or its name; None takes the one saved beside it.
         pretrained: load the weights behind names; False gives random ones.
         image_size: pixels of a square side, or (height, width); None keeps the encoder's own.
-        layer: of the encoder; -1 is the last, -2 (as LLaVA has it) the last but one.
+        layer: of the encoder; -1 is the last, -2 (as LLaVA has it) the last but one. Several, counted from the last,
+            are joined on the grid of the one named first: ``(-2, -3, -1)``.
         fit: ``crop``, ``squash`` or ``pad`` images of another shape; None does as the encoder was trained, and
             squashes where the encoder's images aren't square.
         dtype: of all parameters; None keeps the language model's.

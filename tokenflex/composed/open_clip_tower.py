@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokenflex.composed import plain
-from tokenflex.composed.vision import Fit, Preprocessing, TowerRequest, VisionTower, keep_buffers, required
+from tokenflex.composed.vision import Fit, Preprocessing, TowerRequest, VisionTower, joined, keep_buffers, required
 from tokenflex.errors import ConfigError
 
 FITS: Mapping[str, Fit] = {"squash": "squash", "longest": "pad"}
@@ -88,12 +88,12 @@ class OpenClipTower(VisionTower):
         """open_clip's own intermediate features, the class token dropped by it."""
         found = self.trunk.forward_intermediates(
             pixels,
-            indices=[self.layer],
-            normalize_intermediates=self.layer == -1,
+            indices=[*self.layers],
+            normalize_intermediates=-1 in self.layers,
             stop_early=True,
             intermediates_only=True,
         )
-        return found["image_intermediates"][0]
+        return joined(found["image_intermediates"], sorted(self.layers).index(self.layers[0]))
 
 
 def _spec(request: TowerRequest, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _spec(request: TowerRequest, settings: Mapping[str, Any]) -> dict[str, Any]:
         "embed_dim": settings["embed_dim"],
         "vision_cfg": vision,
         "quick_gelu": bool(settings.get("quick_gelu", False) or options.get("force_quick_gelu", False)),
-        "layer": request.layer,
+        "layer": plain.layers(request.layer, "layer"),
     }
     _require_plain(spec, f"open_clip's settings of {request.name!r}", "Choose another model.")
     return spec

@@ -23,10 +23,25 @@ def expect(spec: Any, keys: Collection[str], where: str) -> Mapping[str, Any]:
             f"{where} is to have the keys {sorted(keys)}, not {shown!r}. The file was edited or written by another "
             "version of tokenflex."
         )
-    layer = spec.get("layer", -1)
-    if not isinstance(layer, int) or isinstance(layer, bool):
-        raise ConfigError(f"{where}: layer={layer!r} is no whole number.")
+    layers(spec.get("layer", -1), where)
     return spec
+
+
+def layers(layer: Any, where: str) -> int | list[int]:
+    """A layer, or several different ones counted from the last, as a file may hold them.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if type(layer) is int:
+        return layer
+    several = list(layer) if isinstance(layer, list | tuple) else []
+    if not several or not all(type(one) is int and one < 0 for one in several) or len(set(several)) < len(several):
+        raise ConfigError(
+            f"{where}: layer={layer!r}; expected a whole number, or a list of different ones below 0, such as "
+            "[-2, -3, -1]: counted from the last layer, the first of them gives the grid."
+        )
+    return several
 
 
 def settings(options: Any, known: Collection[str], where: str, remedy: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenflex import reading
 from tokenflex.composed import plain
-from tokenflex.composed.vision import Fit, Preprocessing, TowerRequest, VisionTower, keep_buffers, required
+from tokenflex.composed.vision import Fit, Preprocessing, TowerRequest, VisionTower, joined, keep_buffers, required
 from tokenflex.errors import ConfigError
 from tokenflex.files import as_path
 from tokenflex.loadable import TIMM_LOADS, first
@@ -62,7 +62,12 @@ class TimmTower(VisionTower):
         size = request.image_size
         if size is not None and timm.get_pretrained_cfg(request.name).fixed_input_size:
             options["img_size"] = list(size)
-        spec = {"source": cls.source, "name": request.name, "options": options, "layer": request.layer}
+        spec = {
+            "source": cls.source,
+            "name": request.name,
+            "options": options,
+            "layer": plain.layers(request.layer, "layer"),
+        }
         tower = cls._built(spec, pretrained=request.pretrained and request.weights is None, **loading)
         if request.weights is not None:
             _fill(tower.trunk, request.weights)
@@ -99,11 +104,11 @@ class TimmTower(VisionTower):
         return cls(keep_buffers(trunk), spec["layer"])
 
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
-        """timm's own intermediate features, prefix tokens dropped by it."""
+        """timm's own intermediate features, prefix tokens dropped by it; it gives them in the order of its layers."""
         found = self.trunk.forward_intermediates(
-            pixels, indices=[self.layer], norm=self.layer == -1, stop_early=True, intermediates_only=True
+            pixels, indices=[*self.layers], norm=-1 in self.layers, stop_early=True, intermediates_only=True
         )
-        return found[0]
+        return joined(found, sorted(self.layers).index(self.layers[0]))
 
 
 def _fill(trunk: Any, source: Any) -> None:

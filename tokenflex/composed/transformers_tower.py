@@ -1,9 +1,10 @@
 """Vision models of transformers: CLIP, SigLIP, DINOv2, ViT and all others with patch tokens in a row."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
@@ -22,14 +23,15 @@ class TransformersTower(VisionTower):
 
     source = "transformers"
 
-    def __init__(self, trunk: nn.Module, layer: int) -> None:
+    def __init__(self, trunk: nn.Module, layer: int | Sequence[int]) -> None:
         super().__init__(trunk, layer)
         config: Any = self.trunk.config
         (height, width), (down, across) = _pair(config.image_size), _pair(config.patch_size)
         self.cells = height // down, width // across
         layers = getattr(config, "num_hidden_layers", None)
-        if layers is not None and not -layers - 1 <= layer <= layers:
-            raise ConfigError(f"layer={layer}; this encoder has {layers} layers: {-layers - 1} to {layers}.")
+        for one in self.layers:
+            if layers is not None and not -layers - 1 <= one <= layers:
+                raise ConfigError(f"layer={one}; this encoder has {layers} layers: {-layers - 1} to {layers}.")
 
     @classmethod
     def create(cls, request: TowerRequest) -> tuple[VisionTower, dict[str, Any], Preprocessing]:
@@ -82,7 +84,12 @@ class TransformersTower(VisionTower):
         if request.options:
             raise ConfigError(f"vision_options={dict(request.options)} have no place here; put them into the config.")
         settings = _settings(config.to_dict(), type(trunk).__name__)
-        spec = {"source": cls.source, "name": request.name, "config": settings, "layer": request.layer}
+        spec = {
+            "source": cls.source,
+            "name": request.name,
+            "config": settings,
+            "layer": plain.layers(request.layer, "layer"),
+        }
         return cls(trunk, request.layer), spec, _shown(request, _pair(size))
 
     @classmethod
@@ -95,10 +102,12 @@ class TransformersTower(VisionTower):
         return cls(AutoModel.from_config(config, trust_remote_code=False), spec["layer"])
 
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
-        """Hidden states of the layer; what comes before the patches (class, registers) is dropped."""
-        output = self.trunk(pixel_values=pixels, output_hidden_states=self.layer != -1, return_dict=True)
-        hidden = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
+        """Hidden states of the layers; what comes before the patches (class, registers) is dropped."""
+        output = self.trunk(pixel_values=pixels, output_hidden_states=self.layers != (-1,), return_dict=True)
         rows, cols = self.cells
+        hidden = torch.cat(
+            [output.last_hidden_state if one == -1 else output.hidden_states[one] for one in sorted(self.layers)], dim=2
+        )
         return hidden[:, hidden.shape[1] - rows * cols :].transpose(1, 2).unflatten(2, (rows, cols))
 
 

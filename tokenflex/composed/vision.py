@@ -2,11 +2,12 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,6 +15,10 @@ from tokenflex.errors import ConfigError
 
 Fit = Literal["crop", "squash", "pad"]
 Size = tuple[int, int]
+Layer = int | tuple[int, ...]
+
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class TowerRequest:
 
     Attributes:
         name: as its library knows it.
-        layer: whose output is taken; -1 is the last one, with the final normalisation.
+        layer: whose output is taken; -1 is the last one, with the final normalisation. Of several, see `joined`.
         image_size: (height, width), or None for the encoder's own.
         options: further arguments of the library's creating function, JSON-ready.
         pretrained: load weights; False gives random ones.
@@ -48,7 +53,7 @@ class TowerRequest:
     """
 
     name: str
-    layer: int = -1
+    layer: Layer = -1
     image_size: Size | None = None
     options: Mapping[str, Any] | None = None
     pretrained: bool = True
@@ -60,10 +65,22 @@ class VisionTower(nn.Module, ABC):
 
     source: ClassVar[str]
 
-    def __init__(self, trunk: nn.Module, layer: int) -> None:
+    def __init__(self, trunk: nn.Module, layer: int | Sequence[int]) -> None:
         super().__init__()
         self.trunk: Any = trunk
-        self.layer = layer
+        self.layers = (layer,) if isinstance(layer, int) else tuple(layer)
+        self.train(trunk.training)
+
+    def train(self, mode: bool = True) -> "VisionTower":
+        """As of every module, except that batch normalisation keeps the statistics it was pretrained with.
+
+        Few images of another kind would spoil them, even while nothing of the encoder is trained.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, BATCH_NORM):
+                module.eval()
+        return self
 
     @classmethod
     @abstractmethod
@@ -82,6 +99,34 @@ class VisionTower(nn.Module, ABC):
     @abstractmethod
     def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
         """Patch features; class and register tokens are left out."""
+
+
+def joined(maps: Sequence[Float[Tensor, "images _ _ _"]], first: int) -> Float[Tensor, "images channels rows cols"]:
+    """Features of several layers on one grid, channels behind each other.
+
+    Of a finer map the patches of one cell become its channels; a coarser one is repeated.
+
+    Args:
+        maps: the layers' features.
+        first: index of the map whose grid is taken.
+
+    Raises:
+        ConfigError: a side isn't a multiple of the other.
+    """
+    rows, cols = maps[first].shape[-2:]
+    found = []
+    for one in maps:
+        high, wide = one.shape[-2:]
+        if high % rows == 0 and wide % cols == 0 and high * cols == wide * rows:
+            found.append(nn.functional.pixel_unshuffle(one, high // rows))
+        elif rows % high == 0 and cols % wide == 0:
+            found.append(one.repeat_interleave(rows // high, 2).repeat_interleave(cols // wide, 3))
+        else:
+            raise ConfigError(
+                f"layers with grids of {rows} x {cols} and {high} x {wide} can't be joined: sides must be multiples of "
+                "each other. Name other layers, or another image_size."
+            )
+    return torch.cat(found, dim=1)
 
 
 def required(package: str) -> Any:

@@ -105,3 +105,18 @@ def select(flex: FlexModel | RouterModel, stage: Stage) -> list[dict[str, Any]]:
             "parameters there. Choose parts that can be trained, or another stage."
         )
     return chosen
+
+
+def frozen_statistics(model: nn.Module) -> tuple[nn.Module, ...]:
+    """Modules of batch normalisation, and what is like it, that hold statistics and no parameter that is trained.
+
+    In training mode they would change with every batch, and give other features than in evaluation, though the stage
+    freezes the group they are in.
+    """
+    return tuple(
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        and module.running_mean is not None
+        and not any(parameter.requires_grad for parameter in module.parameters())
+    )

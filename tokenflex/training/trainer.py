@@ -24,7 +24,7 @@ from tokenflex.training.lost import told_of_lost_processes
 from tokenflex.training.objectives import FEEDBACK, LanguageObjective, MultiGranularityObjective, RGLFObjective
 from tokenflex.training.resume import begin_again, checkpoint_to_resume
 from tokenflex.training.router_only import FeedbackCollator, RouterModel, StoredRows, WithFeedback, stored_batch
-from tokenflex.training.stages import STAGES, Stage, select
+from tokenflex.training.stages import STAGES, Stage, frozen_statistics, select
 from tokenflex.training.store import FeedbackStore
 from tokenflex.training.watch import EVALUATED, TrainingWatch, evaluated, judged_rows
 
@@ -93,6 +93,7 @@ class FlexTrainer(Trainer):
             require_metric(self, self._figures())
         if self._counts or self.stage.loss == "rglf":
             self.model_accepts_loss_kwargs = self._counts
+        self._resting = frozen_statistics(model)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """``Trainer``'s optimizer, with its groups split by the stage's groups, each at its own rate.
@@ -151,6 +152,8 @@ class FlexTrainer(Trainer):
     ) -> Any:
         """The objective, evaluated inside the model's ``forward``."""
         self._count_answers(inputs)
+        for module in self._resting:
+            module.eval()
         if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
             inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
         scale = 1.0
