@@ -21,6 +21,7 @@ from tokenflex.training import (
 )
 from tokenflex.training.stages import parameter_groups, select
 
+PROJECTOR = "multi_modal_projector"
 TRAINED = {
     1: {"projector"},
     2: {"vision_tower", "projector", "language_model"},
@@ -267,6 +268,18 @@ def test_lora_is_trained_inside_a_wrapped_host(arguments, collator):
     changed = {name for name, p in flex.named_parameters() if not torch.equal(p, before[name])}
     assert changed
     assert all("lora_" in name for name in changed)
+
+
+def test_adapters_are_trained_after_a_stage_without_them(arguments, collator):
+    """A stage that freezes the language model says nothing about the next one; what PEFT froze stays frozen."""
+    host = get_peft_model(tiny_llava_next(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[PROJECTOR]))
+    flex = tokenflex.wrap(host)
+    for stage, adapters in ((1, False), (2, True), (1, False), (4, False), (3, True)):
+        select(flex, STAGES[stage])
+        trained = {name for name, parameter in flex.host.named_parameters() if parameter.requires_grad}
+        assert any("lora_" in name for name in trained) == adapters, stage
+        assert any(f"{PROJECTOR}.modules_to_save" in name for name in trained) == (stage != 4)
+        assert not any("lora_" not in name and "modules_to_save" not in name for name in trained)
 
 
 def test_training_teaches(fresh, arguments, collator):

@@ -24,16 +24,20 @@ from tokenflex.cli import (
     profile,
     quickstart,
     serve,
+    study,
     train,
 )
 from tokenflex.errors import TokenFlexError, nearest
 from tokenflex.files import unwritten
 
-COMMANDS = (quickstart, demo, feedback, train, evaluate, advise, serve, profile, convert, hosts, plugins, check)
+COMMANDS = (
+    quickstart, demo, study, feedback, train, evaluate, advise, serve, profile, convert, hosts, plugins, check
+)  # fmt: skip
 
 AGAIN = " Run the same command again: it goes on where it was."
 GO_ON = {
     "quickstart": AGAIN,
+    "study": AGAIN,
     "feedback": AGAIN,
     "evaluate": AGAIN,
     "train": " With --resume_from_checkpoint true the same command goes on from the newest whole checkpoint (the "

@@ -232,9 +232,11 @@ def train(
         levels: of each step of stage 3.
     """
     objective = MultiGranularityObjective(levels=levels) if phase.stage.loss == "multi-granularity" else None
-    with _arguments(phase, seed, flex.device) as arguments:
+    with quiet_arguments(phase.rows, phase.steps, seed, flex.device) as arguments:
         data: dict[str, Any] = {"train_dataset": ChatDataset(rows), "data_collator": FlexCollator(processor)}
-        _run(FlexTrainer(flex, arguments, stage=phase.stage, objective=objective, callbacks=[_Tick(tick)], **data))
+        run_quietly(
+            FlexTrainer(flex, arguments, stage=phase.stage, objective=objective, callbacks=[Tick(tick)], **data)
+        )
 
 
 def train_router(
@@ -248,19 +250,27 @@ def train_router(
 ) -> None:
     """Stage 4 from a store, without the host."""
     objective = RGLFObjective(tolerance=plan.tolerance)
-    with _arguments(phase, seed, device) as arguments:
-        more: dict[str, Any] = {"objective": objective, "callbacks": [_Tick(tick)]}
-        _run(RGLFTrainer(router, arguments, stage=phase.stage, feedback=store, **more))
+    with quiet_arguments(phase.rows, phase.steps, seed, device) as arguments:
+        more: dict[str, Any] = {"objective": objective, "callbacks": [Tick(tick)]}
+        run_quietly(RGLFTrainer(router, arguments, stage=phase.stage, feedback=store, **more))
     router.to(device)
 
 
 @contextmanager
-def _arguments(phase: Phase, seed: int, device: torch.device) -> Iterator[FlexTrainingArguments]:
+def quiet_arguments(
+    rows: int, steps: int, seed: int, device: torch.device, **more: Any
+) -> Iterator[FlexTrainingArguments]:
+    """Arguments of a short run that saves and logs nothing.
+
+    Args:
+        rows: per optimizer step.
+        more: further arguments.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         yield FlexTrainingArguments(
             output_dir=scratch,
-            per_device_train_batch_size=phase.rows,
-            max_steps=phase.steps,
+            per_device_train_batch_size=rows,
+            max_steps=steps,
             adam_beta2=0.98,
             warmup_steps=0.05,
             seed=seed,
@@ -269,10 +279,12 @@ def _arguments(phase: Phase, seed: int, device: torch.device) -> Iterator[FlexTr
             logging_strategy="no",
             disable_tqdm=True,
             dataloader_pin_memory=False,
+            **more,
         )
 
 
-def _run(trainer: FlexTrainer) -> None:
+def run_quietly(trainer: FlexTrainer) -> None:
+    """Train without a word on the screen."""
     trainer.remove_callback(PrinterCallback)
     trainer.train()
 
@@ -296,9 +308,12 @@ def levels_of_sizes(shares: Sequence[float]) -> Any:
     return served.Config.from_dict({"shares": tuple(shares)})
 
 
-class _Tick(TrainerCallback):
+class Tick(TrainerCallback):
+    """Calls a function after every optimizer step."""
+
     def __init__(self, tick: Callable[[], None]) -> None:
         self.tick = tick
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Call it."""
         self.tick()

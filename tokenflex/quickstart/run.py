@@ -88,7 +88,7 @@ def _run(
     folder.mkdir(parents=True, exist_ok=True)
     asked = {"plan": plan, "seed": seed, "host": host, "levels": levels, "rows": router_rows, "device": where.type}
     unfinished = Unfinished(folder, asked)
-    with _quiet(), shown(console, plan.seconds) as progress:
+    with quiet_screen(), shown(console, plan.seconds) as progress:
         with progress.phase("images", BESIDES["images"], 1):
             stock = list(scenes(seed, "train", plan.stock))
             questions, held_out = exam(seed, "test", plan.questions), exam(seed, "test", plan.calibration)
@@ -204,7 +204,7 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_screen() -> Iterator[None]:
     """Leave the screen to this command's own progress bar."""
     before = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import transformers
@@ -18,6 +18,15 @@ from tokenflex.files import sweep, whole
 from tokenflex.ops.digest import of_tensors
 
 NAME = "unfinished.safetensors"
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """A module, or something else whose state is tensors by name."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tensors, by name."""
+        ...
 
 
 class Unfinished:
@@ -49,7 +58,7 @@ class Unfinished:
         """Give a model the weights it had after the last phase."""
         model.load_state_dict(reading.tensors(self.path))
 
-    def keep(self, model: nn.Module, seconds: Mapping[str, float]) -> None:
+    def keep(self, model: HasState, seconds: Mapping[str, float]) -> None:
         """Write what `load` reads, as a whole or not at all.
 
         Args:

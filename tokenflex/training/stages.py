@@ -8,6 +8,7 @@ decay, cosine schedule, warm-up over 3 % of the steps. In the published code the
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -71,6 +72,10 @@ STAGES: Mapping[int, Stage] = {
 }
 
 
+_FROZEN: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
+"""Of hosts wrapped by PEFT: ids of the parameters that a stage froze although the wrapper trains them."""
+
+
 def parameter_groups(flex: FlexModel | RouterModel) -> dict[str, tuple[nn.Parameter, ...]]:
     """All parameters by group; ``router`` is router and voter."""
     parts = flex.compressor
@@ -84,18 +89,22 @@ def parameter_groups(flex: FlexModel | RouterModel) -> dict[str, tuple[nn.Parame
 def select(flex: FlexModel | RouterModel, stage: Stage) -> list[dict[str, Any]]:
     """Freeze what the stage doesn't train; optimizer groups (``params``, ``lr``) for what it does.
 
-    Inside a host wrapped by PEFT the wrapper's choice of trainable parameters is kept.
+    Inside a host wrapped by PEFT the wrapper's choice of trainable parameters is kept, also over several stages.
 
     Raises:
         ConfigError: nothing would be trained.
     """
     wrapped = isinstance(flex, FlexModel) and not isinstance(flex.host, PreTrainedModel)
+    frozen = _FROZEN.setdefault(flex.host, set()) if isinstance(flex, FlexModel) and wrapped else set[int]()
     chosen: list[dict[str, Any]] = []
     for name, parameters in parameter_groups(flex).items():
         rate = stage.rates.get(name, 0.0)
         own = wrapped and name not in ("scaler", "router")
         for parameter in parameters:
-            parameter.requires_grad_(rate > 0 and (parameter.requires_grad or not own))
+            wanted = not own or parameter.requires_grad or id(parameter) in frozen
+            parameter.requires_grad_(rate > 0 and wanted)
+            if own and wanted:
+                (frozen.discard if rate > 0 else frozen.add)(id(parameter))
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if trained:
             chosen.append({"params": trained, "lr": rate})

@@ -1,0 +1,236 @@
+"""What the study trains, in which order and how long; the library's own trainers, stored feedback, a router alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from tokenflex.contracts import Component
+from tokenflex.model import FlexModel, wrap
+from tokenflex.quickstart.recipe import Tick, quiet_arguments, run_quietly
+from tokenflex.registry import routers
+from tokenflex.study import tower
+from tokenflex.study.images import Painter, StudyImage, images
+from tokenflex.study.rows import Row, practice, single
+from tokenflex.study.sources import Sources
+from tokenflex.training import (
+    STAGES,
+    ChatDataset,
+    FlexCollator,
+    FlexTrainer,
+    RGLFTrainer,
+    RouterModel,
+    Stage,
+    score,
+)
+from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
+from tokenflex.training.router_only import stored_host_of
+
+TOWER, FEEDBACK, ROUTER, EXAM = "stage 0: vision tower", "feedback for stage 4", "stage 4: router", "exam"
+
+
+@dataclass(frozen=True)
+class StudyPhase:
+    """One stage of training before the router's.
+
+    Attributes:
+        stage: the library's preset with the study's rates.
+        images: conversations, one per image, each seen once.
+        batch: conversations per optimizer step.
+        seconds: what it took on two CPU cores, for the estimate of what is left.
+    """
+
+    stage: Stage
+    images: int
+    batch: int
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The phase's name, as the screen shows it."""
+        return f"stage {self.stage.number}: {self.stage.summary}"
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Sizes and rates.
+
+    Attributes:
+        tower_steps, tower_rate: of stage 0, 32 images each; the rate of its heads.
+        rank: of the adapters on the language model in stages 2 and 3.
+        phases: stages 1 to 3.
+        scored: images that the router learns from, with two questions each.
+        router_steps, router_batch, router_rate: of stage 4.
+        router_text_tokens: prompt tokens that the router sees.
+        tolerance: see `RGLFObjective`.
+        exam: held-out images, with two questions each.
+        calibration: held-out images that escalation is calibrated on.
+        risk, confidence: of escalation; see `tokenflex.Escalate`.
+    """
+
+    tower_steps: int = 1500
+    tower_rate: float = 2e-3
+    rank: int = 16
+    phases: tuple[StudyPhase, ...] = (
+        StudyPhase(STAGES[1].with_rates(projector=2e-3), 800, 4, 300.0),
+        StudyPhase(STAGES[2].with_rates(vision_tower=0.0, projector=5e-4, language_model=5e-4), 2400, 4, 900.0),
+        StudyPhase(
+            STAGES[3].with_rates(vision_tower=0.0, projector=3e-4, language_model=3e-4, scaler=0.0), 600, 4, 700.0
+        ),
+    )
+    scored: int = 800
+    router_steps: int = 600
+    router_batch: int = 32
+    router_rate: float = 1e-3
+    router_text_tokens: int = 16
+    tolerance: float = 0.05
+    exam: int = 250
+    calibration: int = 100
+    risk: float = 0.02
+    confidence: float = 0.95
+    tower_seconds: float = 900.0
+    feedback_seconds: float = 500.0
+    router_seconds: float = 300.0
+    exam_seconds: float = 900.0
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Expected seconds on two CPU cores, by name of what is done."""
+        return {
+            TOWER: self.tower_seconds,
+            **{phase.name: phase.seconds for phase in self.phases},
+            FEEDBACK: self.feedback_seconds,
+            ROUTER: self.router_seconds,
+            EXAM: self.exam_seconds,
+        }
+
+    def smaller(self, share: float) -> "StudyPlan":
+        """A plan of a share of all steps and images, to see whether everything runs; its numbers say nothing."""
+
+        def part(count: int, least: int = 8) -> int:
+            return max(round(count * share), least)
+
+        return replace(
+            self,
+            tower_steps=part(self.tower_steps),
+            phases=tuple(replace(phase, images=part(phase.images)) for phase in self.phases),
+            scored=part(self.scored),
+            router_steps=part(self.router_steps),
+            exam=part(self.exam, 20),
+            calibration=part(self.calibration, 20),
+        )
+
+
+class Learned:
+    """What training changes of a model, as one state: everything but the language model's own weights.
+
+    Args:
+        flex: with adapters on its host, which may be merged later; from then on the parts alone are looked at again.
+    """
+
+    def __init__(self, flex: FlexModel) -> None:
+        self.flex, self.merged = flex, False
+        self._state: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was learned so far, by name."""
+        own = self.flex.state_dict()
+        kept = {name: value for name, value in own.items() if name.startswith("compressor.")}
+        if not self.merged:
+            kept |= {name: value for name, value in own.items() if ".language_model." not in name or "lora_" in name}
+        self._state |= {name: value.detach().clone() for name, value in kept.items()}
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state_dict` gave."""
+        known = self.flex.state_dict().keys()
+        strange = [name for name in state if name not in known]
+        if strange:
+            raise KeyError(f"{strange[0]} has no place in this model")
+        self.flex.load_state_dict(state, strict=False)
+        self._state = dict(state)
+
+    def merge(self, processor: Any) -> FlexModel:
+        """The same model with its adapters merged into the language model: a plain host again, all in bfloat16."""
+        self.state_dict()
+        host = self.flex.host.merge_and_unload().to(torch.bfloat16)
+        merged = model(host, self.flex.compressor.router.config, processor=processor)
+        merged.compressor.load_state_dict(self.flex.compressor.state_dict())
+        self.flex, self.merged = merged.eval(), True
+        return merged
+
+
+def model(host: Any, router: Any, **told: Any) -> FlexModel:
+    """A host with the published scaler and a router.
+
+    Args:
+        told: ``processor`` or ``adapter``, as for `tokenflex.wrap`.
+    """
+    return wrap(host, scaler="average-pool", router=router, **told)
+
+
+def router_settings(plan: StudyPlan, sees: str = "both") -> Any:
+    """The published router with fewer prompt tokens, which is plenty for these questions."""
+    served: type[Component] = routers.get("avg")
+    return served.Config.from_dict({"text_tokens": plan.router_text_tokens, "sees": sees})
+
+
+def teach_tower(made: Any, sources: Sources, plan: StudyPlan, seed: int, tick: Callable[[], None]) -> None:
+    """Stage 0."""
+    painter = Painter(sources, seed)
+
+    def draw(count: int) -> list[StudyImage]:
+        return [painter.next() for _ in range(count)]
+
+    tower.teach(made.model, made.processor, draw, steps=plan.tower_steps, rate=plan.tower_rate, seed=seed, tick=tick)
+
+
+def train(
+    flex: FlexModel, processor: ProcessorMixin, phase: StudyPhase, sources: Sources, seed: int, tick: Callable[[], None]
+) -> None:
+    """One stage before the router's, on images that no other stage sees."""
+    rows = practice([*images(sources, (seed, phase.stage.number), phase.images)], seed)
+    objective, steps = None, len(rows) // phase.batch
+    if phase.stage.loss == "multi-granularity":
+        objective = MultiGranularityObjective()
+    with quiet_arguments(phase.batch, steps, seed, flex.device, bf16=True) as arguments:
+        data: dict[str, Any] = {"train_dataset": ChatDataset(rows), "data_collator": FlexCollator(processor)}
+        run_quietly(
+            FlexTrainer(flex, arguments, stage=phase.stage, objective=objective, callbacks=[Tick(tick)], **data)
+        )
+    flex.eval()
+
+
+def scored_rows(sources: Sources, plan: StudyPlan, seed: int) -> list[Row]:
+    """What the router learns from."""
+    return single([*images(sources, (seed, 4), plan.scored)], seed)
+
+
+def feedback(flex: FlexModel, processor: ProcessorMixin, rows: Sequence[Row], folder: Path) -> Any:
+    """Score every row at every level, and keep what a router sees."""
+    return score(
+        flex,
+        ChatDataset(rows),
+        FlexCollator(processor),
+        folder,
+        batch_size=8,
+        part_size=256,
+        router_inputs="auto",
+        router_inputs_at="projector",
+        progress=False,
+    )
+
+
+def train_router(flex: FlexModel, store: Any, plan: StudyPlan, seed: int, tick: Callable[[], None]) -> None:
+    """Stage 4 from a store, without the host."""
+    stage = STAGES[4].with_rates(router=plan.router_rate)
+    objective, alone = RGLFObjective(tolerance=plan.tolerance), RouterModel(flex.compressor, stored_host_of(store))
+    with quiet_arguments(plan.router_batch, plan.router_steps, seed, flex.device) as arguments:
+        more: dict[str, Any] = {"objective": objective, "callbacks": [Tick(tick)]}
+        run_quietly(RGLFTrainer(alone, arguments, stage=stage, feedback=store, **more))
+    alone.to(flex.device)
+    flex.eval()
