@@ -29,6 +29,10 @@ docs *args:
 quickstart:
     tokenflex quickstart --out runs/quickstart
 
+# The study on pretrained weights, with a seed; needs two packages with weights (docs/study.md).
+study seed="0":
+    tokenflex study --out runs/study_{{seed}} --seed {{seed}}
+
 # What wants a GPU, most valuable first; started again it goes on where it was.
 gpu minutes="8" out="runs/gpu":
     python -m benchmarks.gpu --minutes {{minutes}} --out {{out}}

@@ -13,7 +13,7 @@ import tokenflex
 from tokenflex.testing.tiny_hosts import tiny_llava_next, tiny_llava_next_processor
 
 FOLDER = Path(__file__).parents[2] / "examples"
-OWN_TESTS = {"ray_batch.py": "tests/serving/test_ray.py"}
+OWN_TESTS = {"ray_batch.py": "tests/serving/test_ray.py", "study.py": "tests/study/test_run.py"}
 
 
 @pytest.fixture

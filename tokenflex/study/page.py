@@ -37,7 +37,8 @@ def markdown(result: dict[str, Any]) -> str:
         groups = [grouped(entry, kinds) for kinds in GROUPS.values()]
         cells = [f"{one[key] / (whole if key == 'tokens' else 1):{form}}"
                  for one in groups for key, form in (("score", ".3f"), ("tokens", ".0%"))]  # fmt: skip
-        shown = [f"{entry['tokens']:.1f}", f"{entry['score']:.3f}", f"{entry['minus_finest']:+.3f}"]
+        less = entry["score"] - summary["settings"][finest]["score"]
+        shown = [f"{entry['tokens']:.1f}", f"{entry['score']:.3f}", f"{less:+.3f}"]
         lines.append(f"| {' | '.join([name, *shown, *cells])} |")
     kinds = [kind for group in GROUPS.values() for kind in group if kind in summary["kinds"]]
     lines += ["", "Score and share of the tokens by kind:", ""]

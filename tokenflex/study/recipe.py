@@ -30,7 +30,8 @@ from tokenflex.training import (
 from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
 from tokenflex.training.router_only import stored_host_of
 
-TOWER, FEEDBACK, ROUTER, EXAM = "stage 0: vision tower", "feedback for stage 4", "stage 4: router", "exam"
+TOWER, FEEDBACK, ROUTER = "stage 0: vision tower", "feedback for stage 4", "stage 4: router"
+EXAM, ABLATIONS = "exam", "routers that see less"
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ class StudyPlan:
         ),
     )
     scored: int = 800
-    router_steps: int = 600
+    router_steps: int = 300
     router_batch: int = 32
     router_rate: float = 1e-3
     router_text_tokens: int = 16
     tolerance: float = 0.05
-    exam: int = 250
+    exam: int = 200
     calibration: int = 100
     risk: float = 0.02
     confidence: float = 0.95
@@ -96,6 +97,7 @@ class StudyPlan:
     feedback_seconds: float = 500.0
     router_seconds: float = 300.0
     exam_seconds: float = 900.0
+    ablation_seconds: float = 400.0
 
     @property
     def seconds(self) -> Mapping[str, float]:
@@ -106,6 +108,7 @@ class StudyPlan:
             FEEDBACK: self.feedback_seconds,
             ROUTER: self.router_seconds,
             EXAM: self.exam_seconds,
+            ABLATIONS: self.ablation_seconds,
         }
 
     def smaller(self, share: float) -> "StudyPlan":
@@ -174,9 +177,14 @@ def model(host: Any, router: Any, **told: Any) -> FlexModel:
 
 
 def router_settings(plan: StudyPlan, sees: str = "both") -> Any:
-    """The published router with fewer prompt tokens, which is plenty for these questions."""
+    """The published router with fewer prompt tokens, which is plenty for these questions, and without the finest
+    level's tokens among those that vote, which halves its work.
+
+    Args:
+        sees: as of the router; for ablations.
+    """
     served: type[Component] = routers.get("avg")
-    return served.Config.from_dict({"text_tokens": plan.router_text_tokens, "sees": sees})
+    return served.Config.from_dict({"text_tokens": plan.router_text_tokens, "sees": sees, "rows": "pooled"})
 
 
 def teach_tower(made: Any, sources: Sources, plan: StudyPlan, seed: int, tick: Callable[[], None]) -> None:

