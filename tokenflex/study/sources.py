@@ -34,8 +34,9 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
 """Of scikit-image. Training and test share none."""
 FONTS: dict[Split, tuple[str, ...]] = {
     "train": (
-        "DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSans-Oblique",
-        "cmss10", "STIXGeneralBol", "cmb10",
+        "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Oblique",
+        "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic",
+        "cmr10", "cmss10", "cmb10",
     ),
     "test": ("DejaVuSansMono-Bold", "DejaVuSans-BoldOblique", "DejaVuSerif-BoldItalic", "cmtt10"),
 }  # fmt: skip

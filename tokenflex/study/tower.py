@@ -24,6 +24,8 @@ BATCH = 32
 FROZEN = 2
 """Stages of the tower that stay as they are: edges and colours, at a resolution that would cost half of the time."""
 EMPTY_WEIGHT = 0.1
+SHARP = 8.0
+"""Logits per square distance of a word to its nearest one: where a token is a word exactly, that is nearly certain."""
 CELLS: dict[str, Sequence[str]] = {"character": CHARACTERS, "ink": INKS, "subject": list(DRAWINGS)}
 """What one cell may show; one class more stands for nothing."""
 WHOLE: dict[str, Sequence[str]] = {"type": KINDS, "chart": CHARTS, "colour": list(COLOURS)}
@@ -61,6 +63,12 @@ class CellHeads(nn.Module):
         return [head(features) for head in self.cells], [head(mean) for head in self.whole]
 
 
+def _nearest(vectors: Float[Tensor, "words dim"]) -> float:
+    """The mean square distance of vectors to the one that is nearest."""
+    apart = torch.cdist(vectors, vectors).square()
+    return float(apart.fill_diagonal_(float("inf")).amin(-1).mean())
+
+
 class Embedded(nn.Module):
     """What cells show, as sums of the language model's own embeddings; nothing is trained.
 
@@ -85,6 +93,7 @@ class Embedded(nn.Module):
         self.cells = [vectors(classes) for classes in CELLS.values()]
         self.whole = [vectors(classes) for classes in WHOLE.values()]
         self.scale = float(table.square().mean())
+        self.near = [_nearest(words[:-1]) for words in self.cells]
 
     def forward(
         self, wanted: Targets
@@ -97,9 +106,20 @@ class Embedded(nn.Module):
         return shown + whole.sum(0)[:, None, None] * nothing[..., None], torch.where(nothing, EMPTY_WEIGHT, 1.0)
 
     def loss(self, tokens: Float[Tensor, "images rows cols dim"], wanted: Targets) -> Float[Tensor, ""]:
-        """The mean square distance of tokens to their vectors, in mean squares of an embedding."""
+        """How far tokens are from their vectors, and whether other words would be nearer.
+
+        The mean square distance, in mean squares of an embedding; and for each of `CELLS` the cross-entropy of the
+        words by their square distances. Digits' embeddings are so alike that the first term alone leaves them mixed up.
+        """
         vectors, weight = self(wanted)
-        return ((tokens - vectors).square().mean(-1) * weight).sum() / weight.sum() / self.scale
+        total = ((tokens - vectors).square().mean(-1) * weight).sum() / weight.sum() / self.scale
+        for table, classes, near in zip(self.cells, wanted.cells, self.near, strict=True):
+            shown = classes < len(table) - 1
+            if bool(shown.any()):
+                left = tokens[shown] - vectors[shown] + table[classes[shown]]
+                nearer = 2 * left @ table[:-1].T - table[:-1].square().sum(-1)
+                total = total + F.cross_entropy(SHARP * nearer / near, classes[shown])
+        return total
 
 
 def targets(images: Sequence[StudyImage]) -> Targets:
@@ -125,6 +145,23 @@ def loss(found: tuple[Sequence[Tensor], Sequence[Tensor]], wanted: Targets) -> F
         if (classes != UNASKED).any():
             total = total + F.cross_entropy(logits, classes, ignore_index=UNASKED)
     return total
+
+
+def seen(processor: Any, images: Sequence[StudyImage]) -> Float[Tensor, "images 3 height width"]:
+    """Images as the tower takes them."""
+    return processor.image_processor([image.image for image in images], return_tensors="pt")["pixel_values"]
+
+
+@torch.no_grad()
+def standardise(projector: nn.Sequential, features: Float[Tensor, "images rows cols width"]) -> None:
+    """Let a projector see every channel with mean 0 and deviation 1, by its first layer's own weights.
+
+    Layers of an encoder that are joined have very different scales; a fresh projector would only learn the mean.
+    """
+    first: Any = projector[0]
+    flat = features.flatten(0, -2)
+    first.weight.div_(flat.std(0).clamp(min=1e-3))
+    first.bias.sub_(first.weight @ flat.mean(0))
 
 
 def teach(
@@ -153,6 +190,7 @@ def teach(
     torch.manual_seed(seed)
     tower, projector = host.vision_tower, host.multi_modal_projector
     heads, words = CellHeads(host.config.vision_width), Embedded(processor.tokenizer, host.get_input_embeddings())
+    standardise(projector, tower.eval()(seen(processor, draw(BATCH))).permute(0, 2, 3, 1))
     own = [*heads.parameters(), *projector.parameters()]
     learned = [parameter for part in tower.trunk.blocks[FROZEN:] for parameter in part.parameters()]
     optimizer = torch.optim.AdamW(
@@ -164,8 +202,7 @@ def teach(
         parameter.requires_grad_(True)
     for _ in range(steps):
         chosen = draw(BATCH)
-        pixels = processor.image_processor([image.image for image in chosen], return_tensors="pt")["pixel_values"]
-        features, wanted = tower(pixels).permute(0, 2, 3, 1), targets(chosen)
+        features, wanted = tower(seen(processor, chosen)).permute(0, 2, 3, 1), targets(chosen)
         total = loss(heads(features), wanted) + words.loss(projector(features), wanted)
         optimizer.zero_grad()
         total.backward()
