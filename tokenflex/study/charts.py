@@ -28,16 +28,17 @@ def chart(kind: str, rng: np.random.Generator, colours: Mapping[str, tuple[int, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(SIDE / 96, SIDE / 96), dpi=96, facecolor=rng.uniform(0.9, 1.0, 3))
+    paper = rng.uniform(0.9, 1.0, 3).tolist()
+    figure = Figure(figsize=(SIDE / 96, SIDE / 96), dpi=96, facecolor=(paper[0], paper[1], paper[2]))
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0.06, 0.17, 0.88, 0.78))
     names = [list(colours)[i] for i in rng.permutation(len(colours))]
-    paints = [tuple(value / 255 for value in colours[name]) for name in names]
+    paints = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in (colours[name] for name in names)]
     axes.set(xticks=[], yticks=[])
-    bars = 0
+    heights: list[float] = []
     if kind == "bar":
-        bars = int(rng.integers(3, 5))
-        axes.bar(range(bars), rng.uniform(0.15, 1.0, bars), width=0.7, color=paints[:bars])
+        heights = rng.uniform(0.15, 1.0, int(rng.integers(3, 5))).tolist()
+        axes.bar([*range(len(heights))], heights, width=0.7, color=paints[: len(heights)])
         axes.set_ylim(0, 1.25)
     elif kind == "line":
         for paint in paints[: int(rng.integers(1, 4))]:
@@ -47,6 +48,6 @@ def chart(kind: str, rng: np.random.Generator, colours: Mapping[str, tuple[int, 
     else:
         axes.scatter(rng.normal(size=30), rng.normal(size=30), color=paints[0], s=22)
     canvas.draw()
-    image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
-    tops = [axes.transData.transform((patch.get_x() + 0.35, patch.get_height())) for patch in axes.patches[:bars]]
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    tops = [axes.transData.transform((place, height)) for place, height in enumerate(heights)]
     return Chart(image, kind, tuple((names[i], float(x), SIDE - float(y)) for i, (x, y) in enumerate(tops)))

@@ -27,7 +27,7 @@ from tokenflex.study import host as hosts
 from tokenflex.study import page, picture, recipe
 from tokenflex.study.images import images
 from tokenflex.study.recipe import ABLATIONS, EXAM, FEEDBACK, ROUTER, TOWER, Learned, StudyPlan
-from tokenflex.study.rows import single
+from tokenflex.study.rows import Row, single
 from tokenflex.study.sources import EMOJI, EMOJI_FILE, EMOJI_NAME, EMOJI_VERSION, Sources, Split, load
 from tokenflex.training import FeedbackStore
 
@@ -177,14 +177,14 @@ class _Study:
 
     def _exam(self, flex: FlexModel, command: str) -> dict[str, Any]:
         self._calibrate(flex)
-        asked = self._asked()
-        summary = self._answered(flex, asked, SETTINGS, self.folder / "evaluation", command)
-        picture.write(flex, self.processor, Questions(asked.source.rows[:PICTURED]), self.folder / "study.png")
+        rows = self._asked()
+        summary = self._answered(flex, Questions(rows), SETTINGS, self.folder / "evaluation", command)
+        picture.write(flex, self.processor, Questions(rows[:PICTURED]), self.folder / "study.png")
         return {"evaluation": summary}
 
-    def _asked(self) -> Questions:
+    def _asked(self) -> list[Row]:
         """The exam."""
-        return Questions(single([*images(self.sources["test"], (self.seed, 5), self.plan.exam)], self.seed))
+        return single([*images(self.sources["test"], (self.seed, 5), self.plan.exam)], self.seed)
 
     def _answered(
         self, flex: FlexModel, asked: Questions, settings: Sequence[str], folder: Path, command: str
@@ -201,7 +201,7 @@ class _Study:
         torch.manual_seed(self.seed)
         flex = recipe.model(self.learned.flex.host, settings, processor=self.processor)
         recipe.train_router(flex, store, self.plan, self.seed, tick)
-        asked = self._asked()
+        asked = Questions(self._asked())
         found = self._answered(flex, asked, ["router"], self.folder / f"evaluation_{name}", "")
         return found["settings"]["router"]
 
