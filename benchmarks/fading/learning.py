@@ -13,13 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from benchmarks.fading.pictures import NAMES, SIDE, Picture
-from benchmarks.fading.questions import KINDS, REPLY, USER, any_question
+from benchmarks.fading.pictures import NAMES, PALETTE, SIDE, Picture
+from benchmarks.fading.questions import KINDS, USER, any_question
 from tokenflex.ops.pooling import PYRAMID, pool_windows
 from tokenflex.contracts import Grid
 from tokenflex.quickstart.host import IMAGE, SPECIAL
+from tokenflex.quickstart.images import PHOTOS
 
 KEPT = [SIDE * SIDE // (down * across) for down, across in PYRAMID]
 """Tokens of every level."""
@@ -38,7 +39,9 @@ class Practice:
         mixed: share of rows whose pictures have levels of their own; the others' are all at the finest.
         steps: optimizer steps.
         rows: conversations per step.
-        rate: peak learning rate.
+        questions: behind the last picture of a conversation.
+        rate: learning rate.
+        last: whether the rate falls to 0.
         shares: of the kinds of questions, in the order of `KINDS`.
     """
 
@@ -46,8 +49,10 @@ class Practice:
     mixed: float
     steps: int
     rows: int
+    questions: int
     rate: float
-    shares: tuple[float, ...] = (0.4, 0.25, 0.15, 0.2)
+    last: bool = False
+    shares: tuple[float, ...] = (0.3, 0.2, 0.1, 0.1, 0.3)
 
 
 class Pyramids:
@@ -62,12 +67,18 @@ class Pyramids:
         self.pictures = pictures
         grid = Grid(SIDE, SIDE)
         self.table = torch.cat([pool_windows(tokens, grid, window) for window in PYRAMID], dim=1)
-        self.by_name = [[i for i, one in enumerate(pictures) if one.name == name] for name in range(len(NAMES))]
+        self.numbers: dict[tuple[int, int], list[int]] = {}
+        for i, one in enumerate(pictures):
+            self.numbers.setdefault((one.name, one.photo), []).append(i)
 
     def pick(self, rng: np.random.Generator, count: int) -> list[int]:
-        """Numbers of ``count`` pictures of different names, in random order."""
-        names = rng.permutation(len(NAMES))[:count]
-        return [self.by_name[name][int(rng.integers(len(self.by_name[name])))] for name in names]
+        """Numbers of ``count`` pictures of different names and few photographs, in random order."""
+        palette, found = rng.permutation(len(PHOTOS))[:PALETTE], list[int]()
+        for name in rng.permutation(len(NAMES))[:count]:
+            fitting = [self.numbers[name, photo] for photo in palette if (name, photo) in self.numbers]
+            pool = fitting[int(rng.integers(len(fitting)))] if fitting else [int(rng.integers(len(self.pictures)))]
+            found.append(pool[int(rng.integers(len(pool)))])
+        return found
 
 
 def offsets() -> Tensor:
@@ -110,7 +121,7 @@ class Writer:
                 sources += [picture * sum(KEPT) + slot for slot in range(kept.start, kept.stop)]
                 labels += [IGNORED] * KEPT[level]
                 at, words = at + SIDE, []
-            words += [self.ids[word] for word in (*question.split(), REPLY, answer, SPECIAL["eos_token"])]
+            words += [self.ids[word] for word in (*question.split(), answer, SPECIAL["eos_token"])]
             self._words(words, at, ids, places, sources, labels)
             labels[-2] = ids[-2]
             at += len(words)
@@ -166,12 +177,11 @@ def levels_of(rng: np.random.Generator, count: int, mixed: float) -> list[int]:
 
 
 def conversation(
-    rng: np.random.Generator, pyramids: Pyramids, practice: Practice, questions: int, absent: float
+    rng: np.random.Generator, pyramids: Pyramids, practice: Practice, absent: float
 ) -> list[tuple[int | None, int, str, str]]:
     """A random conversation for `Writer.row`: a picture and a question per turn, then more questions.
 
     Args:
-        questions: behind the last picture.
         absent: share of questions about pictures that aren't there.
     """
     low, high = practice.pictures
@@ -181,10 +191,14 @@ def conversation(
     for i, level in enumerate(levels_of(rng, len(chosen), practice.mixed)):
         asked = any_question(rng, shown[: i + 1], practice.shares, absent)
         said.append((chosen[i], level, asked.text, asked.answer))
-    for _ in range(questions):
+    for _ in range(practice.questions):
         asked = any_question(rng, shown, practice.shares, absent)
         said.append((None, 0, asked.text, asked.answer))
     return said
+
+
+def _steady(optimizer: Any, warmup: int, steps: int) -> Any:
+    return get_constant_schedule_with_warmup(optimizer, warmup)
 
 
 def learn(
@@ -193,7 +207,6 @@ def learn(
     practice: Practice,
     *,
     seed: int,
-    questions: int = 16,
     absent: float = 0.1,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -201,13 +214,12 @@ def learn(
     rng, model = np.random.default_rng((seed, practice.steps, *practice.pictures)), host.model.language_model
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=practice.rate, betas=(0.9, 0.98), weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, practice.steps // 20, practice.steps)
+    made = get_cosine_schedule_with_warmup if practice.last else _steady
+    schedule = made(optimizer, practice.steps // 20, practice.steps)
     model.train()
     begun, losses, rights = time.perf_counter(), list[float](), list[float]()
     for step in range(practice.steps):
-        rows = [
-            writer.row(conversation(rng, writer.pyramids, practice, questions, absent)) for _ in range(practice.rows)
-        ]
+        rows = [writer.row(conversation(rng, writer.pyramids, practice, absent)) for _ in range(practice.rows)]
         loss, right = loss_and_right(host, writer.pyramids, writer.batch(rows))
         optimizer.zero_grad()
         loss.backward()
@@ -229,8 +241,8 @@ def right_by_kind(host: Any, writer: Writer, seed: int, count: int, rows: int, m
     found = {}
     for number, kind in enumerate(KINDS):
         only = tuple(float(i == number) for i in range(len(KINDS)))
-        rng, practice = np.random.default_rng((seed, count, number)), Practice((count, count), mixed, 0, 0, 0.0, only)
-        batch = writer.batch([writer.row(conversation(rng, writer.pyramids, practice, 8, 0.0)) for _ in range(rows)])
+        rng, practice = np.random.default_rng((seed, count, number)), Practice((count, count), mixed, 0, 0, 8, 0.0, False, only)
+        batch = writer.batch([writer.row(conversation(rng, writer.pyramids, practice, 0.0)) for _ in range(rows)])
         _, right = loss_and_right(host, writer.pyramids, batch)
         found[kind] = float(right.float().mean())
     return found

@@ -1,7 +1,7 @@
 """Pictures that are named, told apart and looked at in detail: data that ships inside Python packages.
 
 A washed crop of a photograph (scikit-image) is 4 x 4 cells of 16 pixels. The first cell has a printed letter, the
-picture's name. Two blocks of 2 x 2 cells are full of handwritten digits (scikit-learn), every one in another ink.
+picture's name. One block of 2 x 2 cells is full of handwritten digits (scikit-learn), every one in another ink.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ CELL, SIDE = 16, 4
 NAMES = tuple("ABCDEFGHIJKL")
 BLOCKS = ((0, 2), (2, 0), (2, 2))
 """First cells of the blocks that can hold digits; the fourth has the name."""
+PALETTE = 3
+"""Photographs that the pictures of one conversation are made of."""
 EMPTY = (10, len(INKS))
 """Digit and ink of a cell that has none."""
 
@@ -91,10 +93,10 @@ def draw(rng: np.random.Generator, split: Split, name: int, looks: tuple[int, in
     pixels = 110 * source[top : top + side, left : left + side, None] + 0.55 * np.array(list(WASHES.values())[wash])
     pixels[:CELL, :CELL] = _letter(name, *(int(n) for n in rng.integers(-1, 2, 2)))
     cells = np.tile(np.array(EMPTY), (SIDE, SIDE, 1))
-    corners = [BLOCKS[i] for i in rng.permutation(len(BLOCKS))[:2]]
-    places = [(row + i, column + j) for row, column in corners for i in range(2) for j in range(2)]
+    top, left = BLOCKS[int(rng.integers(len(BLOCKS)))]
+    places = [(top + i, left + j) for i in range(2) for j in range(2)]
     scans, labels = _scans(split)
-    values, inks, contrast = rng.permutation(10)[:8], rng.permutation(len(INKS)), rng.uniform(0.7, 1.0)
+    values, inks, contrast = rng.permutation(10)[:4], rng.permutation(len(INKS))[:4], rng.uniform(0.7, 1.0)
     for (row, column), value, ink in zip(places, values, inks, strict=True):
         scan = scans[rng.choice(np.flatnonzero(labels == value))]
         chip = np.zeros((CELL, CELL, 3))

@@ -9,17 +9,19 @@ from benchmarks.fading.pictures import NAMES, Picture
 from tokenflex.quickstart.images import INKS, PHOTOS, WASHES
 
 KINDS = {
-    "digit by name": "picture G digit red",
-    "digit by looks": "with cat teal digit red",
+    "digit by name": "picture G red",
+    "digit by looks": "with cat teal red",
     "photograph by name": "picture G photo",
-    "any": "any cat teal",
+    "name by looks": "which cat teal",
+    "any": "any cat",
 }
-"""Kinds of questions, each with an example: a detail of the picture named G, a detail of the one with a teal cat, the
-photograph that is G's background, and whether any of all pictures is a teal cat."""
+"""Kinds of questions, each with an example: the red digit of the picture named G, or of the one with a teal cat; the
+photograph that is G's background; which of all pictures is the teal cat; and whether any of them is a cat."""
 FINE = ("digit by name", "digit by looks")
 PHOTO_WORDS, WASH_WORDS, INK_WORDS = list(PHOTOS), list(WASHES), list(INKS)
 ABSENT, YES, NO = "absent", "yes", "no"
-USER, REPLY = "<user>", "<reply>"
+USER = "<user>"
+TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,15 @@ class Asked:
     answer: str
     about: int | None
 
+    @property
+    def fine(self) -> bool:
+        """Whether a detail is asked about."""
+        return self.kind in FINE
+
 
 def words() -> tuple[str, ...]:
     """Every word that questions and answers use."""
-    used = ["picture", "with", "photo", "digit", "any", ABSENT, YES, NO, *map(str, range(10))]
+    used = ["picture", "with", "photo", "which", "any", ABSENT, YES, NO, *map(str, range(10))]
     return tuple(dict.fromkeys([*used, *NAMES, *INK_WORDS, *PHOTO_WORDS, *WASH_WORDS]))
 
 
@@ -51,38 +58,39 @@ def ask(rng: np.random.Generator, pictures: Sequence[Picture], kind: str, about:
     """A question of a kind about one of the pictures; None where the kind can't be asked about it.
 
     Args:
-        about: number of the picture. Of ``any`` its looks are asked about in half of the questions, and otherwise
-            looks that none has.
+        about: number of the picture. Of ``any`` its photograph is asked about in half of the questions, and otherwise one
+            that none has.
     """
-    picture, all_looks = pictures[about], [one.looks for one in pictures]
-    ink = int(rng.integers(len(INK_WORDS)))
+    picture, looks = pictures[about], looks_in_words(pictures[about].looks)
+    ink = list(picture.digits)[int(rng.integers(len(picture.digits)))]
+    digit, name, photo = str(picture.digits[ink]), NAMES[picture.name], PHOTO_WORDS[picture.photo]
     if kind == "digit by name":
-        text = f"picture {NAMES[picture.name]} digit {INK_WORDS[ink]}"
-        return Asked(kind, text, str(picture.digits[ink]), about)
-    if kind == "digit by looks":
-        if all_looks.count(picture.looks) > 1:
-            return None
-        return Asked(
-            kind, f"with {looks_in_words(picture.looks)} digit {INK_WORDS[ink]}", str(picture.digits[ink]), about
-        )
+        return Asked(kind, f"picture {name} {INK_WORDS[ink]}", digit, about)
     if kind == "photograph by name":
-        return Asked(kind, f"picture {NAMES[picture.name]} photo", PHOTO_WORDS[picture.photo], about)
-    if rng.random() < 0.5:
-        return Asked(kind, f"any {looks_in_words(picture.looks)}", YES, None)
-    return Asked(kind, f"any {looks_in_words(_other_looks(rng, all_looks))}", NO, None)
+        return Asked(kind, f"picture {name} photo", photo, about)
+    if kind == "any":
+        others = [word for i, word in enumerate(PHOTO_WORDS) if i not in {one.photo for one in pictures}]
+        if others and rng.random() < 0.5:
+            return Asked(kind, f"any {others[int(rng.integers(len(others)))]}", NO, None)
+        return Asked(kind, f"any {photo}", YES, None)
+    if [one.looks for one in pictures].count(picture.looks) > 1:
+        return None
+    if kind == "name by looks":
+        return Asked(kind, f"which {looks}", name, about)
+    return Asked(kind, f"with {looks} {INK_WORDS[ink]}", digit, about)
 
 
 def ask_absent(rng: np.random.Generator, pictures: Sequence[Picture], kind: str) -> Asked | None:
     """A question about a picture that isn't there; None where all names are, or the kind is about all pictures."""
     ink = INK_WORDS[int(rng.integers(len(INK_WORDS)))]
-    if kind == "digit by looks":
-        looks = _other_looks(rng, [one.looks for one in pictures])
-        return Asked(kind, f"with {looks_in_words(looks)} digit {ink}", ABSENT, None)
+    if kind.endswith("looks"):
+        looks = looks_in_words(_other_looks(rng, [one.looks for one in pictures]))
+        return Asked(kind, f"which {looks}" if kind.startswith("name") else f"with {looks} {ink}", ABSENT, None)
     free = [name for i, name in enumerate(NAMES) if i not in {one.name for one in pictures}]
     if not free or kind == "any":
         return None
     name = free[int(rng.integers(len(free)))]
-    return Asked(kind, f"picture {name} " + (f"digit {ink}" if kind == "digit by name" else "photo"), ABSENT, None)
+    return Asked(kind, f"picture {name} {ink if kind == 'digit by name' else 'photo'}", ABSENT, None)
 
 
 def _other_looks(rng: np.random.Generator, taken: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -102,8 +110,10 @@ def any_question(
     Args:
         shares: of the kinds, in the order of `KINDS`.
         absent: share of questions about pictures that aren't there.
+
+    Where no question of the wanted kinds can be asked, as of two pictures that look alike, it is about a photograph.
     """
-    while True:
+    for _ in range(TRIES):
         kind = list(KINDS)[int(rng.choice(len(KINDS), p=shares))]
         if rng.random() < absent:
             asked = ask_absent(rng, pictures, kind)
@@ -111,3 +121,6 @@ def any_question(
             asked = ask(rng, pictures, kind, int(rng.integers(len(pictures))))
         if asked is not None:
             return asked
+    picture = pictures[-1]
+    about = f"picture {NAMES[picture.name]} photo"
+    return Asked("photograph by name", about, PHOTO_WORDS[picture.photo], len(pictures) - 1)

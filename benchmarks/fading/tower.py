@@ -18,7 +18,7 @@ from transformers import get_cosine_schedule_with_warmup
 from benchmarks.fading.pictures import NAMES, SIDE, Picture
 from tokenflex.quickstart.images import INKS, PHOTOS, WASHES
 
-BATCH, EMPTY_WEIGHT, LENGTH = 64, 0.2, 2.0
+BATCH, EMPTY_WEIGHT = 64, 0.2
 CHOICES: dict[str, Sequence[str]] = {
     "digit": [str(digit) for digit in range(10)],
     "ink": [*INKS],
@@ -43,6 +43,10 @@ class Words(nn.Module):
         ids = processor.tokenizer.convert_tokens_to_ids([word for words in CHOICES.values() for word in words])
         self.register_buffer("table", host.get_input_embeddings().weight.detach()[ids].clone())
         self.sharpness, self.none = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.zeros(2))
+
+    def tables(self) -> Sequence[Float[Tensor, "words width"]]:
+        """The words by what is named."""
+        return self.table.split([len(words) for words in CHOICES.values()])
 
     def forward(self, tokens: Float[Tensor, "pictures cells width"]) -> dict[str, Tensor]:
         """Logits by what is named, ``(pictures, cells, choices)``; the last of digit and ink is neither."""
@@ -75,8 +79,8 @@ def targets(pictures: Sequence[Picture]) -> dict[str, Tensor]:
     return {"digit": cells[..., 0], "ink": cells[..., 1], **spread}
 
 
-def pretrain(host: Any, processor: Any, pictures: Sequence[Picture], *, steps: int, rate: float, seed: int) -> Words:
-    """Train the tower, its merger included, in place; gives the words, to judge it by.
+def pretrain(host: Any, processor: Any, pictures: Sequence[Picture], *, steps: int, rate: float, seed: int) -> None:
+    """Train the tower, its merger included, in place.
 
     Args:
         steps: optimizer steps of 64 pictures.
@@ -101,17 +105,24 @@ def pretrain(host: Any, processor: Any, pictures: Sequence[Picture], *, steps: i
         optimizer.step()
         schedule.step()
     tower.eval()
-    _rescale(tower, words, seen(host, processor, pictures[:BATCH]))
-    return words
 
 
 @torch.no_grad()
-def _rescale(tower: Any, words: Words, tokens: Tensor) -> None:
-    """Make tokens as long as `LENGTH`, on average; words are about 1 long at first."""
-    scale, last = LENGTH / tokens.norm(dim=-1).mean(), tower.merger.mlp[-1]
-    last.weight *= scale
-    last.bias *= scale
-    words.sharpness -= scale.log()
+def align(host: Any, processor: Any, pictures: Sequence[Picture]) -> Words:
+    """Turn the tower's tokens so that each is nearly the sum of its words and the placeholder, by least squares.
+
+    Gives the words, to judge it by.
+    """
+    words, last = Words(host, processor), host.model.visual.merger.mlp[-1]
+    image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    tokens = all_seen(host, processor, pictures)
+    sums = host.get_input_embeddings().weight[image].expand_as(tokens).clone()
+    for (name, wanted), table in zip(targets(pictures).items(), words.tables(), strict=True):
+        sums += F.pad(table, (0, 0, 0, 1))[wanted.clamp(max=len(CHOICES[name]))]
+    turn = torch.linalg.lstsq(F.pad(tokens, (0, 1), value=1.0).flatten(0, 1), sums.flatten(0, 1)).solution
+    last.weight.copy_(turn[:-1].T @ last.weight)
+    last.bias.copy_(turn[:-1].T @ last.bias + turn[-1])
+    return words
 
 
 @torch.no_grad()
@@ -120,5 +131,5 @@ def told_right(tokens: Tensor, words: Words, pictures: Sequence[Picture]) -> dic
     found, near = {}, words(tokens)
     for name, wanted in targets(pictures).items():
         there = wanted < len(CHOICES[name])
-        found[name] = float((near[name].argmax(-1) == wanted)[there].float().mean())
+        found[name] = float((near[name][..., : len(CHOICES[name])].argmax(-1) == wanted)[there].float().mean())
     return found
