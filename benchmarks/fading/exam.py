@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.fading.pictures import NAMES, PALETTE, Picture, draw
+from benchmarks.fading.pictures import NAMES, Picture, draw
 from benchmarks.fading.questions import ABSENT, KINDS, Asked, any_question, ask
 from tokenflex.chat import written
 from tokenflex.contracts import Decision
 from tokenflex.model import FlexModel
-from tokenflex.quickstart.images import PHOTOS, WASHES
 
 BATCH = 48
 Choose = Callable[[Sequence["Prompt"]], dict[str, Any]]
@@ -67,9 +66,7 @@ class Graded:
 
 def conversation(rng: np.random.Generator, count: int) -> tuple[list[Picture], list[Asked]]:
     """``count`` held-out pictures of different names, and a question behind each."""
-    palette, pictures = rng.permutation(len(PHOTOS))[:PALETTE], list[Picture]()
-    for name in rng.permutation(len(NAMES))[:count]:
-        pictures.append(draw(rng, "test", int(name), (int(rng.choice(palette)), int(rng.integers(len(WASHES))))))
+    pictures = [draw(rng, "test", int(name)) for name in rng.permutation(len(NAMES))[:count]]
     return pictures, [any_question(rng, pictures[: i + 1], EQUAL) for i in range(count)]
 
 

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from benchmarks.fading.pictures import NAMES, PALETTE, SIDE, Picture
+from benchmarks.fading.pictures import NAMES, SIDE, Picture
 from benchmarks.fading.questions import KINDS, USER, any_question
 from tokenflex.ops.pooling import PYRAMID, pool_windows
 from tokenflex.contracts import Grid
 from tokenflex.quickstart.host import IMAGE, SPECIAL
-from tokenflex.quickstart.images import PHOTOS
 
 KEPT = [SIDE * SIDE // (down * across) for down, across in PYRAMID]
 """Tokens of every level."""
@@ -52,7 +51,7 @@ class Practice:
     questions: int
     rate: float
     last: bool = False
-    shares: tuple[float, ...] = (0.3, 0.2, 0.1, 0.1, 0.3)
+    shares: tuple[float, ...] = (0.4, 0.3, 0.15, 0.15)
 
 
 class Pyramids:
@@ -67,18 +66,12 @@ class Pyramids:
         self.pictures = pictures
         grid = Grid(SIDE, SIDE)
         self.table = torch.cat([pool_windows(tokens, grid, window) for window in PYRAMID], dim=1)
-        self.numbers: dict[tuple[int, int], list[int]] = {}
-        for i, one in enumerate(pictures):
-            self.numbers.setdefault((one.name, one.photo), []).append(i)
+        self.by_name = [[i for i, one in enumerate(pictures) if one.name == name] for name in range(len(NAMES))]
 
     def pick(self, rng: np.random.Generator, count: int) -> list[int]:
-        """Numbers of ``count`` pictures of different names and few photographs, in random order."""
-        palette, found = rng.permutation(len(PHOTOS))[:PALETTE], list[int]()
-        for name in rng.permutation(len(NAMES))[:count]:
-            fitting = [self.numbers[name, photo] for photo in palette if (name, photo) in self.numbers]
-            pool = fitting[int(rng.integers(len(fitting)))] if fitting else [int(rng.integers(len(self.pictures)))]
-            found.append(pool[int(rng.integers(len(pool)))])
-        return found
+        """Numbers of ``count`` pictures of different names, in random order."""
+        names = rng.permutation(len(NAMES))[:count]
+        return [self.by_name[name][int(rng.integers(len(self.by_name[name])))] for name in names]
 
 
 def offsets() -> Tensor:
@@ -207,7 +200,7 @@ def learn(
     practice: Practice,
     *,
     seed: int,
-    absent: float = 0.1,
+    absent: float = 0.25,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train the language model in place."""

@@ -20,8 +20,6 @@ CELL, SIDE = 16, 4
 NAMES = tuple("ABCDEFGHIJKL")
 BLOCKS = ((0, 2), (2, 0), (2, 2))
 """First cells of the blocks that can hold digits; the fourth has the name."""
-PALETTE = 3
-"""Photographs that the pictures of one conversation are made of."""
 EMPTY = (10, len(INKS))
 """Digit and ink of a cell that has none."""
 

@@ -13,13 +13,12 @@ KINDS = {
     "digit by looks": "with cat teal red",
     "photograph by name": "picture G photo",
     "name by looks": "which cat teal",
-    "any": "any cat",
 }
 """Kinds of questions, each with an example: the red digit of the picture named G, or of the one with a teal cat; the
-photograph that is G's background; which of all pictures is the teal cat; and whether any of them is a cat."""
+photograph that is G's background; and which of all pictures is the teal cat."""
 FINE = ("digit by name", "digit by looks")
 PHOTO_WORDS, WASH_WORDS, INK_WORDS = list(PHOTOS), list(WASHES), list(INKS)
-ABSENT, YES, NO = "absent", "yes", "no"
+ABSENT = "absent"
 USER = "<user>"
 TRIES = 20
 
@@ -29,7 +28,7 @@ class Asked:
     """A question and its answer, one word.
 
     Attributes:
-        about: number of the picture in the conversation, first 0; None: all of them, or one that isn't there.
+        about: number of the picture in the conversation, first 0; None: one that isn't there.
     """
 
     kind: str
@@ -45,7 +44,7 @@ class Asked:
 
 def words() -> tuple[str, ...]:
     """Every word that questions and answers use."""
-    used = ["picture", "with", "photo", "which", "any", ABSENT, YES, NO, *map(str, range(10))]
+    used = ["picture", "with", "photo", "which", ABSENT, *map(str, range(10))]
     return tuple(dict.fromkeys([*used, *NAMES, *INK_WORDS, *PHOTO_WORDS, *WASH_WORDS]))
 
 
@@ -58,8 +57,7 @@ def ask(rng: np.random.Generator, pictures: Sequence[Picture], kind: str, about:
     """A question of a kind about one of the pictures; None where the kind can't be asked about it.
 
     Args:
-        about: number of the picture. Of ``any`` its photograph is asked about in half of the questions, and otherwise one
-            that none has.
+        about: number of the picture.
     """
     picture, looks = pictures[about], looks_in_words(pictures[about].looks)
     ink = list(picture.digits)[int(rng.integers(len(picture.digits)))]
@@ -68,11 +66,6 @@ def ask(rng: np.random.Generator, pictures: Sequence[Picture], kind: str, about:
         return Asked(kind, f"picture {name} {INK_WORDS[ink]}", digit, about)
     if kind == "photograph by name":
         return Asked(kind, f"picture {name} photo", photo, about)
-    if kind == "any":
-        others = [word for i, word in enumerate(PHOTO_WORDS) if i not in {one.photo for one in pictures}]
-        if others and rng.random() < 0.5:
-            return Asked(kind, f"any {others[int(rng.integers(len(others)))]}", NO, None)
-        return Asked(kind, f"any {photo}", YES, None)
     if [one.looks for one in pictures].count(picture.looks) > 1:
         return None
     if kind == "name by looks":
@@ -81,13 +74,13 @@ def ask(rng: np.random.Generator, pictures: Sequence[Picture], kind: str, about:
 
 
 def ask_absent(rng: np.random.Generator, pictures: Sequence[Picture], kind: str) -> Asked | None:
-    """A question about a picture that isn't there; None where all names are, or the kind is about all pictures."""
+    """A question about a picture that isn't there; None where all names are."""
     ink = INK_WORDS[int(rng.integers(len(INK_WORDS)))]
     if kind.endswith("looks"):
         looks = looks_in_words(_other_looks(rng, [one.looks for one in pictures]))
         return Asked(kind, f"which {looks}" if kind.startswith("name") else f"with {looks} {ink}", ABSENT, None)
     free = [name for i, name in enumerate(NAMES) if i not in {one.name for one in pictures}]
-    if not free or kind == "any":
+    if not free:
         return None
     name = free[int(rng.integers(len(free)))]
     return Asked(kind, f"picture {name} {ink if kind == 'digit by name' else 'photo'}", ABSENT, None)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from benchmarks.fading.host import reading_last_turn
 from benchmarks.fading.pictures import NAMES, draw
@@ -29,10 +31,11 @@ from tokenflex.training import (
 from tokenflex.training.objectives import RGLFObjective
 from tokenflex.training.router_only import stored_host_of
 
-SHARES = (0.35, 0.35, 0.1, 0.1, 0.1)
+SHARES = (0.35, 0.35, 0.15, 0.15)
 """Of the kinds of questions, in the order of `KINDS`."""
 ABSENT = 0.5
-TOLERANCE = 0.05
+TOLERANCE, RANK, SURE = 0.3, 0.1, 1.0
+ALIKE = 7.5
 
 
 def rows(seed: int, count: int) -> list[dict[str, Any]]:
@@ -50,9 +53,22 @@ def rows(seed: int, count: int) -> list[dict[str, Any]]:
 def flex_of(host: Any, processor: Any) -> FlexModel:
     """The host with fresh parts: rows of the router see each other, so that a word can find what it names."""
     served: type[Component] = routers.get("avg")
-    settings = {"text_tokens": 6, "attend": "tokens", "order": "text", "dropout": 0.0}
+    settings = {"text_tokens": 6, "heads": 1, "attend": "tokens", "order": "text", "dropout": 0.0}
     router: Any = served.Config.from_dict(settings)
-    return fresh(host, router=router, adapter=reading_last_turn(host, processor))
+    flex = fresh(host, router=router, adapter=reading_last_turn(host, processor))
+    _begin_alike(flex.compressor.router)
+    return flex
+
+
+@torch.no_grad()
+def _begin_alike(router: Any) -> None:
+    """Rows begin by attending to their like, so that a word finds what it names in the picture, or only itself."""
+    attention = router.merger.self_attn
+    queries, keys, values = attention.in_proj_weight.chunk(3)
+    nn.init.orthogonal_(queries, gain=ALIKE)
+    keys.copy_(queries)
+    nn.init.orthogonal_(values)
+    attention.out_proj.weight.copy_(values.T)
 
 
 def train_router(
@@ -82,7 +98,7 @@ def train_router(
             dataloader_pin_memory=False,
         )
         alone = RouterModel(flex.compressor, stored_host_of(store))
-        more: dict[str, Any] = {"objective": RGLFObjective(tolerance=TOLERANCE)}
+        more: dict[str, Any] = {"objective": RGLFObjective(tolerance=TOLERANCE, rank_weight=RANK, ce_weight=SURE)}
         trainer = RGLFTrainer(alone, arguments, stage=STAGES[4].with_rates(router=rate), feedback=store, **more)
         trainer.train()
     flex.eval()

@@ -34,12 +34,12 @@ class Plan:
     tower_steps: int = 700
     tower_rate: float = 3e-3
     practices: tuple[Practice, ...] = ()
-    router_rows: int = 6000
-    router_steps: int = 1500
+    router_rows: int = 8000
+    router_steps: int = 3000
     router_rate: float = 2e-3
-    conversations: int = 100
-    each: int = 10
-    walks: int = 60
+    conversations: int = 80
+    each: int = 8
+    walks: int = 40
 
 
 def run(plan: Plan, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
