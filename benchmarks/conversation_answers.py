@@ -35,7 +35,7 @@ PLANS = {
         practices=(
             Practice((1, 3), 0.3, 200, 48, 4, 1e-3),
             Practice((2, 12), 0.7, 250, 20, 8, 1e-3),
-            Practice((1, 12), 0.7, 600, 20, 8, 1e-3, last=True),
+            Practice((1, 12), 0.7, 500, 20, 8, 1e-3, last=True),
         )
     ),
     "tiny": run.Plan(

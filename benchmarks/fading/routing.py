@@ -31,7 +31,7 @@ from tokenflex.training import (
 from tokenflex.training.objectives import RGLFObjective
 from tokenflex.training.router_only import stored_host_of
 
-SHARES = (0.35, 0.35, 0.15, 0.15)
+SHARES = (0.4, 0.4, 0.1, 0.1)
 """Of the kinds of questions, in the order of `KINDS`."""
 ABSENT = 0.5
 TOLERANCE, RANK, SURE = 0.3, 0.1, 1.0

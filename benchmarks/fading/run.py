@@ -34,8 +34,8 @@ class Plan:
     tower_steps: int = 700
     tower_rate: float = 3e-3
     practices: tuple[Practice, ...] = ()
-    router_rows: int = 8000
-    router_steps: int = 3000
+    router_rows: int = 14000
+    router_steps: int = 5000
     router_rate: float = 2e-3
     conversations: int = 80
     each: int = 8
