@@ -44,30 +44,32 @@ PLANS = {
     ),
 }  # fmt: skip
 PROTOCOL = """\
-**Task.** Pictures of 64 x 64 pixels with a printed letter (the picture's name), four handwritten digits in four inks, and
-one of 6 photographs in one of 4 washes behind them. A conversation shows 12 pictures of different names, one per turn,
-each with a question. Questions: the digit of an ink in the picture of a name (`picture G red`) or of the only one that
-looks so (`with cat teal red`); the photograph of a name (`picture G photo`); which of all pictures looks so (`which cat
-teal`). Exam: {questions} questions behind the last picture of {conversations} held-out conversations, in equal shares of
-the four kinds, about any of the pictures; none was asked before in its conversation. The curve asks
+**Task.** Pictures of 64 x 64 pixels with a printed letter (the picture's name), four handwritten digits in four inks,
+and one of 6 photographs in one of 4 washes behind them. A conversation shows 12 pictures of different names, one per
+turn, each with a question. Questions: the digit of an ink in the picture of a name (`picture G red`) or of the only
+one that looks so (`with cat teal red`); the photograph of a name (`picture G photo`); which of all pictures looks so
+(`which cat teal`). Exam: {questions} questions behind the last picture of {conversations} held-out conversations, in
+equal shares of the four kinds, about any of the pictures; none was asked before in its conversation. The curve asks
 after every picture of {walks} more conversations. Test pictures share no scan of a digit with training pictures; the
 photographs are the same six. Earlier turns have their right answers. Answers are one word of `generate`, "absent"
 excluded, which is right for no exam question. Guessing gets {chance:.2f}.
 
-**Model.** Qwen2.5-VL of transformers' own classes, {fine} visual tokens per picture at the finest level, 8, 4, 2, 1 by
-average pooling. Nothing is pretrained, so some of what a pretrained model brings along is given: stage 0 teaches the tower
-to name digit, ink, letter, photograph and wash from every token; least squares turn its tokens into sums of word vectors;
-the language model's first two layers begin by attending to the word before, the others by looking for tokens alike. Then
-the language model learns conversations of 1 to 12 pictures from training pictures, 30 % of them, later 70 %, with random levels per picture. Router: the library's `avg` (`attend="tokens"`, 6 words in text order), by `RGLFTrainer`
-(tolerance {tolerance}) from the stored feedback of {rows} rows of one picture, half of which ask about another picture
-(answer: "absent"). It never saw a conversation.
+**Model.** Qwen2.5-VL of transformers' own classes, {fine} visual tokens per picture at the finest level, 8, 4, 2, 1
+by average pooling. Nothing is pretrained, so some of what a pretrained model brings along is given: stage 0 teaches
+the tower to name digit, ink, letter, photograph and wash from every token; least squares turn its tokens into sums of
+word vectors; the language model's first two layers begin by attending to the word before, the others by looking for
+tokens alike. Then the language model learns conversations of 1 to 12 pictures from training pictures, 30 % of them,
+later 70 %, with random levels per picture. Router: the library's `avg` (`attend="tokens"`, 6 words in text order), by
+`RGLFTrainer` (tolerance {tolerance}) from the stored feedback of {rows} rows of one picture, half of which ask about
+another picture (answer: "absent"). It never saw a conversation.
 
-**Settings.** *all fine*: {all} tokens. *delete oldest*: only as many of the newest pictures as fit, fine; what was said
-stays. *fade by age*: `Fade(tokens=..., recall=0.0)`. *fade + router*: `Fade(tokens=...)`, its defaults; at 25 %
-`newest=0.4, step=1, recall=0.35`, since half of so few tokens hold no two fine pictures. *shuffled*: the router's scores,
-each given to another picture of the conversation. *the truth*: scores of a router that makes no mistakes. A budget's
-percentage is of {all} tokens at any turn: 35 % are {budget} tokens. Levels are the library's; `generate(level=...)` for
-the last two. Intervals: 95 %, from {resamples} draws of whole conversations, the same for all settings.\
+**Settings.** *all fine*: {all} tokens. *delete oldest*: only as many of the newest pictures as fit, fine; what was
+said stays. *fade by age*: `Fade(tokens=..., recall=0.0)`. *fade + router*: `Fade(tokens=...)`, its defaults; at 25 %
+`newest=0.4, step=1, recall=0.35`, since half of so few tokens hold no two fine pictures. *shuffled*: the router's
+scores, each given to another picture of the conversation. *the truth*: scores of a router that makes no mistakes. A
+budget's percentage is of {all} tokens at any turn: 35 % are {budget} tokens. Levels are the library's;
+`generate(level=...)` for the last two. Intervals: 95 %, from {resamples} draws of whole conversations, the same for
+all settings.\
 """
 LINES = {
     "all fine": ("#222222", "-"),
@@ -95,13 +97,23 @@ def page(told: Mapping[str, Any], command: str) -> str:
     ]  # fmt: skip
     for one in runs:
         lines += ["", f"## Seed {one['seed']}", "", *rows(one["table"]), "", *by_turn(one["curves"])]
-        lines += ["", f"Seconds: {', '.join(f'{name} {value:.0f}' for name, value in one['seconds'].items())}. "
-                      f"Parameters: {', '.join(f'{name} {value:,}' for name, value in one['parameters'].items())}."]  # fmt: skip
-        lines += ["", "Of questions about details, how often the picture asked about was at its finest level, and how "
-                      "many older pictures were raised per prompt: " + "; ".join(
-                          f"{name}: {each['asked about and finest']:.2f}, {each['raised']:.2f}"
-                          for name, each in one["seen"].items()) + "."]  # fmt: skip
+        lines += ["", *measured(one)]
     return "\n".join([*lines, ""])
+
+
+def measured(one: Mapping[str, Any]) -> list[str]:
+    """Seconds, sizes and what the router did, of one seed."""
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in one["seconds"].items())
+    sizes = ", ".join(f"{name} {value:,}" for name, value in one["parameters"].items())
+    raised = "; ".join(
+        f"{name}: {each['asked about and finest']:.2f}, {each['raised']:.2f}" for name, each in one["seen"].items()
+    )
+    return [
+        f"Seconds: {seconds}. Parameters: {sizes}.",
+        "",
+        "Of questions about digits, how often the picture asked about was at its finest level; and how many older "
+        f"pictures `Fade` raised per prompt: {raised}.",
+    ]
 
 
 def rows(table: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -98,14 +98,12 @@ def every_turn(seed: int, conversations: int, count: int = len(NAMES)) -> list[P
 
 
 @torch.no_grad()
-def answered(
-    flex: FlexModel, processor: Any, prompts: Sequence[Prompt], choose: Choose
-) -> Graded:
+def answered(flex: FlexModel, processor: Any, prompts: Sequence[Prompt], choose: Choose) -> Graded:
     """Answer every prompt with one word, which is never "absent": nothing is asked about what wasn't shown.
 
     Args:
-        choose: from a batch to the keywords by which ``generate`` chooses levels, and perhaps ``shown``: how many of the
-            newest pictures are left in the prompt.
+        choose: from a batch to the keywords by which ``generate`` chooses levels, and perhaps ``shown``: how many of
+            the newest pictures are left in the prompt.
     """
     right, tokens, levels, reasons = list[bool](), list[int](), list[list[int]](), list[list[str]]()
     never = processor.tokenizer.convert_tokens_to_ids(ABSENT)

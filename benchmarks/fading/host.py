@@ -86,11 +86,11 @@ def build_host(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGenera
 
 @torch.no_grad()
 def _begin_as_pretrained(host: Any, image: int) -> None:
-    """What pretrained models bring along: words know what stood before them, then look for their like and say what is there.
+    """What pretrained models bring along: words know what stood before, look for their like, and say what is there.
 
-    Words are orthogonal to each other. The first two layers attend to the token before. In the others, queries and keys
-    begin alike, with a preference for tokens like the placeholder's, and values are given out as they came in. What else
-    there is begins at zero.
+    Words are orthogonal to each other. The first two layers attend to the token before. In the others, queries and
+    keys begin alike, with a preference for tokens like the placeholder's, and values are given out as they came in.
+    What else there is begins at zero.
 
     Args:
         image: the placeholder's id, a word which visual tokens are taught to be like.

@@ -17,8 +17,8 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 
 from benchmarks.fading.pictures import NAMES, SIDE, Picture
 from benchmarks.fading.questions import KINDS, USER, any_question
-from tokenflex.ops.pooling import PYRAMID, pool_windows
 from tokenflex.contracts import Grid
+from tokenflex.ops.pooling import PYRAMID, pool_windows
 from tokenflex.quickstart.host import IMAGE, SPECIAL
 
 KEPT = [SIDE * SIDE // (down * across) for down, across in PYRAMID]
@@ -234,7 +234,10 @@ def right_by_kind(host: Any, writer: Writer, seed: int, count: int, rows: int, m
     found = {}
     for number, kind in enumerate(KINDS):
         only = tuple(float(i == number) for i in range(len(KINDS)))
-        rng, practice = np.random.default_rng((seed, count, number)), Practice((count, count), mixed, 0, 0, 8, 0.0, False, only)
+        rng, practice = (
+            np.random.default_rng((seed, count, number)),
+            Practice((count, count), mixed, 0, 0, 8, 0.0, False, only),
+        )
         batch = writer.batch([writer.row(conversation(rng, writer.pyramids, practice, 0.0)) for _ in range(rows)])
         _, right = loss_and_right(host, writer.pyramids, batch)
         found[kind] = float(right.float().mean())

@@ -25,7 +25,7 @@ AT: Mapping[float, Mapping[str, Any]] = {
     0.35: {},
     0.5: {},
 }
-"""Settings of `Fade` besides its tokens. A quarter has no room for two fine pictures and a third that is asked about."""
+"""Settings of `Fade` besides its tokens. A quarter has no room for two fine pictures and one that is asked about."""
 Scores = Callable[[Sequence[Prompt]], Sequence[Tensor]]
 
 
@@ -42,21 +42,26 @@ def deleted(share: float) -> int:
 def settings(flex: FlexModel, processor: Any, seed: int) -> dict[str, Choose]:
     """Every setting of the table, by name."""
     levels = flex.compressor.num_levels
-    found: dict[str, Choose] = {"all fine": lambda batch: {"level": "finest"}}
+    found: dict[str, Choose] = {"all fine": always(level="finest")}
     for level in reversed(range(levels - 1)):
-        found[f"all at {FINE >> (levels - 1 - level)} tokens"] = lambda batch, level=level: {"level": level}
+        found[f"all at {FINE >> (levels - 1 - level)} tokens"] = always(level=level)
     for share in SHARES:
-        found[f"delete oldest, {share:.0%}"] = lambda batch, n=deleted(share): {"level": "finest", "shown": n}
+        found[f"delete oldest, {share:.0%}"] = always(level="finest", shown=deleted(share))
     for share in SHARES:
-        found[f"fade by age, {share:.0%}"] = lambda batch, one=fade(share, recall=0.0): {"budget": one}
+        found[f"fade by age, {share:.0%}"] = always(budget=fade(share, recall=0.0))
     for share in SHARES:
-        found[f"fade + router, {share:.0%}"] = lambda batch, one=fade(share): {"budget": one}
+        found[f"fade + router, {share:.0%}"] = always(budget=fade(share))
     rng = np.random.default_rng((seed, 9))
     found[f"fade + shuffled router, {MAIN:.0%}"] = by_scores(
         flex, lambda batch: [one[torch.from_numpy(rng.permutation(len(one)))] for one in judged(flex, processor, batch)]
     )
     found[f"fade + the truth, {MAIN:.0%}"] = by_scores(flex, lambda batch: [truth(one, levels) for one in batch])
     return found
+
+
+def always(**how: Any) -> Choose:
+    """The same keywords for every batch."""
+    return lambda batch: dict(how)
 
 
 def judged(flex: FlexModel, processor: Any, prompts: Sequence[Prompt]) -> list[Tensor]:
