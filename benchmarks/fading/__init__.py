@@ -1,0 +1,1 @@
+"""A generated conversation about pictures, a small model that can hold it, and its exam."""
