@@ -77,18 +77,18 @@ class StudyPlan:
     tower_rate: float = 2e-3
     rank: int = 16
     phases: tuple[StudyPhase, ...] = (
-        StudyPhase(STAGES[1].with_rates(projector=2e-3), 800, 4, 300.0),
+        StudyPhase(STAGES[1].with_rates(projector=1e-3), 300, 4, 150.0),
         StudyPhase(STAGES[2].with_rates(vision_tower=0.0, projector=5e-4, language_model=5e-4), 2400, 4, 900.0),
         StudyPhase(
             STAGES[3].with_rates(vision_tower=0.0, projector=3e-4, language_model=3e-4, scaler=0.0), 600, 4, 700.0
         ),
     )
-    scored: int = 800
+    scored: int = 600
     router_steps: int = 300
     router_batch: int = 32
     router_rate: float = 1e-3
     router_text_tokens: int = 16
-    tolerance: float = 0.05
+    tolerance: float = 0.2
     exam: int = 200
     calibration: int = 100
     risk: float = 0.02
@@ -204,7 +204,7 @@ def train(
     rows = practice([*images(sources, (seed, phase.stage.number), phase.images)], seed)
     objective, steps = None, len(rows) // phase.batch
     if phase.stage.loss == "multi-granularity":
-        objective = MultiGranularityObjective()
+        objective = MultiGranularityObjective(levels="sandwich")
     with quiet_arguments(phase.batch, steps, seed, flex.device, bf16=True) as arguments:
         data: dict[str, Any] = {"train_dataset": ChatDataset(rows), "data_collator": FlexCollator(processor)}
         run_quietly(
