@@ -15,8 +15,9 @@ REFERENCE = {
     if page.startswith("docs/reference/")
     for path in re.findall(r"^::: (\S+)$", text, re.MULTILINE)
 }
-STAND_INS = ("tokenflex.testing.zoo.", "tokenflex.quickstart.")
-"""Where tiny models live that stand in for real ones, so that a page or an example runs without a download."""
+STAND_INS = ("tokenflex.testing.zoo.", "tokenflex.quickstart.", "tokenflex.study.")
+"""Where tiny models live that stand in for real ones, so that a page or an example runs without a download; and the
+steps of a command that an example shows one by one."""
 EXAMPLES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "examples").rglob("*.py")}
 SHOWN = {
     **{page: "".join(b.text for b in blocks(page) if b.language == "python" and b.reason is None) for page in PAGES},

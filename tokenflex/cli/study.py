@@ -29,7 +29,7 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"{QUICK:.0%} of all training steps and questions, to see whether it runs; the numbers say nothing",
+        help=f"{QUICK:.0%}% of all training steps and questions, to see whether it runs; the numbers say nothing",
     )
     parser.set_defaults(run=run, takes_overrides=False)
 
