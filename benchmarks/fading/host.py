@@ -3,25 +3,21 @@
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
-    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
 )
 
 from benchmarks.fading.pictures import CELL, SIDE
 from benchmarks.fading.questions import USER, words
 from tokenflex.checkpoint import adapter_for
 from tokenflex.contracts import HostAdapter
-from tokenflex.quickstart.host import IMAGE, SPECIAL
+from tokenflex.quickstart import qwen_host
+from tokenflex.quickstart.host import IMAGE, build_tokenizer
+from tokenflex.quickstart.qwen_host import MERGE, PATCH
 
-MERGE = 2
-PATCH = CELL // MERGE
 WIDTH, LAYERS, HEADS, AXES, BASE = 96, 4, 1, [16, 16, 16], 1e6
 BEFORE, SHARP, QUIET, ALIKE, LOUD, PREFERENCE = 2, 6, 0.1, 1.7, 0.3, 12.0
 TEMPLATE = (
@@ -34,26 +30,9 @@ TEMPLATE = (
 """A user's turn is opened by a token of its own."""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word, and a chat template that marks the answers."""
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL.values(), IMAGE, USER, *words()])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, padding_side="left", extra_special_tokens={"image_token": IMAGE}, **SPECIAL
-    )
-    fast.chat_template = TEMPLATE
-    return fast
-
-
 def build_processor() -> Qwen2_5_VLProcessor:
-    """Patches of 8 pixels, four of which make a token; pictures keep their size."""
-    tokenizer = build_tokenizer()
-    limits = {"shortest_edge": CELL * CELL, "longest_edge": 4 * SIDE * SIDE * CELL * CELL}
-    sizes: dict[str, Any] = {"patch_size": PATCH, "merge_size": MERGE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    images = Qwen2VLImageProcessor(size=limits, **sizes)
-    videos = Qwen2VLVideoProcessor(size=limits, **sizes)
-    return Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
+    """The quickstart's, with other words and a turn of its own for the user; pictures keep their size."""
+    return qwen_host.build_processor(build_tokenizer([USER, *words()], TEMPLATE), SIDE * SIDE)
 
 
 def build_host(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGeneration:

@@ -86,6 +86,13 @@ def made():
     )
 
 
+def test_words_of_one_embedding_have_no_distance():
+    """As of a tokenizer that knows only some of them: the others are all its unknown word."""
+    vectors = torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+    assert tower.nearest(vectors) == pytest.approx((1 + 1 + (9 + 9) + 1) / 4)
+    assert tower.nearest(torch.ones(3, 2)) == 1.0
+
+
 def test_a_projector_sees_channels_of_one_scale():
     projector = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.GELU())
     features = torch.randn(5, 3, 3, 6) * 10.0 ** torch.arange(-2.0, 4.0) + 7

@@ -1,5 +1,6 @@
 """A small LLaVA-NeXT from config: stock classes, stock processor, a word-level tokenizer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,15 +30,19 @@ TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word, and a chat template that marks the answers."""
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL.values(), IMAGE, *words()])}
+def build_tokenizer(known: Sequence[str] = (), template: str = TEMPLATE) -> PreTrainedTokenizerFast:
+    """One token per word, and a chat template that marks the answers.
+
+    Args:
+        known: the words; empty for those of the quickstart's questions and answers.
+    """
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL.values(), IMAGE, *(known or words())])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, padding_side="left", extra_special_tokens={"image_token": IMAGE}, **SPECIAL
     )
-    fast.chat_template = TEMPLATE
+    fast.chat_template = template
     return fast
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -26,10 +27,15 @@ VIDEO = "<video>"
 """A placeholder that the classes ask for; no word of the tokenizer, as there are no videos."""
 
 
-def build_processor() -> Qwen2_5_VLProcessor:
-    """Patches of 8 pixels, four of which make a token; images keep their size."""
-    tokenizer = build_tokenizer()
-    limits = {"shortest_edge": CELL * CELL, "longest_edge": 4 * ROWS * COLS * CELL * CELL}
+def build_processor(tokenizer: PreTrainedTokenizerFast | None = None, cells: int = ROWS * COLS) -> Qwen2_5_VLProcessor:
+    """Patches of 8 pixels, four of which make a token; images keep their size.
+
+    Args:
+        tokenizer: None for the quickstart's.
+        cells: 16-pixel cells of an image; four times as many are allowed.
+    """
+    tokenizer = tokenizer or build_tokenizer()
+    limits = {"shortest_edge": CELL * CELL, "longest_edge": 4 * cells * CELL * CELL}
     sizes: dict[str, Any] = {"patch_size": PATCH, "merge_size": MERGE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     images = Qwen2VLImageProcessor(size=limits, **sizes)
     videos = Qwen2VLVideoProcessor(size=limits, **sizes)

@@ -63,10 +63,12 @@ class CellHeads(nn.Module):
         return [head(features) for head in self.cells], [head(mean) for head in self.whole]
 
 
-def _nearest(vectors: Float[Tensor, "words dim"]) -> float:
-    """The mean square distance of vectors to the one that is nearest."""
+def nearest(vectors: Float[Tensor, "words dim"]) -> float:
+    """The mean square distance of vectors to the nearest that isn't the same; 1 where all are the same."""
     apart = torch.cdist(vectors, vectors).square()
-    return float(apart.fill_diagonal_(float("inf")).amin(-1).mean())
+    found = apart.masked_fill(apart <= 1e-6 * apart.max(), torch.inf).amin(-1)
+    found = found[found.isfinite()]
+    return float(found.mean()) if len(found) else 1.0
 
 
 class Embedded(nn.Module):
@@ -93,7 +95,7 @@ class Embedded(nn.Module):
         self.cells = [vectors(classes) for classes in CELLS.values()]
         self.whole = [vectors(classes) for classes in WHOLE.values()]
         self.scale = float(table.square().mean())
-        self.near = [_nearest(words[:-1]) for words in self.cells]
+        self.near = [nearest(words[:-1]) for words in self.cells]
 
     def forward(
         self, wanted: Targets
