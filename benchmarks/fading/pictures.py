@@ -6,14 +6,12 @@ picture's name. One block of 2 x 2 cells is full of handwritten digits (scikit-l
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data as photographs
-from sklearn.datasets import load_digits
 
-from tokenflex.quickstart.images import INKS, PHOTOS, WASHES, Split
+from tokenflex.quickstart.images import INKS, PHOTOS, WASHES, Split, digit_scans
 
 CELL, SIDE = 16, 4
 """Pixels of a cell, and cells of a picture, down and across."""
@@ -45,19 +43,6 @@ class Picture:
     def looks(self) -> tuple[int, int]:
         """Photograph and wash, by which a picture can be told from others."""
         return self.photo, self.wash
-
-
-@cache
-def _scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """(handwritten digits 0..1 at 14 x 14, labels): every fifth scan is a test scan."""
-    bunch: Any = load_digits()
-    test = np.arange(len(bunch.target)) % 5 == 0
-    chosen = test if split == "test" else ~test
-    scans = [
-        np.asarray(Image.fromarray((scan * 255 / 16).astype(np.uint8)).resize((14, 14), Image.Resampling.BICUBIC))
-        for scan in bunch.images[chosen]
-    ]
-    return np.stack(scans).astype(np.float32) / 255, bunch.target[chosen]
 
 
 @cache
@@ -93,7 +78,7 @@ def draw(rng: np.random.Generator, split: Split, name: int, looks: tuple[int, in
     cells = np.tile(np.array(EMPTY), (SIDE, SIDE, 1))
     top, left = BLOCKS[int(rng.integers(len(BLOCKS)))]
     places = [(top + i, left + j) for i in range(2) for j in range(2)]
-    scans, labels = _scans(split)
+    scans, labels = digit_scans(split)
     values, inks, contrast = rng.permutation(10)[:4], rng.permutation(len(INKS))[:4], rng.uniform(0.7, 1.0)
     for (row, column), value, ink in zip(places, values, inks, strict=True):
         scan = scans[rng.choice(np.flatnonzero(labels == value))]

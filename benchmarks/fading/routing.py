@@ -18,12 +18,12 @@ from benchmarks.fading.questions import any_question
 from tokenflex.contracts import Component
 from tokenflex.model import FlexModel
 from tokenflex.model.loading import fresh
+from tokenflex.quickstart.recipe import quiet_arguments, run_quietly
 from tokenflex.registry import routers
 from tokenflex.training import (
     STAGES,
     ChatDataset,
     FlexCollator,
-    FlexTrainingArguments,
     RGLFTrainer,
     RouterModel,
     score,
@@ -83,24 +83,11 @@ def train_router(
     with tempfile.TemporaryDirectory() as scratch:
         inputs: dict[str, Any] = {"router_inputs": "auto", "router_inputs_at": "projector", "progress": False}
         data, collator = ChatDataset(rows(seed, count)), FlexCollator(processor)
-        store = score(flex, data, collator, Path(scratch) / "store", batch_size=64, **inputs)
-        arguments = FlexTrainingArguments(
-            output_dir=str(Path(scratch) / "run"),
-            per_device_train_batch_size=batch,
-            max_steps=steps,
-            adam_beta2=0.98,
-            warmup_steps=0.05,
-            seed=seed,
-            use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
+        store = score(flex, data, collator, Path(scratch), batch_size=64, **inputs)
         alone = RouterModel(flex.compressor, stored_host_of(store))
         more: dict[str, Any] = {"objective": RGLFObjective(tolerance=TOLERANCE, rank_weight=RANK, ce_weight=SURE)}
-        trainer = RGLFTrainer(alone, arguments, stage=STAGES[4].with_rates(router=rate), feedback=store, **more)
-        trainer.train()
+        with quiet_arguments(batch, steps, seed, flex.device) as arguments:
+            run_quietly(RGLFTrainer(alone, arguments, stage=STAGES[4].with_rates(router=rate), feedback=store, **more))
     flex.eval()
     coarsest = (store.nll <= store.nll.amin(-1, keepdim=True) + TOLERANCE).int().argmax(-1)
     return {"finest needed": float((coarsest == store.nll.shape[1] - 1).float().mean())}

@@ -113,9 +113,9 @@ def test_images_repeat_with_their_seed():
 
 
 def test_splits_share_no_scan():
-    from tokenflex.quickstart.images import _digits
+    from tokenflex.quickstart.images import digit_scans
 
-    train, test = _digits("train")[0], _digits("test")[0]
+    train, test = digit_scans("train")[0], digit_scans("test")[0]
     assert len(train) + len(test) == 1797
     seen = {scan.tobytes() for scan in train}
     assert sum(scan.tobytes() in seen for scan in test) == 0

@@ -20,7 +20,8 @@ from tokenflex.study.recipe import StudyPlan
 from tokenflex.testing.tiny_hosts import tiny_tokenizer
 
 PLAN = StudyPlan().smaller(0.0)
-PLAN = replace(PLAN, tower_steps=1, rank=2, router_steps=2, exam=5, calibration=10, risk=0.2, confidence=0.5)
+PLAN = replace(PLAN, routing=replace(PLAN.routing, steps=2))
+PLAN = replace(PLAN, tower_steps=1, rank=2, exam=5, calibration=10, risk=0.2, confidence=0.5)
 
 
 def tiny(seed):
@@ -140,7 +141,7 @@ def test_the_command(small, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "run", lambda out, **told: asked.update(out=out, **told))
     assert main(["study", "--out", str(tmp_path), "--seed", "3", "--quick", "--emoji", "e.tgz"]) == 0
     assert (asked["out"], asked["seed"], asked["emoji"]) == (str(tmp_path), 3, "e.tgz")
-    assert asked["plan"].phases[0].images < StudyPlan().phases[0].images
+    assert asked["plan"].phases[0].steps < StudyPlan().phases[0].steps
     assert asked["command"].startswith("tokenflex study")
 
 

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tokenflex.composed import gguf
+from tokenflex.composed import gguf, plain
 from tokenflex.composed.config import ComposedConfig
 from tokenflex.composed.model import ComposedForConditionalGeneration
 from tokenflex.composed.processor import build_processor, placeholder, with_placeholder
@@ -79,7 +79,7 @@ def compose(
         ConfigError: one of the three is missing, unknown, or doesn't fit the others; the message says what to do.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    request = TowerRequest("", layer, size, vision_options, pretrained, vision_weights)
+    request = TowerRequest("", plain.layers(layer, "layer"), size, vision_options, pretrained, vision_weights)
     tower, spec, shown = _vision(vision, request)
     model, text_tokenizer = _language(language, tokenizer, pretrained, dtype)
     tower, dtype = tower.to(dtype or model.dtype), dtype or model.dtype

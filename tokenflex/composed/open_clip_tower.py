@@ -124,7 +124,7 @@ def _spec(request: TowerRequest, settings: Mapping[str, Any]) -> dict[str, Any]:
         "embed_dim": settings["embed_dim"],
         "vision_cfg": vision,
         "quick_gelu": bool(settings.get("quick_gelu", False) or options.get("force_quick_gelu", False)),
-        "layer": plain.layers(request.layer, "layer"),
+        "layer": request.layer,
     }
     _require_plain(spec, f"open_clip's settings of {request.name!r}", "Choose another model.")
     return spec

@@ -66,7 +66,7 @@ class TimmTower(VisionTower):
             "source": cls.source,
             "name": request.name,
             "options": options,
-            "layer": plain.layers(request.layer, "layer"),
+            "layer": request.layer,
         }
         tower = cls._built(spec, pretrained=request.pretrained and request.weights is None, **loading)
         if request.weights is not None:

@@ -1,7 +1,7 @@
 """Vision models of transformers: CLIP, SigLIP, DINOv2, ViT and all others with patch tokens in a row."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from tokenflex.composed import plain
-from tokenflex.composed.vision import Fit, Preprocessing, TowerRequest, VisionTower
+from tokenflex.composed.vision import Fit, Layer, Preprocessing, TowerRequest, VisionTower
 from tokenflex.errors import ConfigError
 from tokenflex.loadable import CODE
 
@@ -23,7 +23,7 @@ class TransformersTower(VisionTower):
 
     source = "transformers"
 
-    def __init__(self, trunk: nn.Module, layer: int | Sequence[int]) -> None:
+    def __init__(self, trunk: nn.Module, layer: Layer) -> None:
         super().__init__(trunk, layer)
         config: Any = self.trunk.config
         (height, width), (down, across) = _pair(config.image_size), _pair(config.patch_size)
@@ -88,7 +88,7 @@ class TransformersTower(VisionTower):
             "source": cls.source,
             "name": request.name,
             "config": settings,
-            "layer": plain.layers(request.layer, "layer"),
+            "layer": request.layer,
         }
         return cls(trunk, request.layer), spec, _shown(request, _pair(size))
 

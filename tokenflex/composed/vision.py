@@ -15,7 +15,7 @@ from tokenflex.errors import ConfigError
 
 Fit = Literal["crop", "squash", "pad"]
 Size = tuple[int, int]
-Layer = int | tuple[int, ...]
+Layer = int | Sequence[int]
 
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -65,7 +65,7 @@ class VisionTower(nn.Module, ABC):
 
     source: ClassVar[str]
 
-    def __init__(self, trunk: nn.Module, layer: int | Sequence[int]) -> None:
+    def __init__(self, trunk: nn.Module, layer: Layer) -> None:
         super().__init__()
         self.trunk: Any = trunk
         self.layers = (layer,) if isinstance(layer, int) else tuple(layer)

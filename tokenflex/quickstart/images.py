@@ -109,7 +109,7 @@ class Scene:
 
 
 @cache
-def _digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
+def digit_scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """(scans 0..1 at 14 x 14, labels): every fifth scan is a test scan."""
     bunch: Any = load_digits()
     test = np.arange(len(bunch.target)) % 5 == 0
@@ -170,7 +170,7 @@ def draw(rng: np.random.Generator, split: Split) -> Scene:
     spacing, contrast = int(rng.choice(len(SPACINGS), p=SPACING_SHARES)), rng.uniform(*CONTRAST)
     pixels = _background(rng, photo, wash)
     places, room = _places(rng, count, SPACINGS[spacing])
-    scans, labels = _digits(split)
+    scans, labels = digit_scans(split)
     values, inks = rng.permutation(10)[: len(places)], rng.permutation(len(INKS))[: len(places)]
     cells = np.stack([np.full((ROWS, COLS), NO_DIGIT), np.full((ROWS, COLS), len(INKS))], axis=-1)
     for (row, col), value, ink in zip(places, values, inks, strict=True):

@@ -204,8 +204,7 @@ def _train_routers(
             store = score(made.flex, data, collator, scratch, batch_size=phase.rows, progress=False, **inputs)
 
         def router(flex: FlexModel, tick: Callable[[], None]) -> None:
-            alone = RouterModel(flex.compressor, stored_host_of(store))
-            train_router(alone, store, phase, plan, seed, flex.device, tick)
+            train_router(flex, store, phase, plan.tolerance, seed, tick)
 
         if phase.name not in before:
             with progress.phase(phase.name, phase.seconds, phase.steps) as tick:
@@ -225,14 +224,16 @@ def train(
     levels: str,
     seed: int,
     tick: Callable[[], None],
+    **more: Any,
 ) -> None:
     """One stage before the router's, with the library's own trainer.
 
     Args:
         levels: of each step of stage 3.
+        more: further arguments of `FlexTrainingArguments`.
     """
     objective = MultiGranularityObjective(levels=levels) if phase.stage.loss == "multi-granularity" else None
-    with quiet_arguments(phase.rows, phase.steps, seed, flex.device) as arguments:
+    with quiet_arguments(phase.rows, phase.steps, seed, flex.device, **more) as arguments:
         data: dict[str, Any] = {"train_dataset": ChatDataset(rows), "data_collator": FlexCollator(processor)}
         run_quietly(
             FlexTrainer(flex, arguments, stage=phase.stage, objective=objective, callbacks=[Tick(tick)], **data)
@@ -240,20 +241,14 @@ def train(
 
 
 def train_router(
-    router: RouterModel,
-    store: FeedbackStore,
-    phase: Phase,
-    plan: QuickstartPlan,
-    seed: int,
-    device: torch.device,
-    tick: Callable[[], None],
+    flex: FlexModel, store: FeedbackStore, phase: Phase, tolerance: float, seed: int, tick: Callable[[], None]
 ) -> None:
     """Stage 4 from a store, without the host."""
-    objective = RGLFObjective(tolerance=plan.tolerance)
-    with quiet_arguments(phase.rows, phase.steps, seed, device) as arguments:
+    objective, router = RGLFObjective(tolerance=tolerance), RouterModel(flex.compressor, stored_host_of(store))
+    with quiet_arguments(phase.rows, phase.steps, seed, flex.device) as arguments:
         more: dict[str, Any] = {"objective": objective, "callbacks": [Tick(tick)]}
         run_quietly(RGLFTrainer(router, arguments, stage=phase.stage, feedback=store, **more))
-    router.to(device)
+    router.to(flex.device)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import transformers
 from safetensors.torch import save_file
-from torch import nn
 
 import tokenflex
 from tokenflex import reading
@@ -26,6 +25,10 @@ class HasState(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """The tensors, by name."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Take them up."""
         ...
 
 
@@ -54,7 +57,7 @@ class Unfinished:
         except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
-    def load(self, model: nn.Module) -> None:
+    def load(self, model: HasState) -> None:
         """Give a model the weights it had after the last phase."""
         model.load_state_dict(reading.tensors(self.path))
 

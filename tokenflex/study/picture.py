@@ -13,11 +13,11 @@ from tokenflex.evaluation.settings import parse
 from tokenflex.files import whole
 from tokenflex.model import FlexModel
 from tokenflex.study.images import font_of
+from tokenflex.study.rows import ANSWER
 from tokenflex.study.sources import fonts
 
 WIDE, ROOM, GAP = 480, 96, 24
 """Pixels of an image, of the text under it, and between two."""
-ANSWER = 12
 
 
 def contrast(flex: FlexModel, processor: Any, asked: Questions) -> Image.Image | None:

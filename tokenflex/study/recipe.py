@@ -12,51 +12,19 @@ from transformers import ProcessorMixin
 from tokenflex.contracts import Component
 from tokenflex.model import FlexModel
 from tokenflex.model.loading import fresh
-from tokenflex.quickstart.recipe import Tick, quiet_arguments, run_quietly
+from tokenflex.quickstart import recipe
+from tokenflex.quickstart.recipe import ABLATIONS, FEEDBACK, TOWER, Phase
 from tokenflex.registry import routers
 from tokenflex.study import tower
 from tokenflex.study.images import Painter, StudyImage, images
 from tokenflex.study.rows import Row, practice, single
 from tokenflex.study.sources import Sources
-from tokenflex.training import (
-    STAGES,
-    ChatDataset,
-    FlexCollator,
-    FlexTrainer,
-    RGLFTrainer,
-    RouterModel,
-    Stage,
-    score,
-)
-from tokenflex.training.objectives import MultiGranularityObjective, RGLFObjective
-from tokenflex.training.router_only import stored_host_of
+from tokenflex.training import STAGES, ChatDataset, FeedbackStore, FlexCollator, score
 
-TOWER, FEEDBACK, ROUTER = "stage 0: vision tower", "feedback for stage 4", "stage 4: router"
-EXAM, ABLATIONS = "exam", "routers that see less"
+EXAM = "exam"
+ROUTING = Phase(STAGES[4].with_rates(router=1e-3), 32, 300, 300.0)
 LOOSE = 0.2
 """Risk of escalation in a smaller plan, whose few rows can promise no less."""
-
-
-@dataclass(frozen=True)
-class StudyPhase:
-    """One stage of training before the router's.
-
-    Attributes:
-        stage: the library's preset with the study's rates.
-        images: conversations, one per image, each seen once.
-        batch: conversations per optimizer step.
-        seconds: what it took on two CPU cores, for the estimate of what is left.
-    """
-
-    stage: Stage
-    images: int
-    batch: int
-    seconds: float
-
-    @property
-    def name(self) -> str:
-        """The phase's name, as the screen shows it."""
-        return f"stage {self.stage.number}: {self.stage.summary}"
 
 
 @dataclass(frozen=True)
@@ -66,9 +34,9 @@ class StudyPlan:
     Attributes:
         tower_steps, tower_rate: of stage 0, 32 images each; the rate of its heads.
         rank: of the adapters on the language model in stages 2 and 3.
-        phases: stages 1 to 3.
+        phases: stages 1 to 3; one conversation per image, each seen once.
         scored: images that the router learns from, with two questions each.
-        router_steps, router_batch, router_rate: of stage 4.
+        routing: stage 4, on what is scored.
         router_text_tokens: prompt tokens that the router sees.
         tolerance: see `RGLFObjective`.
         exam: held-out images, with two questions each.
@@ -79,17 +47,13 @@ class StudyPlan:
     tower_steps: int = 1500
     tower_rate: float = 2e-3
     rank: int = 16
-    phases: tuple[StudyPhase, ...] = (
-        StudyPhase(STAGES[1].with_rates(projector=1e-3), 300, 4, 150.0),
-        StudyPhase(STAGES[2].with_rates(vision_tower=0.0, projector=5e-4, language_model=5e-4), 2400, 4, 900.0),
-        StudyPhase(
-            STAGES[3].with_rates(vision_tower=0.0, projector=3e-4, language_model=3e-4, scaler=0.0), 600, 4, 700.0
-        ),
+    phases: tuple[Phase, ...] = (
+        Phase(STAGES[1].with_rates(projector=1e-3), 4, 75, 150.0),
+        Phase(STAGES[2].with_rates(vision_tower=0.0, projector=5e-4, language_model=5e-4), 4, 600, 900.0),
+        Phase(STAGES[3].with_rates(vision_tower=0.0, projector=3e-4, language_model=3e-4, scaler=0.0), 4, 150, 700.0),
     )
     scored: int = 600
-    router_steps: int = 300
-    router_batch: int = 32
-    router_rate: float = 1e-3
+    routing: Phase = ROUTING
     router_text_tokens: int = 16
     tolerance: float = 0.2
     exam: int = 200
@@ -98,7 +62,6 @@ class StudyPlan:
     confidence: float = 0.95
     tower_seconds: float = 900.0
     feedback_seconds: float = 500.0
-    router_seconds: float = 300.0
     exam_seconds: float = 900.0
     ablation_seconds: float = 400.0
 
@@ -109,7 +72,7 @@ class StudyPlan:
             TOWER: self.tower_seconds,
             **{phase.name: phase.seconds for phase in self.phases},
             FEEDBACK: self.feedback_seconds,
-            ROUTER: self.router_seconds,
+            self.routing.name: self.routing.seconds,
             EXAM: self.exam_seconds,
             ABLATIONS: self.ablation_seconds,
         }
@@ -123,9 +86,9 @@ class StudyPlan:
         return replace(
             self,
             tower_steps=part(self.tower_steps),
-            phases=tuple(replace(phase, images=part(phase.images)) for phase in self.phases),
+            phases=tuple(replace(phase, steps=part(phase.steps, 2)) for phase in self.phases),
             scored=part(self.scored),
-            router_steps=part(self.router_steps),
+            routing=replace(self.routing, steps=part(self.routing.steps)),
             exam=part(self.exam, 20),
             calibration=part(self.calibration, 20),
             risk=max(self.risk, LOOSE),
@@ -202,18 +165,11 @@ def teach_tower(made: Any, sources: Sources, plan: StudyPlan, seed: int, tick: C
 
 
 def train(
-    flex: FlexModel, processor: ProcessorMixin, phase: StudyPhase, sources: Sources, seed: int, tick: Callable[[], None]
+    flex: FlexModel, processor: ProcessorMixin, phase: Phase, sources: Sources, seed: int, tick: Callable[[], None]
 ) -> None:
     """One stage before the router's, on images that no other stage sees."""
-    rows = practice([*images(sources, (seed, phase.stage.number), phase.images)], seed)
-    objective, steps = None, len(rows) // phase.batch
-    if phase.stage.loss == "multi-granularity":
-        objective = MultiGranularityObjective(levels="sandwich")
-    with quiet_arguments(phase.batch, steps, seed, flex.device, bf16=True) as arguments:
-        data: dict[str, Any] = {"train_dataset": ChatDataset(rows), "data_collator": FlexCollator(processor)}
-        run_quietly(
-            FlexTrainer(flex, arguments, stage=phase.stage, objective=objective, callbacks=[Tick(tick)], **data)
-        )
+    rows = practice([*images(sources, (seed, phase.stage.number), phase.rows * phase.steps)], seed)
+    recipe.train(flex, processor, phase, rows, "sandwich", seed, tick, bf16=True)
     flex.eval()
 
 
@@ -237,12 +193,7 @@ def feedback(flex: FlexModel, processor: ProcessorMixin, rows: Sequence[Row], fo
     )
 
 
-def train_router(flex: FlexModel, store: Any, plan: StudyPlan, seed: int, tick: Callable[[], None]) -> None:
+def train_router(flex: FlexModel, store: FeedbackStore, plan: StudyPlan, seed: int, tick: Callable[[], None]) -> None:
     """Stage 4 from a store, without the host."""
-    stage = STAGES[4].with_rates(router=plan.router_rate)
-    objective, alone = RGLFObjective(tolerance=plan.tolerance), RouterModel(flex.compressor, stored_host_of(store))
-    with quiet_arguments(plan.router_batch, plan.router_steps, seed, flex.device) as arguments:
-        more: dict[str, Any] = {"objective": objective, "callbacks": [Tick(tick)]}
-        run_quietly(RGLFTrainer(alone, arguments, stage=stage, feedback=store, **more))
-    alone.to(flex.device)
+    recipe.train_router(flex, store, plan.routing, plan.tolerance, seed, tick)
     flex.eval()

@@ -8,6 +8,8 @@ import numpy as np
 from tokenflex.study.images import READING_KINDS, SCENE_KINDS, StudyImage, StudyQuestion
 
 Row = dict[str, Any]
+ANSWER = 12
+"""New tokens of an answer, at most."""
 SYSTEM = "Answer."
 """Said once in every conversation, in place of the language model's own, longer introduction."""
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tokenflex import reading
 from tokenflex.errors import ConfigError
 from tokenflex.evaluation import evaluate, parse
 from tokenflex.evaluation.answering import Batch
@@ -26,8 +25,8 @@ from tokenflex.quickstart.unfinished import Unfinished
 from tokenflex.study import host as hosts
 from tokenflex.study import page, picture, recipe
 from tokenflex.study.images import images
-from tokenflex.study.recipe import ABLATIONS, EXAM, FEEDBACK, ROUTER, TOWER, Learned, StudyPlan
-from tokenflex.study.rows import Row, single
+from tokenflex.study.recipe import ABLATIONS, EXAM, FEEDBACK, TOWER, Learned, StudyPlan
+from tokenflex.study.rows import ANSWER, Row, single
 from tokenflex.study.sources import EMOJI, EMOJI_FILE, EMOJI_NAME, EMOJI_VERSION, Sources, Split, load
 from tokenflex.training import FeedbackStore
 
@@ -37,8 +36,8 @@ SETTINGS = (
 )  # fmt: skip
 SEEING_LESS = {"router_without_image": "question", "router_without_question": "image"}
 """What routers of the ablation see, by the name of their evaluation's folder."""
-ANSWER, BATCH = 12, 16
-"""New tokens of an answer, at most, and questions at a time."""
+BATCH = 16
+"""Questions at a time."""
 PICTURED = 80
 """Questions that the picture is chosen from."""
 
@@ -126,12 +125,12 @@ class _Study:
             before = self.unfinished.seconds()
             progress.skip(before, self.plan.seconds)
             if before:
-                self.learned.load_state_dict(reading.tensors(self.unfinished.path))
+                self.unfinished.load(self.learned)
             self._host(progress, before)
             flex = self._router(progress, before)
             with progress.phase(EXAM, self.plan.exam_seconds, 1):
                 found = self._exam(flex, command)
-            with progress.phase(ABLATIONS, self.plan.ablation_seconds, 2 * self.plan.router_steps) as tick:
+            with progress.phase(ABLATIONS, self.plan.ablation_seconds, 2 * self.plan.routing.steps) as tick:
                 found["others"] = {name: self._other(name, sees, tick) for name, sees in SEEING_LESS.items()}
             self._save(flex)
         result = {
@@ -159,7 +158,7 @@ class _Study:
             self._keep(progress, done, TOWER)
         for phase in plan.phases:
             if phase.name not in before:
-                with progress.phase(phase.name, phase.seconds, phase.images // phase.batch) as tick:
+                with progress.phase(phase.name, phase.seconds, phase.steps) as tick:
                     recipe.train(self.learned.flex, self.processor, phase, train, self.seed, tick)
                 self._keep(progress, done, phase.name)
 
@@ -169,10 +168,10 @@ class _Study:
         rows = recipe.scored_rows(self.sources["train"], plan, self.seed)
         with progress.phase(FEEDBACK, plan.feedback_seconds, 1):
             store = recipe.feedback(flex, self.processor, rows, self.folder / "feedback")
-        if ROUTER not in before:
-            with progress.phase(ROUTER, plan.router_seconds, plan.router_steps) as tick:
+        if plan.routing.name not in before:
+            with progress.phase(plan.routing.name, plan.routing.seconds, plan.routing.steps) as tick:
                 recipe.train_router(flex, store, plan, self.seed, tick)
-            self._keep(progress, {**before, **progress.seconds}, FEEDBACK, ROUTER)
+            self._keep(progress, {**before, **progress.seconds}, FEEDBACK, plan.routing.name)
         return flex
 
     def _exam(self, flex: FlexModel, command: str) -> dict[str, Any]:
